@@ -1,0 +1,59 @@
+"""Measuring ours against a peer in one run: interleaved, as ratios, with peak memory and the machine."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `mlpt bench --json`. `ratio` > 1 means that ours is better; `unit` says what `ours` and `peer` count."""
+
+    case: str
+    name: str
+    ours: float
+    peer: float | None
+    ratio: float | None
+    unit: str
+    peak_bytes: int
+    machine: str
+
+
+def machine() -> str:
+    """CPU count, processor, device and torch version, in one line."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} CPUs {platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes (peak allocated device memory on a GPU)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def seconds_interleaved(*functions: Callable[[], object], rounds: int, warmup: int = 1) -> list[float]:
+    """Median seconds of each function, called in turn `rounds` times so that a busy machine slows all alike."""
+    for _ in range(warmup):
+        for function in functions:
+            function()
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for taken, function in zip(times, functions, strict=True):
+            _wait_for_device()
+            start = time.perf_counter()
+            function()
+            _wait_for_device()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

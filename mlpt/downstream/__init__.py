@@ -1,0 +1,1 @@
+"""Fine-tuning, multi-task training and evaluation."""

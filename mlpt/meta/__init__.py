@@ -1,0 +1,1 @@
+"""Learning how to pretrain: policies, the rules that compute them, and hypergradients."""

@@ -1,0 +1,82 @@
+"""Everything the workers obey is a `Policy`: an immutable, serialisable value with a version number."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What training does next.
+
+    version  counts updates, from 0.
+    mixture  probability of each objective; sums to 1.
+    masks    scores of masked weights by parameter name, when a rule learns them (float32 tensors, shape of the weight).
+    """
+
+    version: int
+    mixture: Mapping[str, float]
+    masks: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        total = sum(self.mixture.values())
+        if not self.mixture or abs(total - 1) > 1e-6 or min(self.mixture.values()) < 0:
+            raise ValueError(f"a mixture holds probabilities that sum to 1, not {dict(self.mixture)}")
+
+    def to_json(self) -> str:
+        """The policy without tensors, as the one-line JSON of `mixture.json`; any other trainer can read it."""
+        return json.dumps({"version": self.version, "mixture": dict(self.mixture)})
+
+    @classmethod
+    def from_json(cls, text: str, masks: Mapping[str, Tensor] | None = None) -> "Policy":
+        values = json.loads(text)
+        return cls(values["version"], values["mixture"], masks)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The trainees' state at one step, as flat buffers (one copy, zero-copy through Ray's object store).
+
+    step              optimiser steps done.
+    parameters        (n,) float32, the trainable parameters in `model.parameters()` order, flattened and joined.
+    exp_avg           (n,) float32, AdamW's first moments, or None when no rule asks for them; zeros where there are none yet.
+    exp_avg_sq        (n,) float32, AdamW's second moments, likewise.
+    optimizer_steps   (number of parameter tensors,) int64: AdamW's step count of each (heads that idle lag behind).
+    learning_rate     the rate of the step to come.
+    """
+
+    step: int
+    parameters: np.ndarray
+    learning_rate: float
+    exp_avg: np.ndarray | None = None
+    exp_avg_sq: np.ndarray | None = None
+    optimizer_steps: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the workers saw since the last update.
+
+    draws   how often each objective was drawn (a global count; in stratified mode the micro-batches, summed).
+    losses  mean training loss in nats of each objective drawn since the last update.
+    """
+
+    draws: Mapping[str, int] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a meta-learner returns: the next policy, its own state after the update, and figures for the log.
+
+    `state` and `report` hold plain JSON values; `tensors` holds those parts of the state that are tensors.
+    """
+
+    policy: Policy
+    state: Mapping[str, Any]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Encoders with heads, and what can be wrapped around them."""

@@ -1,0 +1,1 @@
+"""Pretraining objectives: how tokens become inputs, and what is learned from them."""

@@ -1,0 +1,108 @@
+"""What a pretraining objective is: it corrupts tokens into inputs, and it has a head and a loss.
+
+An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dict that names them.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.settings import Settings
+
+IGNORED = -100  # the label of a position that no loss reads, as in torch.nn.functional.cross_entropy
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One micro-batch as a model takes it.
+
+    input_ids        (batch, length) int64.
+    attention_mask   (batch, length) bool, True where a token may be attended to; None when nothing is padded.
+    positions        (n,) int64 indices into the flattened (batch * length) positions that are predicted; None if none are.
+    targets          (n,) int64, the class (or token id) to predict at each of `positions`.
+
+    `positions` are found where the corruption runs, on the CPU, so that the model never waits for the device to count them.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    positions: Tensor | None = None
+    targets: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """The same micro-batch on `device`."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def labels(self) -> Tensor:
+        """(batch, length) int64: `targets` laid out at their `positions`, IGNORED elsewhere."""
+        flat = torch.full((self.input_ids.numel(),), IGNORED, dtype=torch.int64, device=self.input_ids.device)
+        if self.positions is not None and self.targets is not None:
+            flat[self.positions] = self.targets
+        return flat.view(self.input_ids.shape)
+
+    @classmethod
+    def from_labels(cls, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> "Inputs":
+        """Inputs whose predicted positions are those where `labels` (batch, length) is not IGNORED."""
+        flat = labels.reshape(-1)
+        positions = (flat != IGNORED).nonzero().squeeze(1)
+        return cls(input_ids, attention_mask, positions, flat[positions])
+
+
+class PretrainingModel(Protocol):
+    """What a loss may ask of the model (`mlpt.models.encoder.Encoder` is the real one)."""
+
+    heads: Any  # nn.ModuleDict: head of each objective by the objective's name
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """Last hidden states, (batch, length, hidden)."""
+
+    def hidden_states(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Embedding output and the output of every layer, each (batch, length, hidden)."""
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, vocabulary): the language-modelling head, its decoder tied to the embeddings."""
+
+
+class Objective:
+    """One pretraining objective. Subclasses set `name` and `Config` and define `corrupt` and `loss`."""
+
+    name: ClassVar[str]
+
+    class Config(Settings):
+        """No settings."""
+
+    def __init__(self, config: Any, vocabulary: Vocabulary):
+        self.config = config
+        self.vocabulary = vocabulary
+
+    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+        """Make a training input of `tokens` (batch, length) int64 on the CPU, `vocabulary.pad` where padded.
+
+        Pure: equal tokens and an equal generator state give equal inputs. `tokens` is not changed.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.corrupt")
+
+    def head(self, encoder_config: Any) -> nn.Module | None:
+        """The module that this objective adds to the encoder; None when it needs none of its own."""
+        return None
+
+    def prepare(self, model: Any) -> None:
+        """Called once when the model has its starting weights (a distillation objective copies its teacher here)."""
+
+    def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
+        """Scalar float32 loss in nats, the mean over what is predicted; zero (with a gradient path) if nothing is."""
+        raise NotImplementedError(f"{type(self).__name__}.loss")
+
+
+def attention_mask_of(tokens: Tensor, pad: int) -> Tensor | None:
+    """(batch, length) bool, True at real tokens; None when there is no padding, which keeps the fast attention kernels."""
+    mask = tokens != pad
+    return None if bool(mask.all()) else mask

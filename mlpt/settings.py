@@ -1,0 +1,120 @@
+"""Settings are data: typed, immutable, complete when written down, and strict about unknown keys.
+
+Every component has a `Config(Settings)` class beside it; `mlpt.config` joins them into the tree of a run.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlpt.errors import UserError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every configuration class: frozen, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Build `cls` from plain data.
+
+    Raises `UserError` in one line: the dotted key, what is wrong with it, and for an unknown key the nearest valid one.
+    """
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(_one_line(cls, error, where)) from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping.
+
+    A mapping whose `rule` (the name of a component) changes starts anew: the settings of another component don't fit it.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            another_component = "rule" in value and value["rule"] != old.get("rule", value["rule"])
+            merged[key] = dict(value) if another_component else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
+    """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML."""
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"'{word}' is not a setting: write key=value, for example train.steps=200")
+        try:
+            value: Any = _number(yaml.safe_load(text)) if text else None
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        overrides = merge(overrides, value)
+    return overrides
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 (no dot) as text; people mean the number."""
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    prefix = [where] if where else []
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(cls, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean '{'.'.join([*prefix, *path[:-1], near[0]])}'?" if near else f"valid: {', '.join(known)}"
+        return f"unknown setting '{'.'.join(prefix + path)}'; {hint}"
+    message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
+    given = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+    key = ".".join(prefix + path)
+    return f"setting '{key}': {message}{given}" if key else f"{message}{given}"
+
+
+def _keys_at(cls: type[BaseModel], path: list[str]) -> list[str]:
+    """The valid keys of the settings class reached from `cls` along `path` (list indices and union tags included)."""
+    candidates: list[Any] = [cls]
+    for part in path:
+        stepped = [
+            deeper
+            for one in candidates
+            if isinstance(one, type) and part in one.model_fields
+            for deeper in _settings_in(one.model_fields[part].annotation)
+        ]
+        tagged = [one for one in candidates if _tag(one) == part]
+        candidates = stepped or tagged or candidates
+    return sorted({key for one in candidates for key in one.model_fields})
+
+
+def _settings_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
+        return [found for inner in typing.get_args(annotation) for found in _settings_in(inner)]
+    return []
+
+
+def _tag(cls: type[BaseModel]) -> Any:
+    field = cls.model_fields.get("rule")
+    return None if field is None else field.default

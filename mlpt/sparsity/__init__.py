@@ -1,0 +1,1 @@
+"""Making, comparing and exporting sparse subnetworks."""
