@@ -37,7 +37,7 @@ def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`, mapping by mapping.
 
-    A mapping whose `rule` (the name of a component) changes starts anew: the settings of another component don't fit it.
+    A mapping whose `rule` (the name of a component) changes starts anew: another component's settings don't fit.
     """
     merged = dict(base)
     for key, value in over.items():

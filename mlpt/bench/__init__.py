@@ -1,1 +1,1 @@
-"""Benchmarks that anyone can run: `mlpt bench`. A case is one file with `run() -> list[Row]`, named in `mlpt.bench.cases`."""
+"""Benchmarks that anyone can run with `mlpt bench`; a case is one file with `run() -> list[Row]`."""

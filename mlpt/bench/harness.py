@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `mlpt bench --json`. `ratio` > 1 means that ours is better; `unit` says what `ours` and `peer` count."""
+    """One line of `mlpt bench --json`. `ratio` > 1: ours is better; `unit` says what `ours` and `peer` count."""
 
     case: str
     name: str
@@ -28,7 +28,8 @@ class Row:
 def machine() -> str:
     """CPU count, processor, device and torch version, in one line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} CPUs {platform.machine()}, {device}, torch {torch.__version__}, Python {platform.python_version()}"
+    software = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} CPUs {platform.machine()}, {device}, {software}"
 
 
 def peak_bytes() -> int:

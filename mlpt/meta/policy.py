@@ -43,7 +43,7 @@ class Snapshot:
 
     step              optimiser steps done.
     parameters        (n,) float32, the trainable parameters in `model.parameters()` order, flattened and joined.
-    exp_avg           (n,) float32, AdamW's first moments, or None when no rule asks for them; zeros where there are none yet.
+    exp_avg           (n,) float32, AdamW's first moments, zeros where there are none yet; None when no rule asks.
     exp_avg_sq        (n,) float32, AdamW's second moments, likewise.
     optimizer_steps   (number of parameter tensors,) int64: AdamW's step count of each (heads that idle lag behind).
     learning_rate     the rate of the step to come.

@@ -20,11 +20,11 @@ class Inputs:
     """One micro-batch as a model takes it.
 
     input_ids        (batch, length) int64.
-    attention_mask   (batch, length) bool, True where a token may be attended to; None when nothing is padded.
-    positions        (n,) int64 indices into the flattened (batch * length) positions that are predicted; None if none are.
+    attention_mask   (batch, length) bool, True where a token may be attended to; None: no padding.
+    positions        (n,) int64, predicted positions as indices into the flattened batch * length; None: none.
     targets          (n,) int64, the class (or token id) to predict at each of `positions`.
 
-    `positions` are found where the corruption runs, on the CPU, so that the model never waits for the device to count them.
+    `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
     """
 
     input_ids: Tensor
@@ -103,6 +103,6 @@ class Objective:
 
 
 def attention_mask_of(tokens: Tensor, pad: int) -> Tensor | None:
-    """(batch, length) bool, True at real tokens; None when there is no padding, which keeps the fast attention kernels."""
+    """(batch, length) bool, True at real tokens; None without padding, which keeps the fast attention kernels."""
     mask = tokens != pad
     return None if bool(mask.all()) else mask
