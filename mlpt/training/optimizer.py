@@ -1,0 +1,67 @@
+"""AdamW with the usual parameter groups, and its state as named tensors."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class OptimizerConfig(Settings):
+    """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two groups of the trainable parameters: matrices are decayed; biases and norm weights (one dimension) are not."""
+    trainable = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `model`, fused into one kernel for each group."""
+    groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    if not groups:
+        raise UserError("nothing to train: every parameter of the model is frozen")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by `<parameter name>.<step|exp_avg|exp_avg_sq>`; parameters never updated have none."""
+    return {
+        f"{name}.{key}": state[key]
+        for name, parameter in model.named_parameters()
+        if (state := optimizer.state.get(parameter))
+        for key in _STATE_KEYS
+    }
+
+
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`: replaces the whole state, moments on the parameter's device."""
+    optimizer.state.clear()
+    for name, parameter in model.named_parameters():
+        if f"{name}.step" in tensors:
+            # AdamW keeps `step` on the device when fused and on the CPU otherwise; the fused kernel wants it beside
+            # the parameter.
+            optimizer.state[parameter] = {
+                key: tensors[f"{name}.{key}"].detach().clone().to(parameter.device) for key in _STATE_KEYS
+            }
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate of the coming step; a group's own `scale` multiplies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
