@@ -1,8 +1,8 @@
 """Atomic checkpoints: all of a run's state, or none of it.
 
-A checkpoint is a folder `step_00000100` of safetensors and JSON files; nothing in it is a pickle. `COMMITTED` is written last
-and lists the size and BLAKE2b digest of every other file, so a torn or damaged checkpoint is told from a good one, and the
-one before it is used instead.
+A checkpoint is a folder `step_00000100` of safetensors and JSON files; nothing in it is a pickle. `COMMITTED` is written
+last and lists the size and BLAKE2b digest of every other file, so a torn or damaged checkpoint is told from a good one,
+and the one before it is used instead.
 """
 
 import contextlib
