@@ -1,8 +1,8 @@
 """Atomic checkpoints: all of a run's state, or none of it.
 
-A checkpoint is a folder `step_00000100` of safetensors and JSON files; nothing in it is a pickle. `COMMITTED` is written
-last and lists the size and BLAKE2b digest of every other file, so a torn or damaged checkpoint is told from a good one,
-and the one before it is used instead.
+A checkpoint is a folder `step_00000100` of safetensors and JSON files; nothing in it is a pickle. `COMMITTED` is
+written last and lists the size and BLAKE2b digest of every other file, so a torn or damaged checkpoint is told from a
+good one, and the one before it is used instead.
 """
 
 import contextlib
@@ -47,19 +47,18 @@ class Checkpoints:
         self._failure: BaseException | None = None
 
     def save(
-        self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], wait: bool = False
+        self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], best: bool = False
     ) -> None:
-        """Write checkpoint `step`. Tensors are copied now, the files are written by a thread while training goes on.
+        """Write checkpoint `step`; `best` ones outlive their age, until the next best.
 
-        Raises `UserError` for what went wrong with the *previous* save (or this one, with `wait`), such as a full disk.
+        Tensors are copied now, the files are written by a thread while training goes on.
+        Raises `UserError` for what went wrong with the save before this one, such as a full disk.
         """
         self.wait()
         copied = {stem: {name: _copy(tensor) for name, tensor in named.items()} for stem, named in tensors.items()}
         text = json.dumps({**state, "step": step}, indent=1)
-        self._writer = threading.Thread(target=self._write, args=(step, text, copied), name="checkpoint")
+        self._writer = threading.Thread(target=self._write, args=(step, text, copied, best), name="checkpoint")
         self._writer.start()
-        if wait:
-            self.wait()
 
     def wait(self) -> None:
         """Return when no write is under way; raise what stopped the last one."""
@@ -103,16 +102,12 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} cannot be read ({error})") from error
         return Checkpoint(path, step, state, tensors)
 
-    def mark_best(self, step: int) -> None:
-        """Keep checkpoint `step` whatever its age; the one marked before it may go."""
-        _write_whole(self.folder / "best.json", json.dumps({"step": step}).encode())
-
     def best(self) -> int | None:
         """The step marked best, or None."""
         file = self.folder / "best.json"
         return int(json.loads(file.read_text())["step"]) if file.is_file() else None
 
-    def _write(self, step: int, state: str, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _write(self, step: int, state: str, tensors: Mapping[str, Mapping[str, Tensor]], best: bool) -> None:
         final = self.path(step)
         partial = self.folder / f".partial_{step:08d}"
         try:
@@ -128,6 +123,8 @@ class Checkpoints:
                 shutil.rmtree(final)
             os.replace(partial, final)
             _sync_folder(self.folder)
+            if best:
+                _write_whole(self.folder / "best.json", json.dumps({"step": step}).encode())
             self._forget_old()
         except OSError as error:
             self._failure = UserError(_why_unwritable(final, error))

@@ -1,6 +1,6 @@
 """The loop's side of meta-learning: launch an update at step t, adopt its answer at exactly step t + lag on every rank.
 
-Lag, not luck: rank 0 waits if the answer is late and shares its value, so the run is the same however fast the learner is.
+Lag, not luck: rank 0 waits if the answer is late and shares its value, so a run doesn't depend on the learner's speed.
 """
 
 import time
@@ -14,6 +14,7 @@ from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.training.group import Group
+from mlpt.training.meter import add_up, means
 
 
 class PolicySource(Protocol):
@@ -72,14 +73,13 @@ class Outer:
         self.learns = learns
         self.stall_seconds = 0.0  # waiting for answers
         self.launch_seconds = 0.0  # taking and sending snapshots
-        self.learner_seconds = 0.0  # the learner's own work, in parallel where it runs elsewhere
+        self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
         self._source = source
         self._moments = moments
         self._snapshot: Snapshot | None = None  # reused buffers
         self._adopt_at: int | None = None
         self._settled: Answer | None = None  # an answer fetched before its time, for a checkpoint
-        self._draws: dict[str, int] = {}
-        self._loss_sums: dict[str, float] = {}
+        self._seen: dict[str, tuple[float, int]] = {}
         self._learner_state: Mapping[str, Any] | None = None
         self._learner_tensors: Mapping[str, Tensor] = {}
 
@@ -91,11 +91,13 @@ class Outer:
             else:
                 self._source.start(self._learner_state, self._learner_tensors)
 
-    def observe(self, draws: Mapping[str, int], loss_sums: Mapping[str, float]) -> None:
-        """Add global counts of draws and summed losses to the evidence of the next update."""
-        for name, count in draws.items():
-            self._draws[name] = self._draws.get(name, 0) + count
-            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + loss_sums[name]
+    def observe(self, losses: Mapping[str, tuple[float, int]]) -> None:
+        """Add (summed loss, number of micro-batches) by objective, over all ranks, to the next update's evidence."""
+        add_up(self._seen, losses)
+
+    def seconds(self) -> dict[str, float]:
+        """What meta-learning took: training that stood still, snapshots, and the learner's own work."""
+        return {"stall": self.stall_seconds, "launch": self.launch_seconds, "learner": self.learner_seconds}
 
     def launch_due(self, step: int) -> bool:
         return self.learns and step % self.interval == 0
@@ -105,9 +107,9 @@ class Outer:
         begun = time.perf_counter()
         if self._source is not None:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot)
-            losses = {name: self._loss_sums[name] / count for name, count in self._draws.items() if count}
-            self._source.launch(self.policy, self._snapshot, Evidence(dict(self._draws), losses))
-        self._draws, self._loss_sums = {}, {}
+            draws = {name: count for name, (_, count) in self._seen.items()}
+            self._source.launch(self.policy, self._snapshot, Evidence(draws, means(self._seen)))
+        self._seen = {}
         self._adopt_at = step + self.lag
         self.launch_seconds += time.perf_counter() - begun
 
@@ -140,8 +142,7 @@ class Outer:
         """What a checkpoint holds (rank 0). Call `settle` before, so that nothing is under way."""
         state: dict[str, Any] = {
             "policy": self.policy.to_json(),
-            "draws": self._draws,
-            "loss_sums": self._loss_sums,
+            "seen": self._seen,
             "learner": self._learner_state,
         }
         tensors = {f"learner.{name}": tensor for name, tensor in self._learner_tensors.items()}
@@ -160,7 +161,7 @@ class Outer:
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`, on every rank; call `start` after it."""
         self.policy = Policy.from_json(state["policy"])
-        self._draws, self._loss_sums = dict(state["draws"]), dict(state["loss_sums"])
+        self._seen = {name: (total, count) for name, (total, count) in state["seen"].items()}
         self._learner_state = state["learner"]
         self._learner_tensors = _under(tensors, "learner.")
         pending = state.get("pending")

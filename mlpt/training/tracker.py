@@ -1,6 +1,5 @@
 """The run's figures: `metrics.jsonl`, TensorBoard and the versions of the policy. Rank 0 writes them."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,13 +11,14 @@ from mlpt.meta.policy import Policy
 class Tracker:
     """Appends one JSON object a line to `metrics.jsonl`; numbers also go to TensorBoard.
 
-    A resumed run drops the lines past its starting step first, so that every step stands in the file once.
+    A resumed run first cuts the file back to where it was at the checkpoint, so that everything stands in it once.
     """
 
-    def __init__(self, run_dir: Path, resumed_at: int, tensorboard: bool = True):
+    def __init__(self, run_dir: Path, resumed_at: int, position: int, tensorboard: bool = True):
         self.run_dir = run_dir
-        self._drop_after(resumed_at)
         self._file = open(run_dir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by `close`)
+        if os.path.getsize(run_dir / "metrics.jsonl") > position:
+            self._file.truncate(position)
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
@@ -31,6 +31,11 @@ class Tracker:
         if self._board is not None:
             for name, number in _flat(values):
                 self._board.add_scalar(name, number, step)
+
+    def position(self) -> int:
+        """Bytes written to `metrics.jsonl` so far."""
+        self._file.flush()
+        return os.path.getsize(self.run_dir / "metrics.jsonl")
 
     def policy(self, policy: Policy, step: int) -> None:
         """Keep version `policy.version`, adopted at `step`, and make it the latest in `mixture.json`."""
@@ -46,17 +51,6 @@ class Tracker:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-    def _drop_after(self, step: int) -> None:
-        path = self.run_dir / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # a line torn by a kill is dropped with what follows it
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
