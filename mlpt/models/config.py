@@ -61,13 +61,6 @@ _POSITIONS_AFTER_PAD = {
     "xlm-roberta-xl",
     "xmod",
 }
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "data2vec-text",
-    "roberta-prelayernorm",
-    "xlm-roberta-xl",
-}
 
 
 def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length: int) -> PreTrainedConfig:

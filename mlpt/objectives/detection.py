@@ -1,6 +1,6 @@
 """What added- and deleted-token detection share: a two-class head and which positions it is trained on."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,15 +17,15 @@ class TokenDetection(Objective):
         """probability: chance of a change at a position.
 
         padding: `recomputed` makes the attention mask of the corrupted tokens and leaves padding out of the loss;
-        `published` keeps the mask of the tokens before corruption and trains on every position, padding included, as the
-        MOMETAS code does (specs, MO-2). Default `recomputed`: the other hides shifted text and rewards trivial zeros.
+        `published` keeps the mask of the tokens before corruption and trains on every position, padding included, as
+        the MOMETAS code does (specs, MO-2). Default `recomputed`: the other hides shifted text and rewards trivial zeros.
         """
 
         probability: float = Field(0.15, ge=0, le=1)
         padding: Literal["recomputed", "published"] = "recomputed"
 
-    def head(self, encoder_config: object) -> nn.Module:
-        return nn.Linear(encoder_config.hidden_size, 2)  # type: ignore[attr-defined]
+    def head(self, encoder_config: Any) -> nn.Module:
+        return nn.Linear(encoder_config.hidden_size, 2)
 
     def inputs(self, tokens: Tensor, corrupted: Tensor, labels: Tensor) -> Inputs:
         """Inputs of `corrupted` and its `labels` (both (batch, length) int64), made from `tokens`."""
