@@ -22,7 +22,7 @@ from mlpt.training.config import TrainConfig
 class RuntimeConfig(Settings):
     """Where the run runs.
 
-    num_workers        data-parallel Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
+    num_workers        Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
     cpus_per_worker    logical CPUs, and torch threads, of a worker. Fractions share a core.
     gpus_per_worker    GPUs of a worker.
     meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.

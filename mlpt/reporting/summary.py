@@ -27,8 +27,8 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, console: Console) -
 def _lines(summary: Mapping[str, Any], run_dir: Path) -> list[str]:
     meta = summary["meta"]
     lines = [
-        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps, {summary['tokens_per_second']:,.0f} tokens/s; "
-        f"meta-learning: {summary['policy_version']} updates, {meta['learner']:.1f} s beside training, "
+        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s; meta-learning: {summary['policy_version']} updates, {meta['learner']:.1f} s beside training, "
         f"{meta['stall'] + meta['launch']:.1f} s of it waited for",
         f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats a token",
     ]

@@ -1,7 +1,7 @@
 """The Ray actor that hosts the meta-learner, and the client with which rank 0 reaches it.
 
-The actor is a thin shell. Its state travels with every answer and lives in the training checkpoint, so an actor that dies
-is given the state back and its update again: nothing is lost, nothing is done twice.
+The actor is a thin shell. Its state travels with every answer and lives in the training checkpoint, so an actor that
+dies is given the state back and its update again: nothing is lost, nothing is done twice.
 """
 
 import logging
