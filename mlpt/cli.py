@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows the traceback."""
+"""The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows more."""
 
 import logging
 import os
