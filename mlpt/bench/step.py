@@ -57,17 +57,11 @@ def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tu
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     float32 = OurTraining(_encoder(objectives).to(device), tokens, bf16=False)
     bf16 = OurTraining(_encoder(objectives).to(device), tokens, bf16=True)
-    times: tuple[list[float], ...] = ([], [], [])
-    trainings: tuple[OurTraining | TrainerTraining, ...]
     with tempfile.TemporaryDirectory() as folder:
         peer = TrainerTraining(_encoder(objectives).backbone, tokens, folder)
-        trainings = (float32, bf16, peer)
-        for training in trainings:
-            training.seconds()  # warm-up
-        for _ in range(ROUNDS):
-            for taken, training in zip(times, trainings, strict=True):
-                taken.append(training.seconds())
-    one, two, three = (statistics.median(taken) for taken in times)
+        trainings: tuple[OurTraining | TrainerTraining, ...] = (float32, bf16, peer)
+        rounds = [[training.seconds() for training in trainings] for _ in range(1 + ROUNDS)]
+    one, two, three = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first one warms up
     return one, two, three
 
 

@@ -52,3 +52,11 @@ def test_identical_views_give_the_closed_form_loss_of_evaluation_mode():
     one, two = torch.tensor([1.0, 0.0]), torch.stack([angle.cos(), angle.sin()])
     expected = torch.log1p(2 * torch.exp((angle.cos() - 1) / 0.05))
     assert contrastive_loss(torch.stack([one, one, two, two])).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_scores_stay_float32_under_autocast():
+    rows = torch.tensor([(1.0, 0.0), (1.0, 0.2), (0.6, 0.8), (0.5, 0.9)])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(rows)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.00491183, abs=2e-8)
