@@ -6,6 +6,7 @@ same bytes.
 
 import glob
 import hashlib
+import itertools
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
@@ -222,7 +223,7 @@ def _cut(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment
         ]
     # Only the last segment is cut short, and by whole documents.
     last = replace(whole, start=cuts[-1], limit=end - cuts[-1])
-    pairs = zip(cuts[:-1], cuts[1:], strict=True)
+    pairs = itertools.pairwise(cuts)
     return [
         *((replace(whole, start=start, stop=stop, limit=None), stop - start) for start, stop in pairs),
         (last, end - cuts[-1]),

@@ -282,10 +282,10 @@ def _check_enough(manifest: Manifest, config: DataConfig) -> None:
     train, dev = manifest.splits["train"], manifest.splits["dev"]
     if not train.rows:
         raise UserError(
-            f"too little text: {train.tokens} training tokens don't fill one block of {config.block_size}; give more text"
+            f"too little text: {train.tokens} training tokens don't fill one block of {config.block_size}; give more"
         )
     if config.dev_share and not dev.rows:
         raise UserError(
-            f"too little text: {dev.documents} of {train.documents + dev.documents} documents went to dev and don't fill "
-            f"one block of {config.block_size}; give more text, a larger dev_share, or a file named dev"
+            f"too little text: {dev.documents} of {train.documents + dev.documents} documents went to dev and don't "
+            f"fill one block of {config.block_size}; give more text, a larger dev_share, or a file named dev"
         )
