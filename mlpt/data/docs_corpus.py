@@ -70,11 +70,15 @@ def documents(max_bytes: int | None = None) -> Iterator[dict[str, str]]:
     for rank, name in enumerate(order):
         share = None if left is None else left // (len(order) - rank)
         used = 0
-        for module, text in _modules(packages[name], seen):
-            if share is not None and used >= share:
+        for module, texts in _modules(packages[name], seen):
+            kept: list[str] = []
+            for text in texts:
+                if share is None or used < share:
+                    kept.append(text)
+                    used += len(text.encode())
+            if not kept:
                 break
-            used += len(text.encode())
-            yield {"text": text, "domain": name, "module": module}
+            yield {"text": "\n\n".join(kept), "domain": name, "module": module}
         if left is not None:
             left = max(0, left - used)
 
@@ -93,9 +97,9 @@ def docstrings(source: str) -> Iterator[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text:
-                yield inspect.cleandoc(text)
+                yield inspect.cleandoc(text).strip()
         # Definitions stand in bodies of statements; expressions, most of the tree, hold none.
-        stack.extend(child for child in reversed(list(_statements(node))))
+        stack.extend(reversed(list(_statements(node))))
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -105,8 +109,8 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from children
 
 
-def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, str]]:
-    """(module name, its docstrings joined by blank lines) of a package's files, without docstrings seen before."""
+def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, list[str]]]:
+    """(module name, its docstrings) of a package's files, without docstrings seen before."""
     # By the hash of the name: a share that ends early is then spread over the package's parts.
     for module, path in sorted(files, key=lambda one: hashlib.blake2b(one[0].encode(), digest_size=8).digest()):
         fresh: list[str] = []
@@ -114,9 +118,9 @@ def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[
             key = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=12).digest()
             if len(text) >= SHORTEST and key not in seen:
                 seen.add(key)
-                fresh.append(text)
+                fresh.append(text.encode("utf-8", "replace").decode())  # a source can spell half a character
         if fresh:
-            yield module, "\n\n".join(fresh).encode("utf-8", "replace").decode()
+            yield module, fresh
 
 
 def _docstrings_of(path: Path) -> list[str]:

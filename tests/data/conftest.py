@@ -3,22 +3,14 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-WORDS = "the a small red house river stone stands runs near old green hill water bridge under over with light".split()
+from data_texts import sentences
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read from or written to the cache of whoever runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-def sentences(count: int, seed: int = 0) -> list[str]:
-    """`count` different documents of 5 to 40 known words."""
-    random = np.random.default_rng(seed)
-    return [f"{' '.join(random.choice(WORDS, random.integers(5, 40)))} {number}." for number in range(count)]
 
 
 @pytest.fixture

@@ -29,9 +29,7 @@ def test_wikitext_names_give_the_splits(shared_data: Path) -> None:
     assert [file.split for file in files] == ["test", "train", "dev"]
     assert {file.domain for file in files} == {"wiki"}
     assert missing_splits(files) == ()
-    counts = Counter(
-        piece.split for piece in plan(files) for segment in piece.segments for _ in read_segment(segment)
-    )
+    counts = Counter(piece.split for piece in plan(files) for segment in piece.segments for _ in read_segment(segment))
     assert counts == {"train": 600, "dev": 60, "test": 60}  # the articles that WikiText-2 is published with
 
 
