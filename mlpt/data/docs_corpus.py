@@ -68,17 +68,14 @@ def documents(max_bytes: int | None = None) -> Iterator[dict[str, str]]:
     left = max_bytes
     order = sorted(packages, key=lambda name: (_source_bytes(packages[name]), name))  # ascending: leftovers flow up
     for rank, name in enumerate(order):
-        share = None if left is None else left // (len(order) - rank)
+        share = sys.maxsize if left is None else left // (len(order) - rank)
         used = 0
         for module, texts in _modules(packages[name], seen):
-            kept: list[str] = []
-            for text in texts:
-                if share is None or used < share:
-                    kept.append(text)
-                    used += len(text.encode())
-            if not kept:
+            text = _beginning("\n\n".join(texts), share - used)
+            if not text:
                 break
-            yield {"text": "\n\n".join(kept), "domain": name, "module": module}
+            used += len(text.encode())
+            yield {"text": text, "domain": name, "module": module}
         if left is not None:
             left = max(0, left - used)
 
@@ -121,6 +118,12 @@ def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[
                 fresh.append(text.encode("utf-8", "replace").decode())  # a source can spell half a character
         if fresh:
             yield module, fresh
+
+
+def _beginning(text: str, most: int) -> str:
+    """The whole lines of `text` that fit into `most` bytes of UTF-8."""
+    raw = text.encode()
+    return text if len(raw) <= most else raw[: raw.rfind(b"\n", 0, most) + 1].decode().strip()
 
 
 def _docstrings_of(path: Path) -> list[str]:

@@ -2,7 +2,27 @@
 
 import numpy as np
 
-WORDS = "the a small red house river stone stands runs near old green hill water bridge under over with light".split()
+WORDS = [
+    "the",
+    "a",
+    "small",
+    "red",
+    "house",
+    "river",
+    "stone",
+    "stands",
+    "runs",
+    "near",
+    "old",
+    "green",
+    "hill",
+    "water",
+    "bridge",
+    "under",
+    "over",
+    "with",
+    "light",
+]
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -1,5 +1,6 @@
 """Prepared folders open mapped, know their tokenizer, and say in one line when they are damaged."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def test_remote_shards_go_through_a_bounded_cache(tmp_path: Path) -> None:
     texts = sentences(1000)
     for name in "abc":  # each fills a piece, and so a shard, of its own
         (source / f"{name}.txt").write_text("\n\n".join(f"{text} {n}" for n in range(8) for text in texts))
-    config = DataConfig(source=str(source), vocab_size=120, block_size=16, workers=1, test_share=0)
+    small = {"vocab_size": 120, "block_size": 16, "tokenizer_bytes": 50_000}
+    config = DataConfig(source=str(source), workers=1, test_share=0, **small)
     manifest = prepare(config, "memory://cached")
     shards = manifest.splits["train"].shards
     assert len(shards) >= 3
@@ -126,8 +128,6 @@ def test_remote_shards_go_through_a_bounded_cache(tmp_path: Path) -> None:
     blocks = Blocks.open("memory://cached", "train", cache_bytes=most)
     prepare(config, str(tmp_path / "near"))
     near = Blocks.open(str(tmp_path / "near"), "train")
-    import os
-
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "mlpt" / "shards"
     random = np.random.default_rng(0)
     for _ in range(5):

@@ -1,5 +1,7 @@
 """Packing loses nothing, pads nothing, and knows where documents begin."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +79,7 @@ def test_a_stream_in_parts_packs_as_the_plain_loop_says(lengths: list[int], cuts
     edges = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
     tokens, document, found = [], [], []
     rest = None
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         part = Stream.of(documents[start:stop], range(start, stop), SEP)
         packed, rest = pack_full(part if rest is None else rest.then(part), layout)
         tokens += packed.tokens.tolist()

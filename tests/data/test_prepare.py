@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mlpt.data.sampler import Sampler
 from mlpt.data.shards import ShardFile, split_of
 from mlpt.errors import UserError
 
-SMALL: dict[str, Any] = {"vocab_size": 120, "block_size": 16}
+SMALL: dict[str, Any] = {"vocab_size": 120, "block_size": 16, "tokenizer_bytes": 50_000}
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -42,11 +41,11 @@ def all_tokens(blocks: Blocks) -> np.ndarray:
 
 @pytest.fixture
 def large_text(tmp_path: Path) -> Path:
-    """3 MB in several pieces, of two domains."""
+    """2.2 MB in two pieces, of two domains."""
     folder = tmp_path / "large"
     folder.mkdir()
     for name in ("hills", "rivers"):
-        texts = sentences(1000, seed=len(name)) * 13
+        texts = sentences(1000, seed=len(name)) * 9
         (folder / f"{name}.txt").write_text("\n\n".join(f"{text} {number}" for number, text in enumerate(texts)))
     return folder
 
@@ -60,7 +59,7 @@ def test_any_number_of_workers_writes_the_same_bytes(large_text: Path, tmp_path:
     seen: list[tuple[int, int]] = []
     prepare(DataConfig(**config, workers=2), str(tmp_path / "two"), progress=lambda *done: seen.append(done))
     prepare(DataConfig(**config), str(tmp_path / "elsewhere"), run_shards=anywhere)
-    assert len(manifest.splits["train"].shards) > 2
+    assert len(manifest.splits["train"].shards) >= 2
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert [name for name in contents(tmp_path / "one") if "arrow" in name] == [
         name for name in contents(tmp_path / "elsewhere") if "arrow" in name
@@ -183,15 +182,19 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_the_next_one_completes
     large_text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    config = {"source": str(large_text), **SMALL, "workers": 1}
-    program = f"from mlpt.data.prepare import *\nprepare(DataConfig(**{config!r}), {str(out)!r})"
+    config = {"source": str(large_text), **SMALL, "workers": 1, "max_bytes": 1_500_000}
+    program = (
+        "import os, signal\n"
+        "from mlpt.data.prepare import *\n"
+        "def run(function, jobs):\n"
+        "    yield function(jobs[0])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"prepare(DataConfig(**{config!r}), {str(out)!r}, run_shards=run)"
+    )
     root = Path(prepare_module.__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=root)
-    while not list(out.glob("shards/*.arrow")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = subprocess.run([sys.executable, "-c", program], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(out.glob("shards/*.arrow"))
     with pytest.raises(UserError, match="not a prepared folder"):
         Blocks.open(str(out))
     prepare(DataConfig(**config), str(out))
@@ -237,8 +240,8 @@ def test_errors_of_a_worker_process_arrive_as_one_line(large_text: Path, tmp_pat
 def test_a_full_disk_is_one_line() -> None:
     file = ShardFile("/dev/full", block_size=16, dtype="uint16")
     packed, _ = pack_full(Stream.of([np.full(200_000, 7, np.uint16)], [0], 2), Layout(16, 1, 2, 0))
+    file.write(packed, "a")
     with pytest.raises(UserError, match="cannot write /dev/full: the disk is full"):
-        file.write(packed, "a")
         file.close()
 
 
