@@ -14,15 +14,13 @@ import numpy as np
 from mlpt.randomness import numpy_generator
 
 Draw = Literal["step", "stratified", "weighted"]
-Weighted = list[tuple[str, float]]  # the objectives of one micro-batch and the weights of their losses
+Drawn = list[tuple[str, float]]  # the objectives of one micro-batch, and the weights of their losses
 
 
-def draw_objectives(
-    how: Draw, mixture: Mapping[str, float], seed: int, step: int, rank: int, world: int, micro_batches: int
-) -> list[Weighted]:
-    """The objectives of this rank's `micro_batches` micro-batches of step `step`.
+def draw_objectives(how: Draw, mixture: Mapping[str, float], seed: int, step: int, micro_batches: int) -> list[Drawn]:
+    """The objectives of each of the `micro_batches` of global step `step`, over all ranks.
 
-    A pure function of its arguments: every rank can compute every other rank's draws, so they can't disagree.
+    A pure function of its arguments: every rank computes the whole list and takes its own, so ranks can't disagree.
     """
     if how == "weighted":
         return [[(name, share) for name, share in mixture.items() if share > 0]] * micro_batches
@@ -30,13 +28,9 @@ def draw_objectives(
     names = list(mixture)
     edges = np.cumsum([mixture[name] for name in names])
     if how == "step":
-        drawn = names[_slot(edges, generator.random())]
-        return [[(drawn, 1.0)]] * micro_batches
-    slots = world * micro_batches
-    points = (generator.random() + np.arange(slots)) / slots
-    order = generator.permutation(slots)
-    mine = order[rank * micro_batches : (rank + 1) * micro_batches]
-    return [[(names[_slot(edges, points[slot])], 1.0)] for slot in mine]
+        return [[(names[_slot(edges, generator.random())], 1.0)]] * micro_batches
+    points = (generator.random() + generator.permutation(micro_batches)) / micro_batches
+    return [[(names[_slot(edges, point)], 1.0)] for point in points]
 
 
 def _slot(edges: np.ndarray, point: float) -> int:

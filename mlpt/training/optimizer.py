@@ -1,15 +1,13 @@
-"""AdamW with the usual parameter groups, and its state as named tensors."""
+"""AdamW with the usual parameter groups."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from mlpt.errors import UserError
 from mlpt.settings import Settings
-
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OptimizerConfig(Settings):
@@ -37,28 +35,6 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     if not groups:
         raise UserError("nothing to train: every parameter of the model is frozen")
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by `<parameter name>.<step|exp_avg|exp_avg_sq>`; parameters never updated have none."""
-    return {
-        f"{name}.{key}": state[key]
-        for name, parameter in model.named_parameters()
-        if (state := optimizer.state.get(parameter))
-        for key in _STATE_KEYS
-    }
-
-
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`: replaces the whole state, moments on the parameter's device."""
-    optimizer.state.clear()
-    for name, parameter in model.named_parameters():
-        if f"{name}.step" in tensors:
-            # AdamW keeps `step` on the device when fused and on the CPU otherwise; the fused kernel wants it beside
-            # the parameter.
-            optimizer.state[parameter] = {
-                key: tensors[f"{name}.{key}"].detach().clone().to(parameter.device) for key in _STATE_KEYS
-            }
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
