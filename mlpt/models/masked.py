@@ -1,7 +1,7 @@
 """Masked weights: linear layers and embeddings whose weights are switched on and off by trainable scores.
 
-TAMT (Liu et al., NAACL 2022): a weight W acts as W * M with M = [S > theta]; the gradient passes the step function as if it
-were the identity, dL/dS = dL/d(W M) * W. Bias, LayerNorm, position and type embeddings are never masked.
+TAMT (Liu et al., NAACL 2022): a weight W acts as W * M with M = [S > theta]; the gradient passes the step function
+as if it were the identity, dL/dS = dL/d(W M) * W. Bias, LayerNorm, position and type embeddings are never masked.
 """
 
 import re
@@ -17,10 +17,9 @@ from mlpt.errors import UserError
 
 THETA = 0.01  # TAMT's threshold before the first reset; kept scores start at 2 * THETA, pruned ones at 0
 
-# The weights that TAMT masks, in stock BERT and RoBERTa: 6 a layer, the word embeddings and the pooler (74 in BERT-base).
-ENCODER = (
-    r".*\.layer\.\d+\.(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)"
-)
+# What TAMT masks in stock BERT and RoBERTa: 6 weights a layer, the word embeddings and the pooler (74 in BERT-base).
+ATTENTION = r"attention\.self\.(query|key|value)|attention\.output\.dense"
+ENCODER = rf".*\.layer\.\d+\.({ATTENTION}|intermediate\.dense|output\.dense)"
 PRESETS = {
     "tamt": rf"{ENCODER}|.*embeddings\.word_embeddings|.*pooler\.dense",
     "encoder": ENCODER,
@@ -28,7 +27,7 @@ PRESETS = {
 
 
 class _Binarise(torch.autograd.Function):
-    """[S > theta] as 0 and 1 of the dtype of S; a straight-through gradient, also at pruned entries and without clipping."""
+    """[S > theta] as 0 and 1; the gradient passes straight through, at pruned entries too and without clipping."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, scores: Tensor, threshold: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class _Binarise(torch.autograd.Function):
 
 
 def binarise(scores: Tensor, threshold: Tensor) -> Tensor:
-    """M = 1 where `scores` > `threshold` (ties are 0), of the shape and dtype of `scores`; straight-through gradient."""
+    """M = [`scores` > `threshold`] in the shape and dtype of `scores` (ties are 0); straight-through gradient."""
     return _Binarise.apply(scores, threshold)
 
 
@@ -103,7 +102,7 @@ class MaskedEmbedding(nn.Embedding):
 
 
 class GroupMaskedLinear(nn.Linear):
-    """nn.Linear whose input features are masked in groups: one score an attention head or an FFN neuron (TAMT, structured).
+    """nn.Linear whose input features are masked in groups, one score an attention head or FFN neuron (structured TAMT).
 
     `scores` (groups,); group g covers the input features [g * in / groups, (g + 1) * in / groups).
     """
@@ -194,10 +193,10 @@ def attach_scores(
     threshold: float = THETA,
     decoder: Literal["dense", "masked"] = "dense",
 ) -> None:
-    """Mask the weights named in `scores` (float, each of its weight's shape), in place; every parameter keeps its state.
+    """Mask the weights named in `scores` (float, each of its weight's shape), in place; parameters keep their state.
 
-    decoder  "dense" (as published): the language-modelling decoder, tied to the word embeddings, keeps the dense matrix;
-             "masked": it shares scores and threshold with the embeddings.
+    decoder  "dense" (as published): the language-modelling decoder, tied to the word embeddings, keeps the dense
+             matrix; "masked": it shares scores and threshold with the embeddings.
     Raises `UserError` for a name or shape that the model does not have.
     """
     backbone = backbone_of(model)
@@ -207,9 +206,8 @@ def attach_scores(
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise UserError(f"masks do not fit this model: it has no weight '{name}'")
         if module.weight.shape != values.shape:
-            raise UserError(
-                f"masks do not fit this model: '{name}' is {tuple(module.weight.shape)} there and {tuple(values.shape)} here"
-            )
+            theirs, ours = tuple(values.shape), tuple(module.weight.shape)
+            raise UserError(f"masks do not fit this model: '{name}' is {theirs} in the masks and {ours} in the model")
         kind = MaskedEmbedding if isinstance(module, nn.Embedding) else MaskedLinear
         on_device = values.detach().to(module.weight).clone()
         if isinstance(module, MaskedLinear | MaskedEmbedding):
@@ -320,7 +318,7 @@ def set_trainable(model: nn.Module, *, weights: bool, scores: bool, heads: bool)
 
 
 def dense_state(module: nn.Module) -> dict[str, Tensor]:
-    """`module.state_dict()` without scores and thresholds: what a saved model holds. Masks are saved beside it, never in it."""
+    """`module.state_dict()` without scores and thresholds: what a saved model holds, its masks saved beside it."""
     own = {
         f"{name}.{kind}" if name else kind
         for name, one in module.named_modules()

@@ -26,7 +26,7 @@ def check_sparsity(sparsity: float) -> float:
 
 
 def pruned_count(size: int, sparsity: float, rounding: Rounding = "floor") -> int:
-    """How many of `size` weights `sparsity` prunes: TAMT takes the floor, torch.nn.utils.prune rounds (half to even)."""
+    """How many of `size` weights `sparsity` prunes: TAMT takes the floor, torch.nn.utils.prune rounds half to even."""
     check_sparsity(sparsity)
     return int(size * sparsity) if rounding == "floor" else round(size * sparsity)
 
@@ -85,7 +85,7 @@ def random_masks(
 ) -> dict[str, Tensor]:
     """Prune positions drawn without replacement in each matrix: bool CPU masks (True = kept) by name.
 
-    A matrix's draw depends on the seed and its name alone, so masks of one seed agree whichever other matrices are masked.
+    A matrix's draw follows from the seed and its name alone, whichever other matrices are masked.
     Raises as `magnitude_masks` does.
     """
     masks = {}
@@ -101,9 +101,8 @@ def refuse_empty(masks: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]
     """`masks` themselves; raises `UserError` naming the first matrix with no weight left."""
     for name, mask in masks.items():
         if not mask.any():
-            raise UserError(
-                f"sparsity {sparsity} leaves no weight of '{name}' ({mask.numel()} weights); lower it, or leave that matrix out"
-            )
+            left_out = f"sparsity {sparsity} leaves none of the {mask.numel()} weights of '{name}'"
+            raise UserError(f"{left_out}; lower it, or leave that matrix out of mask.modules")
     return masks
 
 

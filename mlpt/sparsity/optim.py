@@ -79,7 +79,7 @@ class TransformersAdamW(_Adam):
 class BertAdam(_Adam):
     """BertAdam: no bias correction, each tensor's gradient clipped on its own, the decay added to the update.
 
-    p -= lr * (m / (sqrt(v) + eps) + decay * p). `max_grad_norm` <= 0 switches the clipping off. TAMT-KD decays the scores.
+    p -= lr * (m / (sqrt(v) + eps) + decay * p). `max_grad_norm` <= 0: no clipping. TAMT-KD decays its scores so.
     """
 
     def __init__(

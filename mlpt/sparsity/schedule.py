@@ -1,7 +1,7 @@
-"""When masks change: iterative magnitude pruning (IMP), TAMT's threshold resets, and the steps published masks come from.
+"""When masks change: iterative magnitude pruning (IMP), TAMT's threshold resets, and the steps of published masks.
 
-IMP after "BERT Tickets" (Chen et al. 2020) as TAMT runs it: each matrix loses a fraction of its *remaining* weights every
-`interval` updates, so that the total goes 10 %, 20 %, ...
+IMP after "BERT Tickets" (Chen et al. 2020) as TAMT runs it: each matrix loses a fraction of its *remaining* weights
+every `interval` updates, so that the total goes 10 %, 20 %, ...
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ class IterativeConfig(Settings):
     """
 
     interval: int = Field(PUBLISHED_INTERVAL, ge=1)
-    levels: list[float] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     rewind: Literal["paper", "code"] = "paper"
     restart_optimizer: bool = True
 
     @field_validator("levels")
     @classmethod
-    def _rise(cls, levels: list[float]) -> list[float]:
-        if not levels or any(not 0 < level < 1 for level in levels) or sorted(set(levels)) != levels:
+    def _rise(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if not levels or any(not 0 < level < 1 for level in levels) or sorted(set(levels)) != list(levels):
             raise ValueError("levels must rise strictly inside (0, 1)")
         return levels
 
@@ -75,13 +75,13 @@ TAMT_KD_RESET = ResetConfig(cadence="before", interval=100)
 
 
 def fraction_of_remaining(before: float, after: float) -> float:
-    """The fraction of the weights left at total sparsity `before` that must go to reach `after`; 1/(10 - j) published."""
+    """The fraction of the weights left at sparsity `before` that must go to reach `after`; published: 1/(10 - j)."""
     old, new = (Fraction(level).limit_denominator(10**6) for level in (before, after))
     return float((new - old) / (1 - old))
 
 
 def pruned_after(size: int, levels: Sequence[float]) -> list[int]:
-    """Total count of pruned weights of a matrix of `size` after each level, rounding each time as torch's pruning does."""
+    """Pruned weights in all of a matrix of `size` after each level, rounding each time as torch's pruning does."""
     counts, before, pruned = [], 0.0, 0
     for level in levels:
         pruned += round(fraction_of_remaining(before, level) * (size - pruned))
@@ -91,7 +91,7 @@ def pruned_after(size: int, levels: Sequence[float]) -> list[int]:
 
 
 def prune_further(weight: Tensor, kept: Tensor, fraction: float) -> Tensor:
-    """Prune round(`fraction` * remaining) more of the `kept` (bool) weights, the smallest magnitudes; the new bool mask."""
+    """The bool mask left when round(`fraction` * remaining) more of the `kept` weights go, the smallest first."""
     remaining = weight.detach()[kept].abs()
     going = lowest(remaining, round(fraction * remaining.numel()))
     mask = kept.clone()

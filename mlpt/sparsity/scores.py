@@ -1,7 +1,7 @@
 """Starting scores of trainable masks, and the thresholds that bring them back to an exact sparsity.
 
-TAMT (Liu et al. 2022), `controlled_init` and `reset_threshold`: kept weights start at 2 * theta0, pruned ones at 0; from then
-on each matrix's own threshold is its k-th smallest score, k = floor(n * sparsity).
+TAMT (Liu et al. 2022), `controlled_init` and `reset_threshold`: kept weights start at 2 * theta0, pruned ones at 0;
+from then on each matrix's own threshold is its k-th smallest score, k = floor(n * sparsity).
 """
 
 from collections.abc import Mapping
@@ -31,9 +31,9 @@ def initial_scores(
 
     init  "magnitude": of the largest weights of each matrix. "random" (published as `uniform`): of random positions.
           "magnitude_and_random": magnitude inside the encoder body (a name with "bert"), random elsewhere.
-          "double_uniform": kept U(1.1, 1.5) * theta0, pruned U(0.5, 0.9) * theta0, positions drawn without replacement (the
-          published code draws them with replacement and so prunes too little). "free": U(-0.02, 0.03 / sparsity - 0.02), which
-          expects the target sparsity without a count.
+          "double_uniform": kept U(1.1, 1.5) * theta0, pruned U(0.5, 0.9) * theta0, positions drawn without replacement
+          (the published code draws them with replacement and so prunes too little).
+          "free": U(-0.02, 0.03 / sparsity - 0.02), whose expected sparsity is the target.
     ties  see `lowest`; TAMT's initialisation cuts at |W| > the k-th value ("published").
     """
     check_sparsity(sparsity)
@@ -72,14 +72,13 @@ def _free(weight: Tensor, sparsity: float, generator: np.random.Generator) -> Te
 
 
 @torch.no_grad()
-def exact_threshold(scores: Tensor, sparsity: float, ties: Ties = "exact", second: Tensor | None = None) -> Tensor:
-    """theta (a scalar tensor) for which the `floor(n * sparsity)` smallest scores are pruned.
+def exact_threshold(scores: Tensor, count: int, ties: Ties = "exact", second: Tensor | None = None) -> Tensor:
+    """theta (a scalar tensor) for which the `count` smallest scores are pruned.
 
-    ties  "published": the k-th smallest score alone; whatever equals it is pruned too, in the extreme the whole matrix.
-          "exact": scores that equal theta and must stay are raised, in place, to the next float above it, so that exactly k
-          are pruned; those with the smallest `second` (the weights' magnitudes) are pruned first, then the first positions.
+    ties  "published": the k-th smallest score alone; all that equals it is pruned too, in the extreme the whole matrix.
+          "exact": scores that equal theta and must stay are raised, in place, to the next float above it, so that
+          exactly `count` are pruned; tied ones go by `second` (the weights' magnitudes), then by position.
     """
-    count = pruned_count(scores.numel(), sparsity)
     if count == 0:
         return torch.full((), -torch.inf, dtype=scores.dtype, device=scores.device)
     theta = torch.kthvalue(scores.reshape(-1), count).values
@@ -90,16 +89,15 @@ def exact_threshold(scores: Tensor, sparsity: float, ties: Ties = "exact", secon
 
 
 @torch.no_grad()
-def reset_thresholds(model: nn.Module, sparsity: float | Mapping[str, float], ties: Ties = "exact") -> None:
+def reset_thresholds(model: nn.Module, sparsity: float | Mapping[str, int], ties: Ties = "exact") -> None:
     """Bring every masked matrix back to its sparsity, in place, by its own threshold (local, as published).
 
-    sparsity  one for all, or one for each weight name (to keep what a mask file or a global cut gave each matrix).
-    Raises `UserError` when ties empty a matrix.
+    sparsity  one for all matrices, or the count of pruned weights of each by name (what a mask file or a global cut
+              gave them). Raises `UserError` when ties empty a matrix.
     """
     for name, module in masked_modules(model).items():
-        target = sparsity if isinstance(sparsity, float | int) else sparsity[name]
-        set_threshold(model, name, exact_threshold(module.scores, target, ties, module.weight.abs()))
+        size = module.scores.numel()
+        count = sparsity[name] if isinstance(sparsity, Mapping) else pruned_count(size, sparsity)
+        set_threshold(model, name, exact_threshold(module.scores, count, ties, module.weight.abs()))
         if not bool((module.scores > module.threshold).any()):
-            raise UserError(
-                f"all scores of '{name}' are tied and its threshold prunes them all; set mask.ties=exact, or lower the sparsity"
-            )
+            raise UserError(f"tied scores leave no weight of '{name}'; set mask.ties=exact, or lower the sparsity")
