@@ -121,9 +121,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError(
-            "a heat map image needs matplotlib: pip install matplotlib; the JSON has its data"
-        ) from error
+        raise UserError("a heat map image needs matplotlib: pip install matplotlib; the JSON has its data") from error
     size = len(comparison.names)
     figure = Figure(figsize=(2 + 0.5 * size, 1.5 + 0.5 * size), layout="constrained")
     axes = figure.add_subplot()
