@@ -96,6 +96,7 @@ class MultitaskModel(nn.Module):
         self.decoders = nn.ModuleDict({name: nn.Linear(encoder.hidden_size, n) for name, n in outputs.items()})
         generator = torch_generator(seed, "decoders")
         for decoder in self.decoders.values():
+            assert isinstance(decoder, nn.Linear)
             if not decoder.weight.is_meta:
                 nn.init.normal_(decoder.weight, std=encoder.config.initializer_range, generator=generator)
                 nn.init.zeros_(decoder.bias)

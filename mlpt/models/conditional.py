@@ -1,4 +1,4 @@
-"""Modules whose computation depends on the task of each row, the parts of CA-MTL (Pilault et al., ICLR 2021, section 2).
+"""Modules whose computation depends on the task of each row: the parts of CA-MTL (Pilault et al., ICLR 2021).
 
 `condition` is (batch, condition size): what is known of each row's task. All are shared by every task.
 """

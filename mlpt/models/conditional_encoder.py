@@ -40,7 +40,11 @@ class ConditionalConfig(Settings):
 class ConditionalLayer(nn.Module):
     """A stock BERT or RoBERTa layer with conditional attention and, in the upper half, conditional layer norms."""
 
-    def __init__(self, stock: nn.Module, config: Any, conditional: ConditionalConfig, conditional_norms: bool):
+    attention: Any
+    intermediate: Any
+    output: Any
+
+    def __init__(self, stock: Any, config: Any, conditional: ConditionalConfig, conditional_norms: bool):
         super().__init__()
         self.attention, self.intermediate, self.output = stock.attention, stock.intermediate, stock.output
         self.attention_bias = BlockDiagonalBias(config.hidden_size, conditional.max_length)
@@ -72,9 +76,9 @@ class ConditionalLayer(nn.Module):
 
 
 class BottleneckLayer(ConditionalLayer):
-    """The last layer of the `base` wiring: a bottleneck whose residual comes from the attention's output, as published."""
+    """The last layer of the `base` wiring: a bottleneck whose residual is the attention's output, as published."""
 
-    def __init__(self, stock: nn.Module, config: Any, conditional: ConditionalConfig):
+    def __init__(self, stock: Any, config: Any, conditional: ConditionalConfig):
         super().__init__(stock, config, conditional, conditional_norms=True)
         self.bottleneck = ConditionalBottleneck(config.hidden_size)
         self.bottleneck_norm = _conditional_norm(config, conditional)
@@ -138,7 +142,7 @@ class ConditionalEncoder(nn.Module):
         fresh = [module for module in self.modules() if module not in known]
         _initialise(fresh, config.initializer_range, generator)
         if conditional.wiring == "base" and conditional.last_layer == "random":
-            last = self.encoder.layer[-1]
+            last: Any = self.encoder.layer[-1]
             _initialise([m for m in last.modules() if m in known], config.initializer_range, generator)
             for norm in (last.attention.output.LayerNorm, last.output.LayerNorm):
                 norm.reset_parameters()
@@ -175,7 +179,7 @@ class ConditionalEncoder(nn.Module):
 def load_conditional_encoder(
     folder: str | Path, conditional: ConditionalConfig, n_tasks: int, seed: int = 0
 ) -> ConditionalEncoder:
-    """A conditional encoder on the pretrained weights of a Hugging Face folder or hub name (a missing pooler is new)."""
+    """A conditional encoder on the pretrained weights of a Hugging Face folder or hub name."""
     return ConditionalEncoder(load_stock(folder, seed), conditional, n_tasks, seed)
 
 
@@ -187,7 +191,9 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
         with seeded(seed, "missing pretrained weights"):
-            return AutoModel.from_pretrained(folder, config=config, attn_implementation="sdpa", dtype=torch.float32)
+            return AutoModel.from_pretrained(
+                folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"cannot load an encoder from {folder}: {first}") from error
@@ -195,7 +201,7 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """Libraries that draw from torch's global CPU generator draw from the stream (seed, purpose) inside; it is restored after."""
+    """Inside, what libraries draw from torch's global CPU stream comes from the stream (seed, purpose) instead."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(address(seed, purpose))
         yield
@@ -211,7 +217,7 @@ def _check(config: Any, conditional: ConditionalConfig) -> None:
         )
 
 
-def _conditional_norm(config: Any, conditional: ConditionalConfig, norm: nn.Module | None = None) -> nn.Module:
+def _conditional_norm(config: Any, conditional: ConditionalConfig, norm: nn.LayerNorm | None = None) -> nn.Module:
     """A conditional layer norm; over `norm`, it takes that norm's parameters."""
     made = ConditionalLayerNorm(
         config.hidden_size, config.hidden_size, config.layer_norm_eps, shift=conditional.norm == "scale_and_shift"

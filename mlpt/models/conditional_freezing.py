@@ -1,4 +1,4 @@
-"""Freezing the lower layers of a conditional or a plain encoder while what conditions them still learns (CA-MTL, 2.6)."""
+"""Freezing the lower layers of an encoder while what conditions them on the task still learns (CA-MTL)."""
 
 import re
 from typing import Literal

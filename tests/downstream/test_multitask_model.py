@@ -17,13 +17,17 @@ from mlpt.downstream.multitask_model import (
 from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder
 from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
 
-NINE = dict(cola=2, mnli=3, mrpc=2, sst2=2, stsb=1, qqp=2, qnli=2, rte=2, wnli=2)
+NINE = {"cola": 2, "mnli": 3, "mrpc": 2, "sst2": 2, "stsb": 1, "qqp": 2, "qnli": 2, "rte": 2, "wnli": 2}
 EIGHT = {name: n for name, n in NINE.items() if name != "wnli"}
 PUBLISHED_SIZES = {
-    "base": dict(vocab_size=28996),
-    "large": dict(
-        vocab_size=28996, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
-    ),
+    "base": {"vocab_size": 28996},
+    "large": {
+        "vocab_size": 28996,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
 }
 
 

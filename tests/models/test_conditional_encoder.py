@@ -14,14 +14,14 @@ from mlpt.models.conditional_encoder import (
     load_conditional_encoder,
 )
 
-SIZES = dict(
-    vocab_size=60,
-    hidden_size=32,
-    num_attention_heads=2,
-    intermediate_size=48,
-    max_position_embeddings=20,
-    pad_token_id=0,
-)
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+}
 
 
 def stock_model(layers: int = 4, roberta: bool = False):
