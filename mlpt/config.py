@@ -22,7 +22,7 @@ from mlpt.training.config import TrainConfig
 class RuntimeConfig(Settings):
     """Where the run runs.
 
-    num_workers        data-parallel Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
+    num_workers        Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
     cpus_per_worker    logical CPUs, and torch threads, of a worker. Fractions share a core.
     gpus_per_worker    GPUs of a worker.
     meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
@@ -66,11 +66,17 @@ class ReportConfig(Settings):
 
 
 class RunConfig(Settings):
-    """One pretraining run. `run_dir` None: a new folder under runs/ named after the recipe and the time."""
+    """One pretraining run.
+
+    run_dir  its folder; None: a new one under runs/ named after the recipe and the time.
+    blocks   prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
+             None: a folder in the user's cache.
+    """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
     run_dir: str | None = None
+    blocks: str | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"mlm": {}})

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run, without Ray: what a worker, the meta-learner's actor and a debugger build."""
+"""From a configuration to the parts of a run, without Ray: what a worker, the actor and a debugger build."""
 
 from collections.abc import Callable
 from pathlib import Path

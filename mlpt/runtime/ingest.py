@@ -1,4 +1,4 @@
-"""Preparing blocks with Ray tasks, one a shard: the same function, and the same bytes, as the process pool of one machine."""
+"""Preparing blocks with Ray tasks, one a shard: the same function, and the same bytes, as a process pool."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar

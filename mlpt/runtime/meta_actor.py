@@ -1,7 +1,7 @@
 """The Ray actor that hosts the meta-learner, and the client with which rank 0 reaches it.
 
-The actor is a thin shell. Its state travels with every answer and lives in the training checkpoint, so an actor that dies
-is given the state back and its update again: nothing is lost, nothing is done twice.
+The actor is a thin shell. Its state travels with every answer and lives in the training checkpoint, so an actor that
+dies is given the state back and its update again: nothing is lost, nothing is done twice.
 """
 
 import logging
@@ -17,8 +17,8 @@ from torch import Tensor
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.job import build_learner, open_splits
+from mlpt.logs import log_to_file
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
-from mlpt.runtime.logs import log_to_file
 from mlpt.training.group import default_device
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs

@@ -17,37 +17,27 @@ from ray.train.torch import TorchTrainer, get_device
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
-from mlpt.job import learns, mixture_rule, run_rank
+from mlpt.job import learns, run_rank
+from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
-from mlpt.runtime.logs import log_to_file
 from mlpt.runtime.meta_actor import ActorSource, create_actor
-from mlpt.training.group import Group, default_device
+from mlpt.training.group import Group
 from mlpt.training.loop import Event
 
 _log = logging.getLogger(__name__)
 
 
-def pretrain(config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False) -> dict[str, Any]:
+def pretrain_on_ray(
+    config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False
+) -> dict[str, Any]:
     """Run `config` on prepared `blocks` from the newest checkpoint in `run_dir`, or from the start; the summary.
 
     Raises `UserError` for what the user can put right; training resumes where it was after that.
     """
-    if config.runtime.num_workers == 0:
-        summary = _in_this_process(config, blocks, run_dir, display)
-    else:
-        with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
-            check_resources(config.runtime, learns(config), display.say)
-            summary = _on_ray(config, blocks, run_dir, display)
-    summary["first_mixture"] = mixture_rule(config).first_mixture()
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1))
-    return summary
-
-
-def _in_this_process(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
-    """The same run without Ray: one rank, and the in-process twin of the actor."""
-    log_to_file(run_dir / "logs" / "rank_0.log")
-    return run_rank(config, blocks, run_dir, Group(device=default_device()), tell=display.handle)
+    with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
+        check_resources(config.runtime, learns(config), display.say)
+        return _on_ray(config, blocks, run_dir, display)
 
 
 def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
