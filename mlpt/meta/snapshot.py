@@ -5,6 +5,7 @@ One flat buffer travels through Ray's object store in one copy; a state dict of 
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ def take_snapshot(
 def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snapshot) -> None:
     """Write a snapshot into a model of the same parameters and, where it holds moments, into its AdamW.
 
-    Sets the learning rate of every parameter group. A parameter that AdamW has not stepped yet gets no state, as in
-    a fresh AdamW. Raises `UserError` when the sizes differ.
+    Sets the learning rate of every parameter group (times the group's own `scale`, where it has one). A parameter that
+    AdamW has not stepped yet gets no state, as in a fresh AdamW. Raises `UserError` when the sizes differ.
     """
     parameters = trainable(model)
     size = sum(parameter.numel() for parameter in parameters)
@@ -68,18 +69,19 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
     for parameter, values in _pieces(snapshot.parameters, parameters):
         parameter.copy_(values)
     for group in optimizer.param_groups:
-        group["lr"] = snapshot.learning_rate
+        group["lr"] = snapshot.learning_rate * group.get("scale", 1.0)
     if snapshot.exp_avg is None or snapshot.exp_avg_sq is None or snapshot.optimizer_steps is None:
         return
     _refuse_amsgrad(optimizer)
     counts = snapshot.optimizer_steps.tolist()
+    on_device = {id(one) for group in optimizer.param_groups if _counts_on_device(group) for one in group["params"]}
     first, second = _pieces(snapshot.exp_avg, parameters), _pieces(snapshot.exp_avg_sq, parameters)
     for (parameter, exp_avg), (_, exp_avg_sq), count in zip(first, second, counts, strict=True):
         if count == 0:
             optimizer.state.pop(parameter, None)
         else:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(count), dtype=torch.float32),
+                "step": torch.tensor(float(count), device=parameter.device if id(parameter) in on_device else None),
                 "exp_avg": exp_avg.to(parameter, copy=True),
                 "exp_avg_sq": exp_avg_sq.to(parameter, copy=True),
             }
@@ -121,6 +123,10 @@ def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tupl
     for parameter in parameters:
         yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()
+
+
+def _counts_on_device(group: dict[str, Any]) -> bool:
+    return bool(group.get("fused") or group.get("capturable"))
 
 
 def _refuse_amsgrad(optimizer: torch.optim.AdamW) -> None:
