@@ -1,6 +1,6 @@
 """What a step of MT-uncertainty costs beside a plain multi-task step of the same batch, and what each saving changes.
 
-`python -m mlpt.bench.multitask` prints the rows. Five tasks of random rows as long as GLUE's, a 4 x 256 encoder.
+`python -m mlpt.bench.multitask` prints the rows. Five tasks of random rows as long as GLUE's, a 4 x 128 encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
-from mlpt.downstream.multitask_data import Collator, EncodedRows
+from mlpt.downstream.features import Features
+from mlpt.downstream.multitask_data import Collator
 from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch
 from mlpt.downstream.multitask_scoring import Scorer, ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty
@@ -23,7 +24,7 @@ from mlpt.randomness import numpy_generator
 CASE = "multitask"
 OUTPUTS = {"cola": 2, "sst2": 2, "rte": 2, "mrpc": 2, "mnli": 3}
 LENGTHS = {"cola": 12, "sst2": 14, "rte": 70, "mrpc": 53, "mnli": 40}  # median tokens of a row, about GLUE's
-ROWS, BATCH, VOCABULARY, MAX_LENGTH, STEPS = 2000, 32, 8192, 128, 10
+ROWS, BATCH, VOCABULARY, MAX_LENGTH, STEPS = 2000, 32, 2048, 128, 10
 EXACT = ScoringConfig(precision="float32")
 PUBLISHED = ScoringConfig(precision="float32", dropout="as_trained", max_tokens=10**9)
 
@@ -53,7 +54,7 @@ class Workplace:
         self.optimizer.zero_grad(set_to_none=True)
 
     def scorer(self, config: ScoringConfig) -> Scorer:
-        collate = FullLength(self.collate.tasks, 0) if config is PUBLISHED else self.collate
+        collate = FullLength(self.collate.tasks) if config is PUBLISHED else self.collate
         return Scorer(config, self.model, collate)
 
 
@@ -63,13 +64,13 @@ def run() -> list[Row]:
     return [*step_costs(place), *overlaps(place), staleness(place)]
 
 
-def workplace(warm_up: int = 20) -> Workplace:
+def workplace(warm_up: int = 10) -> Workplace:
     """The bench's model after a few steps, so that its predictions differ between rows."""
-    sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 512}
     with seeded(0, "bench"):
         stock = BertModel(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=MAX_LENGTH, **sizes))
     model = MultitaskModel(ConditionalEncoder(stock, ConditionalConfig(), len(OUTPUTS)), OUTPUTS).train()
-    collate = Collator([_random_rows(name, classes) for name, classes in OUTPUTS.items()], pad=0)
+    collate = Collator([_random_rows(name, classes) for name, classes in OUTPUTS.items()])
     place = Workplace(model, collate, torch.optim.AdamW(model.parameters(), lr=1e-4))
     sampler = make_sampler()
     for step in range(warm_up):
@@ -83,7 +84,7 @@ def make_sampler(rescore_every: int = 1) -> MtUncertainty:
     return MtUncertainty(config, list(OUTPUTS), [ROWS] * len(OUTPUTS), list(OUTPUTS.values()), BATCH, seed=0)
 
 
-def step_costs(place: Workplace, rounds: int = 3) -> list[Row]:
+def step_costs(place: Workplace, rounds: int = 2) -> list[Row]:
     """Seconds a step with each way of scoring, next to the same step on the same rows without any."""
     sampler = make_sampler()
     candidates = [sampler.candidates() for _ in range(STEPS)]
@@ -113,7 +114,7 @@ def step_costs(place: Workplace, rounds: int = 3) -> list[Row]:
     ]
 
 
-def overlaps(place: Workplace, draws: int = 20) -> list[Row]:
+def overlaps(place: Workplace, draws: int = 10) -> list[Row]:
     """Share of the chosen rows on which two ways of scoring agree, mean over sets of candidates."""
     sampler = make_sampler()
     candidates = [sampler.candidates() for _ in range(draws)]
@@ -130,7 +131,7 @@ def overlaps(place: Workplace, draws: int = 20) -> list[Row]:
     ]
 
 
-def staleness(place: Workplace, draws: int = 20) -> Row:
+def staleness(place: Workplace, draws: int = 10) -> Row:
     """Scored every 2 steps: share of the second step's rows that scoring the same pool again would choose too."""
     sampler, scorer = make_sampler(), place.scorer(EXACT)
     cached, fresh = [], []
@@ -151,11 +152,12 @@ def _overlap(some: list[list[TaskRow]], others: list[list[TaskRow]]) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(some, others, strict=True)]))
 
 
-def _random_rows(name: str, classes: int) -> EncodedRows:
+def _random_rows(name: str, classes: int) -> Features:
     generator = numpy_generator(0, f"rows of {name}")
     lengths = np.clip(generator.lognormal(np.log(LENGTHS[name]), 0.4, ROWS).astype(int), 4, MAX_LENGTH)
-    ids = [generator.integers(5, VOCABULARY, length).tolist() for length in lengths]
-    return EncodedRows(ids, None, generator.integers(0, classes, ROWS).tolist())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = generator.integers(5, VOCABULARY, offsets[-1]).astype(np.int32)
+    return Features(tokens, None, offsets, generator.integers(0, classes, ROWS), np.arange(ROWS), pad=0)
 
 
 def _row(name: str, ours: float, unit: str, peer: float | None = None, ratio: float | None = None) -> Row:

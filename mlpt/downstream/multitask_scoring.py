@@ -4,7 +4,7 @@ The published step forwards every candidate in full precision, padded to 128 tok
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from mlpt.settings import Settings
 
 class ScoringConfig(Settings):
     """precision   of the forward pass: `bf16` (default) or `float32` (published).
-    dropout     `off` (default): a row's score depends on the row and the weights; `as_trained` (published): dropout is on
-                except before the first step and after an evaluation.
+    dropout     `off` (default): a row's score depends on the row and the weights; `as_trained` (published): dropout is
+                on except before the first step and after an evaluation.
     max_tokens  padded tokens in one forward pass; rows of similar length share one.
     """
 
@@ -42,10 +42,10 @@ class Scorer:
         self.model.train(training and self.config.dropout == "as_trained")
         try:
             found = torch.zeros(len(rows), device=device)
-            for chunk in self.collate.chunks(rows, self.config.max_tokens):
-                batch: Any = self.collate([rows[place] for place in chunk]).to(device)
+            for places in self.collate.chunks(rows, self.config.max_tokens):
+                batch = self.collate([rows[place] for place in places]).to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    found[torch.tensor(chunk, device=device)] = self.model.entropies(batch)
+                    found[torch.from_numpy(places).to(device)] = self.model.entropies(batch)
         finally:
             self.model.train(training)
         return found.cpu().double().numpy()

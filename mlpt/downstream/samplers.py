@@ -12,6 +12,8 @@ from pydantic import Field
 
 from mlpt.errors import UserError
 from mlpt.meta.policy import Policy
+from mlpt.meta.rules import MixtureConfig
+from mlpt.meta.rules.mometas import Mometas
 from mlpt.randomness import numpy_generator
 from mlpt.settings import Settings
 
@@ -179,7 +181,7 @@ class PolicySampler(_Weighted):
         """learner: the meta-learner's rule over tasks and its settings; interval: steps between its updates."""
 
         rule: Literal["policy"] = "policy"
-        learner: dict[str, Any] = Field(default_factory=lambda: {"rule": "mometas"})
+        learner: MixtureConfig = Field(default_factory=Mometas.Config)
         interval: int = Field(default=50, ge=1)
         draw: Literal["step"] = "step"
 
@@ -216,16 +218,16 @@ class MtUncertainty(TaskSampler):
     needs_scores = True
 
     class Config(Settings):
-        """score             `paper`: entropy / (ln classes * a constant), or `code`: normalised entropy times the task's
-                             mean over the greatest task mean (CA-5). Default: the paper's, which ranks rows, not tasks.
-        borrow               regression task -> the task whose scores it takes, rank by rank, where both are trained.
-        regression           score of regression rows that borrow none: `mean` of all other candidates, or `zero` as in
-                             the published code, which then never trains them. Default `mean`.
-        rescore_every        candidates are drawn and scored every n steps; the steps between take the next best of
-                             them. 1 is published; n costs 1/n as much (CA-12), and at most the number of tasks.
-        epoch                `full` as published: as if every task were as large as the largest; `uniform`: what the
-                             published uniform flag turns it into, shorter by the batch size.
-        epoch_share          factor on the epoch's length (published: percent_of_max_data_size).
+        """score       `paper`: entropy / (ln classes * a constant), or `code`: normalised entropy times the task's mean
+                       over the greatest task mean (CA-5). Default: the paper's, which ranks rows, not tasks.
+        borrow         regression task -> the task whose scores it takes, rank by rank, where both are trained.
+        regression     score of regression rows that borrow none: `mean` of all other candidates, or `zero` as in the
+                       published code, which then never trains them. Default `mean`.
+        rescore_every  candidates are drawn and scored every n steps; the steps between take the next best of them.
+                       1 is published; n costs 1/n as much (CA-12), and is at most the number of tasks.
+        epoch          `full` as published: as if every task were as large as the largest; `uniform`: what the
+                       published uniform flag turns it into, shorter by the batch size.
+        epoch_share    factor on the epoch's length (published: percent_of_max_data_size).
         """
 
         rule: Literal["mt_uncertainty"] = "mt_uncertainty"
