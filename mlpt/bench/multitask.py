@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,12 @@ def run() -> list[Row]:
 
 def workplace(warm_up: int = 10) -> Workplace:
     """The bench's model after a few steps, so that its predictions differ between rows."""
-    sizes = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 512}
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 512,
+    }
     with seeded(0, "bench"):
         stock = BertModel(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=MAX_LENGTH, **sizes))
     model = MultitaskModel(ConditionalEncoder(stock, ConditionalConfig(), len(OUTPUTS)), OUTPUTS).train()

@@ -139,7 +139,8 @@ class Collator:
     def chunks(self, rows: Sequence[Row], tokens: int) -> Iterator[np.ndarray]:
         """Places in `rows`, rows of similar length together, in parts of at most `tokens` padded tokens."""
         lengths = np.array([self.lengths[task][row] for task, row in rows])
-        yield from passes(np.arange(len(rows)), lengths, tokens, most=64)
+        for places in passes(np.arange(len(rows)), lengths, tokens):
+            yield places.copy()  # some are views that run backwards, which torch does not take
 
     def _labels(self, rows: Sequence[Row]) -> Tensor | None:
         labels = [self.tasks[task].labels for task, _ in rows]

@@ -20,12 +20,12 @@ class ScoringConfig(Settings):
     """precision   of the forward pass: `bf16` (default) or `float32` (published).
     dropout     `off` (default): a row's score depends on the row and the weights; `as_trained` (published): dropout is
                 on except before the first step and after an evaluation.
-    max_tokens  padded tokens in one forward pass; rows of similar length share one.
+    max_tokens  padded tokens in one forward pass, in which rows of similar length come together.
     """
 
     precision: Literal["bf16", "float32"] = "bf16"
     dropout: Literal["off", "as_trained"] = "off"
-    max_tokens: int = Field(default=8192, gt=0)
+    max_tokens: int = Field(default=2048, gt=0)
 
 
 class Scorer:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from mlpt.errors import UserError
 from mlpt.models.conditional import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
@@ -183,20 +184,35 @@ def load_conditional_encoder(
     return ConditionalEncoder(load_stock(folder, seed), conditional, n_tasks, seed)
 
 
+def load_stock_config(folder: str | Path) -> Any:
+    """The Hugging Face configuration of a saved encoder. Raises UserError when it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _unloadable(folder, error) from error
+
+
 def load_stock(folder: str | Path, seed: int = 0) -> Any:
     """The stock encoder with its pooler; weights that the checkpoint lacks are drawn from `seed`.
 
     Raises UserError when the folder cannot be read or its architecture is neither BERT nor RoBERTa.
     """
+    config = load_stock_config(folder)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # a checkpoint without pooler, or with other heads, is what we expect
     try:
-        config = AutoConfig.from_pretrained(folder)
         with seeded(seed, "missing pretrained weights"):
             return AutoModel.from_pretrained(
                 folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
             )
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"cannot load an encoder from {folder}: {first}") from error
+        raise _unloadable(folder, error) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _unloadable(folder: str | Path, error: Exception) -> UserError:
+    return UserError(f"cannot load an encoder from {folder}: {str(error).splitlines()[0]}")
 
 
 @contextmanager
