@@ -99,8 +99,10 @@ def cached_features(
 def _digest(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, types: bool) -> str:
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps([asdict(task), max_length, types], default=str).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(json.dumps([tokenizer.pad_token_id, tokenizer.truncation_side, tokenizer.padding_side]).encode())
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for call in ("truncation", "padding"):  # what the last call asked for, which is no part of the tokenizer
+        described.pop(call, None)
+    digest.update(json.dumps([described, tokenizer.pad_token_id, tokenizer.truncation_side]).encode())
     for example in examples:
         digest.update(repr(example).encode())
     return digest.hexdigest()
