@@ -29,19 +29,20 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, w
     return batches
 
 
-def passes(rows: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+def passes(rows: np.ndarray, lengths: np.ndarray, tokens: int, most: int | None = None) -> list[np.ndarray]:
     """`rows` split so that rows x longest row stays within `tokens` a pass; a longer single row goes alone.
 
     Rows that fit together stay in their order; otherwise they are sorted by length, longest first, so that each pass
-    pads little and the first shows whether memory suffices.
+    pads little and the first shows whether memory suffices. `most` limits the rows of a pass too.
     """
-    if len(rows) * int(lengths[rows].max()) <= tokens:
+    most = most or len(rows)
+    if len(rows) <= most and len(rows) * int(lengths[rows].max()) <= tokens:
         return [rows]
     ordered = _by_length(rows, lengths)[::-1]
     parts = []
     start = 0
     while start < len(ordered):
-        count = max(1, tokens // int(lengths[ordered[start]]))
+        count = min(most, max(1, tokens // int(lengths[ordered[start]])))
         parts.append(ordered[start : start + count])
         start += count
     return parts

@@ -1,8 +1,9 @@
 """Settings of fine-tuning, and the cells of its grid: one task, one learning rate, one seed each."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -67,6 +68,9 @@ class FinetuneConfig(Settings):
         return self
 
 
+_NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "out", "checkpoint_steps", "keep_model", "predict_test"}
+
+
 @dataclass(frozen=True)
 class FinetuneCell:
     """One point of the grid; picklable. `folder` is where it keeps its checkpoints and leaves its results."""
@@ -79,6 +83,11 @@ class FinetuneCell:
     @property
     def folder(self) -> Path:
         return Path(self.config.out) / self.task / f"lr{self.learning_rate:g}-seed{self.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that is equal for two runs of the same cell: all that changes its weights."""
+        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL))
+        return {**settings, "task": self.task, "learning_rate": self.learning_rate, "seed": self.seed}
 
 
 def cells(config: FinetuneConfig) -> list[FinetuneCell]:

@@ -18,6 +18,7 @@ from mlpt.downstream.spans import Scored, best_answers
 from mlpt.errors import UserError
 from mlpt.tasks import Example, Task
 
+_ROWS_A_PASS = 128  # enough to keep a device busy, few enough that sorted rows are padded little
 _TEXT_METRICS = {"f1", "exact_match"}
 
 
@@ -50,8 +51,7 @@ def outputs_of(
     lengths = features.lengths
     parts = []
     order = []
-    # Four times the training budget: nothing is kept for a backward pass.
-    for rows in passes(np.arange(len(features)), lengths, 4 * tokens):
+    for rows in passes(np.arange(len(features)), lengths, tokens, _ROWS_A_PASS):
         with autocast(device, precision):
             result = model(**features.batch(rows, device))
         if spans:

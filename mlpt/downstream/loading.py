@@ -1,7 +1,8 @@
 """A saved model with the head of a task: any run, Hugging Face folder or hub name becomes a stock classifier."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,10 @@ def load_base(name: str, task: Task) -> Base:
     try:
         saved = AutoConfig.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder, **_head_settings(task))
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # a missing head is what we expect, and said in our own words
-        try:
+        with quiet():  # a missing head is what we expect
             model, report = _auto(task).from_pretrained(
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
             )
-        finally:
-            logging.set_verbosity(level)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -68,6 +65,20 @@ def load_base(name: str, task: Task) -> Base:
         missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
     weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
     return Base(config, weights)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings and progress bars from the terminal."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:

@@ -105,7 +105,9 @@ def score_numbers(metrics: Sequence[str], labels: np.ndarray, predicted: np.ndar
 def score_texts(metrics: Sequence[str], golds: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
     """Normalised F1 and exact match of texts, the best over each question's gold answers (SQuAD, ReCoRD)."""
     return {
-        name: float(np.mean([_OF_TEXTS[name](gold, text) for gold, text in zip(golds, predicted, strict=True)] or [0.0]))
+        name: float(
+            np.mean([_OF_TEXTS[name](gold, text) for gold, text in zip(golds, predicted, strict=True)] or [0.0])
+        )
         for name in metrics
     }
 

@@ -28,9 +28,7 @@ def best_answers(
         scores, characters = outputs[window], features.characters[window]
         found[example] += _in_window(examples[example].second or "", scores, characters, config)
         null[example] = min(null[example], float(scores[0].sum()))
-    return [
-        _ranked(spans, float(empty), config, may_be_empty) for spans, empty in zip(found, null, strict=True)
-    ]
+    return [_ranked(spans, float(empty), config, may_be_empty) for spans, empty in zip(found, null, strict=True)]
 
 
 def _in_window(context: str, scores: np.ndarray, characters: np.ndarray, config: SpanConfig) -> list[Scored]:

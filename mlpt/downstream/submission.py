@@ -40,7 +40,10 @@ def write_submission(
     """The file that the benchmark's server takes, or None for a task that has no server."""
     if task.benchmark == "glue":
         path = folder / _GLUE_FILES[task.name, split]
-        rows = (f"{example.index}\t{_glue(task, value)}" for example, value in zip(examples, predictions.values, strict=True))
+        rows = (
+            f"{example.index}\t{_glue(task, value)}"
+            for example, value in zip(examples, predictions.values, strict=True)
+        )
         return _write(path, ["index\tprediction", *rows])
     if task.benchmark == "superglue":
         path = folder / f"{_SUPERGLUE_FILES[task.name]}.jsonl"
