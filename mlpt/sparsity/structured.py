@@ -25,6 +25,7 @@ from mlpt.sparsity.making import check_sparsity, lowest, pruned_count
 from mlpt.sparsity.scores import scores_of_mask
 
 Kind = Literal["heads", "neurons"]
+GROUP_FILES: dict[Kind, str] = {"heads": "head_mask.npy", "neurons": "ffn_mask.npy"}  # the published names
 _READS = {
     "heads": re.compile(r".*layer\.\d+\.attention\.output\.dense"),
     "neurons": re.compile(r".*layer\.\d+\.output\.dense"),
