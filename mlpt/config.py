@@ -16,6 +16,7 @@ from mlpt.meta.learner import MetaConfig
 from mlpt.models.config import ModelConfig
 from mlpt.objectives import OBJECTIVES
 from mlpt.settings import Settings, load_settings, merge
+from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 
 
@@ -80,6 +81,7 @@ class RunConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"mlm": {}})
+    masks: MaskConfig | None = None
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)

@@ -9,14 +9,21 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from mlpt.errors import UserError
-from mlpt.models.masked import add_pooler, attach_scores, maskable_weights, scores_of, set_trainable
+from mlpt.models.masked import (
+    add_pooler,
+    attach_scores,
+    current_masks,
+    maskable_weights,
+    scores_of,
+    set_trainable,
+)
 from mlpt.settings import Settings
-from mlpt.sparsity.artefacts import fit, load_masks
+from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks
 from mlpt.sparsity.hooks import IterativePruning, MaskSaver, StructuredReset, ThresholdReset
-from mlpt.sparsity.making import Ties, magnitude_masks
+from mlpt.sparsity.making import Ties, density, magnitude_masks
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import Init, initial_scores, scores_of_mask
-from mlpt.sparsity.structured import attach_group_mask, group_mask, importance
+from mlpt.sparsity.structured import attach_group_mask, group_mask, importance, save_groups
 
 Part = Literal["scores", "weights", "heads"]
 
@@ -126,6 +133,17 @@ def mask_hooks(
         return [IterativePruning(config.iterative, model, save)]
     counts = pruned_counts(config, model)
     return [ThresholdReset(config.reset, counts, config.ties, steps_per_epoch, save)]
+
+
+def save_final_masks(config: MaskConfig, model: Any, folder: Path, step: int, seed: int) -> None:
+    """Write the masks in force beside the final dense model, whose hash they carry; call it before saving the model."""
+    if config.structured != "none":
+        save_groups(model, config.kinds, folder)
+        return
+    masks = current_masks(model)
+    sparsity = 1 - density(masks) if config.iterative is not None else config.sparsity
+    known = {"sparsity": sparsity, "seed": seed, "step": step, "base_hash": base_hash(model, list(masks))}
+    save_masks(MaskFile.of(masks, config.method, **known), folder)
 
 
 def pruned_counts(config: MaskConfig, model: Any) -> float | dict[str, int]:

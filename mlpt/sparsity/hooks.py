@@ -15,7 +15,7 @@ from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import Ties
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig, fraction_of_remaining, prune_further
 from mlpt.sparsity.scores import reset_thresholds, scores_of_mask
-from mlpt.sparsity.structured import GROUP_FILES, Kind, current_group_mask, reset_group_thresholds, save_group_mask
+from mlpt.sparsity.structured import Kind, reset_group_thresholds, save_groups
 
 
 class _Hook:
@@ -110,12 +110,7 @@ class StructuredReset(_Hook):
     def before_save(self, step: int, model: nn.Module) -> None:
         self._reset(model)
         if self._out is not None:
-            folder = self._out / f"step_{step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            for kind in self.kinds:
-                mask = current_group_mask(model, kind)
-                assert mask is not None
-                save_group_mask(mask, folder / GROUP_FILES[kind])
+            save_groups(model, self.kinds, self._out / f"step_{step}")
 
 
 class IterativePruning(_Hook):

@@ -5,6 +5,7 @@ the neurons, of all layers together, as in the published code.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,15 @@ def _masked(model: nn.Module, kind: Kind) -> list[GroupMaskedLinear]:
 def save_group_mask(mask: Tensor, path: str | Path) -> None:
     """Write `head_mask.npy` or `ffn_mask.npy` as published: float32 (layers, groups), 1 = kept."""
     np.save(path, mask.float().numpy(), allow_pickle=False)
+
+
+def save_groups(model: nn.Module, kinds: Sequence[Kind], folder: Path) -> None:
+    """Write the structured masks in force, one file a kind, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in kinds:
+        mask = current_group_mask(model, kind)
+        if mask is not None:
+            save_group_mask(mask, folder / GROUP_FILES[kind])
 
 
 def load_group_mask(path: str | Path) -> Tensor:
