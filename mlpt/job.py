@@ -56,7 +56,7 @@ def mixture_rule(config: RunConfig) -> MetaRule:
 
 def learns(config: RunConfig) -> bool:
     """True if anything about this run is adapted while it runs."""
-    return config.meta.mixture.rule not in STATIC_RULES
+    return config.meta.mixture.rule not in STATIC_RULES or config.meta.masks is not None
 
 
 def step_hooks(config: RunConfig, model: Encoder, splits: Splits, run_dir: Path | None) -> list[StepHook]:
@@ -88,7 +88,8 @@ def run_rank(
         source = LocalSource(build_learner(config, splits, group.device))
     rule = mixture_rule(config)
     policy = Policy(0, rule.first_mixture())
-    outer = Outer(policy, source, group, config.meta.interval, config.meta.lag, rule.needs_moments, learns(config))
+    moments = rule.needs_moments or config.meta.masks is not None
+    outer = Outer(policy, source, group, config.meta.interval, config.meta.lag, moments, learns(config))
     loop = Loop(
         config.train,
         model,

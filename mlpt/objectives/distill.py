@@ -216,7 +216,7 @@ def attention_scores(encoder: Any, layer: int, states: Tensor, attention_mask: T
 
 
 def attention_distance(student: Tensor, teacher: Tensor, real: Tensor | None = None) -> Tensor:
-    """MSE of two (batch, heads, length, length) score tensors; with `real` (batch, length), between real tokens only."""
+    """MSE of two (batch, heads, length, length) tensors; with `real` (batch, length), between real tokens only."""
     pairs = None if real is None else (real.unsqueeze(2) & real.unsqueeze(1)).unsqueeze(1).expand(student.shape)
     return _mean((student - teacher).pow(2), pairs)
 

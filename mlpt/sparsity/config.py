@@ -19,7 +19,7 @@ from mlpt.models.masked import (
 )
 from mlpt.settings import Settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks
-from mlpt.sparsity.hooks import IterativePruning, MaskSaver, StructuredReset, ThresholdReset
+from mlpt.sparsity.hooks import IterativePruning, MaskKeeper, MaskSaver, StructuredReset, ThresholdReset
 from mlpt.sparsity.making import Ties, density, magnitude_masks
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import Init, initial_scores, scores_of_mask
@@ -131,6 +131,8 @@ def mask_hooks(
     save = MaskSaver(model, out, config.method, base_moves=moves, seed=seed, sparsity=config.sparsity, base=base)
     if config.iterative is not None:
         return [IterativePruning(config.iterative, model, save)]
+    if "scores" not in config.train:
+        return [MaskKeeper(save)]
     counts = pruned_counts(config, model)
     return [ThresholdReset(config.reset, counts, config.ties, steps_per_epoch, save)]
 

@@ -92,6 +92,18 @@ class ThresholdReset(_Hook):
             self._save(f"step_{step}", model, step)
 
 
+class MaskKeeper(_Hook):
+    """Writes the masks at every save, where something other than this process's gradients sets the scores."""
+
+    name = "mask_keeper"
+
+    def __init__(self, save: Callable[..., None]):
+        self._save = save
+
+    def before_save(self, step: int, model: nn.Module) -> None:
+        self._save(f"step_{step}", model, step)
+
+
 class StructuredReset(_Hook):
     """Structured masks: before every step and save, exactly the target of heads or neurons is pruned."""
 
