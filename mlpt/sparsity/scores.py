@@ -90,7 +90,7 @@ def exact_threshold(scores: Tensor, count: int, ties: Ties = "exact", second: Te
 
 @torch.no_grad()
 def at_threshold(scores: Tensor, count: int, threshold: float) -> Tensor:
-    """`scores` moved as a whole so that exactly their `count` smallest are at or below `threshold`; ties by position."""
+    """`scores` moved as a whole until exactly their `count` smallest are at or below `threshold`; ties by position."""
     pruned = lowest(scores, count)
     bound = torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
     above = torch.nextafter(bound, torch.full_like(bound, torch.inf))

@@ -26,7 +26,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-12  # of the outer Adam; hypergradients are s
 
 
 class MaskScores(MetaRule):
-    """One outer step on all scores at every update; each matrix keeps the count of pruned weights that it began with."""
+    """One outer step on all scores at every update; each matrix keeps the count of pruned weights it began with."""
 
     name = "mask_scores"
     needs_weights = True
@@ -114,9 +114,7 @@ class MaskScores(MetaRule):
             return torch.stack([forward(name, inputs) for name, inputs in held_out.items()]).mean()
 
         leaves = {name: one.clone().requires_grad_() for name, one in scores.items()}
-        problem = Lookahead(
-            context.model, context.optimizer, leaves, inner_loss, outer_loss, self.config.inner_steps
-        )
+        problem = Lookahead(context.model, context.optimizer, leaves, inner_loss, outer_loss, self.config.inner_steps)
         found = self._engine(problem)
         return found.loss, found.gradients
 
