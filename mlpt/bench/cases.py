@@ -12,7 +12,7 @@ from mlpt.errors import UserError
 CASES = {
     "step": ("mlpt.bench.step",),
     "data": ("mlpt.bench.data",),
-    "meta": ("mlpt.bench.meta", "mlpt.runtime.bench_overhead"),
+    "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
     "multitask": ("mlpt.bench.multitask",),
 }
 
