@@ -1,0 +1,43 @@
+"""AdamW with the usual parameter groups."""
+
+from collections.abc import Iterable
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+
+
+class OptimizerConfig(Settings):
+    """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two groups of the trainable parameters: matrices are decayed; biases and norm weights (one dimension) are not."""
+    trainable = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `model`, fused into one kernel for each group."""
+    groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    if not groups:
+        raise UserError("nothing to train: every parameter of the model is frozen")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate of the coming step; a group's own `scale` multiplies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
