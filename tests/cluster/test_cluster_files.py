@@ -174,7 +174,9 @@ def test_the_volume_of_the_manifests_is_a_valid_claim_that_many_pods_may_write()
     kubernetes_validate.validate(claim, "1.33", strict=True)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for name in MANIFESTS:
-        volumes = [volume for template in pod_templates(read(f"kuberay/{name}")) for volume in template["spec"]["volumes"]]
+        volumes = [
+            volume for template in pod_templates(read(f"kuberay/{name}")) for volume in template["spec"]["volumes"]
+        ]
         claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
         assert claims == {claim["metadata"]["name"]}
 
