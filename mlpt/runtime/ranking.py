@@ -39,8 +39,8 @@ class Score:
         return len(self.trials)
 
 
-def scores(trials: Sequence[Trial], metrics: Sequence[str], budget: int) -> list[Score]:
-    """Group the trials by point. Only points whose every seed spent its `budget` in tokens are scored.
+def scores(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Score]:
+    """Group the trials by point. Only points that finished under every one of their seeds are scored.
 
     A point that was stopped early or failed under some seed would be compared at another budget or by fewer seeds.
     """
@@ -52,7 +52,6 @@ def scores(trials: Sequence[Trial], metrics: Sequence[str], budget: int) -> list
         for group in groups.values()
         if all(
             trial.status == "finished"
-            and trial.tokens >= budget
             and all(math.isfinite(trial.metrics.get(metric, math.nan)) for metric in metrics)
             for trial in group
         )
