@@ -60,7 +60,7 @@ class Loop:
         seed: int,
         hooks: Sequence[StepHook] = (),
         tell: Callable[[Event], None] = lambda event: None,
-        interrupted: Callable[[int], bool] = lambda step: False,
+        must_save: Callable[[int], bool] = lambda step: False,
         tensorboard: bool = True,
     ):
         self.config = config
@@ -72,7 +72,7 @@ class Loop:
         self.seed = seed
         self.hooks = list(hooks)
         self.tell = tell if group.leads else lambda event: None
-        self.interrupted = interrupted
+        self.must_save = must_save  # asked on every rank before every step: write a checkpoint now?
         self.step = 0
         self.block_size = splits.train.block_size
         self.total_steps = config.total_steps(self.block_size)
@@ -99,7 +99,7 @@ class Loop:
         self._last_log = (0.0, 0)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, or to an interruption, and return the summary (plain JSON values)."""
+        """Train to the end and return the summary (plain JSON values)."""
         resumed_at = self._restore()
         tracker = (
             Tracker(self.run_dir, resumed_at, self._metrics_bytes, self._tensorboard) if self.group.leads else None
@@ -112,7 +112,7 @@ class Loop:
             begun = time.perf_counter()
             self._train(tracker, resumed_at)
             seconds = time.perf_counter() - begun
-            after = self._evaluate(self.splits.test) if self.step >= self.total_steps else {}
+            after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
         finally:
             if tracker is not None:
@@ -125,12 +125,13 @@ class Loop:
         self._last_log = (time.perf_counter(), self.step)
         while True:
             self._adopt(tracker)
-            stopping = self.step >= self.total_steps or self.interrupted(self.step)
             is_new = self.step != resumed_at
             is_best = is_new and self._evaluate_if_due(tracker)
-            if stopping or is_best or (is_new and self.step % self.checkpoint_every == 0):
+            at_end = self.step >= self.total_steps
+            scheduled = at_end or self.step % self.checkpoint_every == 0
+            if is_new and (is_best or scheduled or self.must_save(self.step)):
                 self._checkpoint(tracker, is_best)
-            if stopping:
+            if at_end:
                 break
             if self.outer.launch_due(self.step):
                 self._flush()
@@ -304,7 +305,6 @@ class Loop:
         return {
             "steps": self.step,
             "tokens": self._tokens(self.step),
-            "finished": self.step >= self.total_steps,
             "resumed_at": resumed_at,
             "seconds": seconds,
             "tokens_per_second": self._tokens(self.step - resumed_at) / seconds,
