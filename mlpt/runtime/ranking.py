@@ -51,8 +51,7 @@ def scores(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Score]:
         _score(group, metrics)
         for group in groups.values()
         if all(
-            trial.status == "finished"
-            and all(math.isfinite(trial.metrics.get(metric, math.nan)) for metric in metrics)
+            trial.status == "finished" and all(math.isfinite(trial.metrics.get(metric, math.nan)) for metric in metrics)
             for trial in group
         )
     ]
@@ -77,6 +76,18 @@ def pareto_front(scored: Sequence[Score], metrics: Mapping[str, Mode]) -> list[S
         )
 
     return sorted((score for score in scored if not dominated(score)), key=costs)
+
+
+def winning(trials: Sequence[Trial], metrics: Mapping[str, Mode]) -> list[Score]:
+    """The best point, or for several metrics the front, among those that ran with the most seeds."""
+    scored = scores(trials, list(metrics))
+    most = max((score.seeds for score in scored), default=0)
+    proven = [score for score in scored if score.seeds == most]
+    if len(metrics) > 1:
+        return pareto_front(proven, metrics)
+    ((metric, mode),) = metrics.items()
+    winner = best(proven, metric, mode)
+    return [] if winner is None else [winner]
 
 
 def _score(trials: Sequence[Trial], metrics: Sequence[str]) -> Score:

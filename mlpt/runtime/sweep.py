@@ -5,25 +5,30 @@ A sweep's folder holds `sweep.yaml` (what was asked), `trials/` (a run each), `t
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import ray
 import yaml
 from pydantic import Field
 from ray import tune
+from rich.console import Console
 
 from mlpt.config import RunConfig
+from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
+from mlpt.launch import blocks_of
+from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import ray_session
-from mlpt.runtime.placement import concurrency, driver_environment, needs_of_a_trial, require_dashboard, trial_resources
-from mlpt.runtime.ranking import Score, Trial, best, pareto_front, scores
+from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
+from mlpt.runtime.ranking import Score, Trial, pareto_front, scores, winning
 from mlpt.runtime.searching import a_point, make_scheduler, make_search, number_of_trials, parameter_space, repeated
 from mlpt.runtime.space import Scheduler, Search, Space, load_space
 from mlpt.runtime.sweep_report import ProgressLines, finished_trials, write_outcome
-from mlpt.runtime.trial import Plan, budgeted, nested_run, run_trial, trial_config
+from mlpt.runtime.trial import Plan, budgeted, check_metrics, run_trial, trial_config
 from mlpt.settings import Settings, load_settings, parse_overrides
 
 SWEEP = "sweep.yaml"
@@ -83,7 +88,9 @@ def start_sweep(name: str, words: Sequence[str], say: Say, debug: bool = False) 
         asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
         (sweep.folder / SWEEP).write_text(yaml.safe_dump(asked))
     except FileExistsError as error:
-        raise UserError(f"{sweep.folder} exists; `mlpt tune --resume {sweep.folder}`, or another sweep.folder") from error
+        raise UserError(
+            f"{sweep.folder} exists; `mlpt tune --resume {sweep.folder}`, or another sweep.folder"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot make {sweep.folder} ({error.strerror}); choose another sweep.folder") from error
     return _run(sweep, say, debug)
@@ -111,21 +118,83 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
 def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     space = sweep.space
     sample = trial_config(space, sweep.overrides, a_point(space), sweep.options.seed)  # wrong settings show here
-    _check_metrics(space, sample)
+    check_metrics(space, sample)
     say(f"{space.name}: {space.question}")
     is_nested = sample.runtime.most_workers > 1
-    environment = driver_environment(sample.runtime) if is_nested else {}
-    with ray_session(sample.runtime, os.cpu_count() or 1, debug, dashboard=is_nested, environment=environment):
+    environment = worker_environment(sample.runtime) if is_nested else {}
+    with ray_session(sample.runtime, os.cpu_count() or 1, debug, is_nested, environment):
         if is_nested:
             require_dashboard()
-        blocks = _prepare(sample, sweep, say)
-        plan = Plan(space, sweep.overrides, blocks.path, sweep.folder, blocks.block_size, is_nested)
-        at_once = concurrency(sample.runtime, number_of_trials(space), sweep.options.concurrent, say)
-        tokens = budgeted(sample, space, blocks.block_size, plan.pausing).train.steps
-        tokens *= sample.train.batch_size * blocks.block_size
-        found = _search(sweep, plan, sample, at_once, tokens, say)
-        found += _confirm(sweep, plan, sample, at_once, found, say)
-    winners = _winners(space, found)
-    outcome = Outcome(sweep.folder, found, winners)
-    write_outcome(space, outcome, lambda point, seed: trial_config(space, sweep.overrides, point, seed), say)
-    return outcome
+        display = Display("off", console=Console(stderr=True))
+        blocks = blocks_of(sample, sweep.folder, display)
+        block_size = Blocks.open(blocks, "train").block_size
+        resources = trial_resources(sample.runtime)
+        plan = Plan(space, sweep.overrides, blocks, sweep.folder, block_size, resources, is_nested)
+        wanted, have = sweep.options.concurrent, ray.cluster_resources()
+        at_once = concurrency(trial_needs(sample.runtime), have, number_of_trials(space), wanted, say)
+        found = _search(sweep, plan, sample, at_once, say)
+        found += _confirm(sweep, plan, at_once, found, say)
+    winners = winning(found, space.metrics)
+    recipes = [_recipe(sweep, winner) for winner in winners]
+    write_outcome(sweep.folder, space, found, winners, recipes, say)
+    return Outcome(sweep.folder, found, winners)
+
+
+def _search(sweep: Sweep, plan: Plan, sample: RunConfig, at_once: int, say: Say) -> list[Trial]:
+    """The search itself: one seed, early stopping."""
+    space = sweep.space
+    train = budgeted(sample, space, plan.block_size, plan.pausing).train
+    tokens = train.steps * train.batch_size * plan.block_size
+    several = len(space.metrics) > 1
+    config = tune.TuneConfig(
+        metric=None if several else space.metric,
+        mode=None if several else space.mode,
+        num_samples=space.trials,
+        search_alg=make_search(space, sweep.options.seed),
+        scheduler=make_scheduler(space, tokens),
+        max_concurrent_trials=at_once,
+        reuse_actors=not plan.is_nested,
+    )
+    return _tuned(sweep, plan, "search", parameter_space(space, sweep.options.seed), config, say)
+
+
+def _confirm(sweep: Sweep, plan: Plan, at_once: int, found: list[Trial], say: Say) -> list[Trial]:
+    """The best points again, to the end, with the other seeds: one lucky seed makes no winner."""
+    space = sweep.space
+    scored = sorted(scores(found, list(space.metrics)), key=lambda score: score.means[space.metric])
+    ranked = scored if space.mode == "min" else scored[::-1]
+    chosen = pareto_front(ranked, space.metrics) if len(space.metrics) > 1 else ranked[: space.finalists]
+    if space.seeds == 1 or not chosen:
+        return []
+    seeds = [sweep.options.seed + more for more in range(1, space.seeds)]
+    say(f"{len(chosen)} finalists with {len(seeds)} more seeds each")
+    config = tune.TuneConfig(num_samples=1, max_concurrent_trials=at_once, reuse_actors=not plan.is_nested)
+    points = repeated([dict(score.point) for score in chosen], seeds)
+    return _tuned(sweep, plan, "seeds", points, config, say)
+
+
+def _tuned(
+    sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config: tune.TuneConfig, say: Say
+) -> list[Trial]:
+    """One run of Ray Tune, or the rest of one that was interrupted."""
+    trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
+    state = sweep.folder / "tune" / phase
+    if tune.Tuner.can_restore(str(state)):
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+    else:
+        run_config = tune.RunConfig(
+            name=phase,
+            storage_path=str(sweep.folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=sweep.options.retries),
+            callbacks=[ProgressLines(plan.space, say)],
+            verbose=0,
+        )
+        tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)
+    return finished_trials(tuner.fit())
+
+
+def _recipe(sweep: Sweep, winner: Score) -> str:
+    """A winner as YAML that `mlpt pretrain` takes, with the sweep's budget."""
+    config = trial_config(sweep.space, sweep.overrides, winner.point, sweep.options.seed)
+    train = config.train.model_copy(update={"tokens": sweep.space.tokens})
+    return config.model_copy(update={"name": sweep.space.name, "run_dir": None, "train": train}).to_yaml()

@@ -18,7 +18,10 @@ from ray import tune
 from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError
 from mlpt.job import learns, mixture_rule, run_rank
+from mlpt.logs import log_to_file
 from mlpt.meta.policy import Policy
+from mlpt.reporting.display import Display
+from mlpt.runtime.pretrain import pretrain_on_ray
 from mlpt.runtime.searching import PAUSING
 from mlpt.runtime.space import Space
 from mlpt.settings import merge, nested
@@ -29,7 +32,6 @@ WORST = 1e6  # stands in for the metrics of a trial that failed; Tune and Optuna
 _COMMIT_TIMEOUT_S = 300.0
 
 Event = Mapping[str, Any]
-NestedRun = Callable[[RunConfig, str, Path, Callable[[Event], None]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Plan:
     blocks      the prepared folder, which every trial maps into its memory.
     folder      the sweep's folder.
     block_size  tokens in a block.
-    nested      runs one trial over several Ray Train workers; None: trials run in process.
+    resources   what Ray Tune reserves for a trial.
+    is_nested   trials are runs of their own on several Ray Train workers; else they train in Tune's process.
     """
 
     space: Space
@@ -48,7 +51,8 @@ class Plan:
     blocks: str
     folder: Path
     block_size: int
-    nested: NestedRun | None = None
+    resources: dict[str, float]
+    is_nested: bool
 
     @property
     def pausing(self) -> bool:
@@ -83,6 +87,14 @@ def budgeted(config: RunConfig, space: Space, block_size: int, pausing: bool) ->
     return config.model_copy(update={"train": config.train.model_copy(update=changes), "report": report})
 
 
+def check_metrics(space: Space, config: RunConfig) -> None:
+    """Raise `UserError` for a metric that no trial of `config` would report: Tune would wait for it."""
+    known = {"dev/mean", *(f"dev/{name}" for name in config.objectives)}
+    for metric in space.metrics:
+        if metric not in known:
+            raise UserError(f"space '{space.name}': no trial reports '{metric}'; there are {', '.join(sorted(known))}")
+
+
 def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """Tune's trainable. `config` holds the `point` and the `seed`.
 
@@ -96,11 +108,8 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
         _open_run_dir(run_dir, resolved)
         _take_over(run_dir, resolved)
         reporter = Reporter(plan, resolved, run_dir, begun)
-        if plan.nested is not None:
-            summary = plan.nested(resolved, plan.blocks, run_dir, reporter.tell)
-        else:
-            torch.set_num_threads(max(1, int(resolved.runtime.cpus_per_worker)))
-            summary = run_rank(resolved, plan.blocks, run_dir, Group(device=default_device()), tell=reporter.tell)
+        train = _on_several_workers if plan.is_nested else _in_this_process
+        summary = train(resolved, plan.blocks, run_dir, reporter.tell)
     except UserError as error:
         worst = {name: WORST if mode == "min" else -WORST for name, mode in plan.space.metrics.items()}
         spent = {"tokens": 0, "evaluations": 0, "seconds": time.perf_counter() - begun, "run_dir": str(run_dir)}
@@ -108,6 +117,28 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
         return
     reporter.finish(summary)
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+
+
+def _in_this_process(config: RunConfig, blocks: str, run_dir: Path, tell: Callable[[Event], None]) -> dict[str, Any]:
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))
+    device = default_device() if config.runtime.gpus_per_worker else torch.device("cpu")
+    log_to_file(run_dir / "logs" / "rank_0.log")
+    return run_rank(config, blocks, run_dir, Group(device=device), tell=tell)
+
+
+def _on_several_workers(config: RunConfig, blocks: str, run_dir: Path, tell: Callable[[Event], None]) -> dict[str, Any]:
+    return pretrain_on_ray(config, blocks, run_dir, _Listener(tell))
+
+
+class _Listener(Display):
+    """Hears what a nested run would show."""
+
+    def __init__(self, tell: Callable[[Event], None]):
+        super().__init__("off")
+        self._tell = tell
+
+    def handle(self, event: Event) -> None:
+        self._tell(event)
 
 
 class Reporter:
@@ -141,6 +172,7 @@ class Reporter:
         return {
             "step": step,
             "tokens": step * self._tokens_per_step,
+            "budget": self._config.train.steps * self._tokens_per_step,
             "evaluations": step // self._config.train.evaluate_every,
             "seconds": time.perf_counter() - self._begun,
             "run_dir": str(self._run_dir),
@@ -154,7 +186,9 @@ class Reporter:
         deadline = time.monotonic() + _COMMIT_TIMEOUT_S
         while not (path / COMMITTED).is_file():
             if time.monotonic() > deadline:
-                raise UserError(f"checkpoint {path} was not written within {_COMMIT_TIMEOUT_S:.0f} s; is the disk full?")
+                raise UserError(
+                    f"checkpoint {path} was not written within {_COMMIT_TIMEOUT_S:.0f} s; is the disk full?"
+                )
             time.sleep(0.01)
         return str(path)
 
