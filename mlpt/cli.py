@@ -1,4 +1,4 @@
-"""The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows the traceback."""
+"""The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows more."""
 
 import logging
 import os
@@ -43,13 +43,16 @@ def prepare(
     """Text -> tokenizer + blocks."""
     from mlpt.data.prepare import DataConfig
     from mlpt.data.prepare import prepare as prepare_blocks
+    from mlpt.launch import describe
+    from mlpt.reporting.display import Display
     from mlpt.settings import load_settings, parse_overrides
 
     words = [word for word in sources if "=" not in word]
     given = [word for word in sources if "=" in word] + (settings or [])
     config = load_settings(DataConfig, {"source": words, **parse_overrides(given)}, "data")
-    manifest = prepare_blocks(config, out, progress=lambda text: console.print(text, highlight=False))
-    console.print(manifest.describe(), highlight=False)
+    with Display(console=console) as display, display.bytes_done("preparing text") as progress:
+        manifest = prepare_blocks(config, out, progress=progress)
+    console.print(describe(manifest, out), highlight=False)
 
 
 @app.command()

@@ -5,7 +5,6 @@ run = pretrain("quickstart", {"train": {"steps": 200}})
 print(run.summary["held_out"], run.folder / "model")
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
 from mlpt.data.files import cache_directory
-from mlpt.data.prepare import prepare
+from mlpt.data.manifest import Manifest, read_manifest
+from mlpt.data.prepare import input_digest, prepare
 from mlpt.errors import UserError
 from mlpt.job import mixture_rule, run_rank
 from mlpt.logs import log_to_file
@@ -74,20 +74,35 @@ def pretrain(
 
 
 def blocks_of(config: RunConfig, folder: Path, display: Display) -> str:
-    """The prepared blocks of a run: those of `config.blocks`, or made from `config.data` in the user's cache.
+    """The prepared blocks of a run: `data.source` if that is a prepared folder, else made from it.
 
-    A run remembers the digest of its blocks; resuming it on other text is an error.
+    They are made in `config.blocks` or, by default, in the user's cache, where other runs on the same text find them.
+    A run remembers which blocks it had; resuming it on other text is an error.
     """
-    digest = hashlib.blake2b(config.data.model_dump_json().encode(), digest_size=8).hexdigest()
-    blocks = config.blocks or str(cache_directory() / "blocks" / digest)
-    manifest = prepare(config.data, blocks, progress=display.say)
-    display.say(manifest.describe())
-    remembered = folder / "blocks.json"
-    current = {"blocks": blocks, "digest": manifest.digest}
+    sources = config.data.sources
+    if len(sources) == 1 and (manifest := read_manifest(sources[0])) is not None:
+        blocks = str(Path(sources[0]).resolve()) if Path(sources[0]).exists() else sources[0]
+    else:
+        blocks = config.blocks or str(cache_directory() / "blocks" / input_digest(config.data))
+        with display.bytes_done("preparing text") as progress:
+            manifest = prepare(config.data, blocks, progress=progress)
+    display.say(describe(manifest, blocks))
+    remembered, current = folder / "blocks.json", {"blocks": blocks, "digest": manifest.digest}
     if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
     remembered.write_text(json.dumps(current))
     return blocks
+
+
+def describe(manifest: Manifest, blocks: str) -> str:
+    """One line about prepared blocks."""
+    rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
+    tokens = sum(entry.tokens for entry in manifest.splits.values())
+    how = "found" if manifest.reused else "made"
+    size = manifest.vocabulary["size"]
+    return (
+        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens, vocabulary {size:,}; in {blocks}"
+    )
 
 
 def _in_this_process(config: RunConfig, blocks: str, folder: Path, display: Display) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -44,6 +45,17 @@ class Display:
     def say(self, text: str) -> None:
         """One line that stays, in every mode."""
         self.console.print(text, highlight=False)
+
+    @contextlib.contextmanager
+    def bytes_done(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for work that is measured in bytes: call what this yields with (bytes done, bytes of all)."""
+        if self.mode != "bar":
+            yield lambda done, total: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Show one event of the loop."""

@@ -17,8 +17,8 @@ from torch import Tensor
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.job import build_learner, open_splits
-from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.logs import log_to_file
+from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.training.group import default_device
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs

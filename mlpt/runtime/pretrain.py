@@ -18,9 +18,9 @@ from ray.train.torch import TorchTrainer, get_device
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
 from mlpt.job import learns, run_rank
+from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
-from mlpt.logs import log_to_file
 from mlpt.runtime.meta_actor import ActorSource, create_actor
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
