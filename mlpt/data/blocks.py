@@ -1,0 +1,264 @@
+"""Prepared blocks on disk: opened memory-mapped, never loaded.
+
+Local shards are mapped where they lie; remote ones are fetched into a bounded cache when they are first read.
+"""
+
+import hashlib
+import os
+import posixpath
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mlpt.data.files import cache_directory, filesystem, is_local, one_line, readable_errors
+from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CACHE_BYTES = 20 << 30  # of remote shards kept on this machine
+VERIFIED_BYTES = 1 << 30  # a split up to this size is hashed when it is opened (under a second); larger: sizes only
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    """A mapped shard: `first[i]` is the row at which `tokens[i]` (rows, block_size) begins."""
+
+    table: pa.Table
+    first: NDArray[np.int64]
+    tokens: list[NDArray[Any]]
+
+
+class Blocks:
+    """The rows of one split of a prepared folder. Row order is fixed; `Sampler` says which to read when."""
+
+    def __init__(self, folder: str, split: str, manifest: Manifest, cache_bytes: int = CACHE_BYTES):
+        self.folder, self.split, self.manifest = folder, split, manifest
+        self.entry = manifest.splits[split]
+        self.block_size = manifest.block_size
+        self.domains: list[str] = list(self.entry.domains)
+        self.vocabulary = Vocabulary(**manifest.vocabulary)
+        self.cache_bytes = cache_bytes
+        self._ends = np.cumsum([shard.rows for shard in self.entry.shards], dtype=np.int64)
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._local = is_local(filesystem(folder)[0])
+        self._entropy: float | None = None
+
+    @classmethod
+    def open(cls, path: str, split: str = "train", cache_bytes: int = CACHE_BYTES) -> "Blocks":
+        """Open "train", "dev" or "test" of the folder (or URI) that `prepare` wrote.
+
+        Raises UserError: not a prepared folder, no blocks in that split, a shard that is missing, truncated or (hashed
+        for splits up to 1 GB) changed, a tokenizer that isn't the one the blocks were made with.
+        """
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise UserError(
+                f"{path} is not a prepared folder (no manifest.json); make one with mlpt prepare SOURCE --out"
+            )
+        if split not in manifest.splits or not manifest.splits[split].rows:
+            raise UserError(
+                f"{path} has no blocks in its {split} split; prepare more text, or with a larger share of it"
+            )
+        blocks = cls(path, split, manifest, cache_bytes)
+        blocks._check_tokenizer_file()
+        if blocks._local:
+            blocks._check_shards()
+        return blocks
+
+    def __len__(self) -> int:
+        return self.entry.rows
+
+    def tokens(self, rows: NDArray[np.int64]) -> Tensor:
+        """Token ids of `rows` (n,), in that order: (n, block_size) int64 on the CPU."""
+        out = np.empty((len(rows), self.block_size), dtype=np.int64)
+        for number, where, inside in self._by_shard(rows):
+            shard = self._shard(number)
+            batch = np.searchsorted(shard.first, inside, side="right") - 1
+            for one in np.unique(batch):
+                chosen = batch == one
+                out[where[chosen]] = shard.tokens[one][inside[chosen] - shard.first[one]]
+        return torch.from_numpy(out)
+
+    def domain_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The domain of each of `rows`, as an index into `domains`: (n,) int64."""
+        index = {domain: number for number, domain in enumerate(self.domains)}
+        out = np.empty(len(rows), dtype=np.int64)
+        for number, where, inside in self._by_shard(rows):
+            names = self._shard(number).table["domain"].take(pa.array(inside)).to_pylist()
+            out[where] = [index[name] for name in names]
+        return out
+
+    def documents_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of the document that each of `rows` begins with (a part of): (n,) int64."""
+        out = np.empty(len(rows), dtype=np.int64)
+        for number, where, inside in self._by_shard(rows):
+            out[where] = self._shard(number).table["document"].take(pa.array(inside)).to_numpy()
+        return out
+
+    def boundaries_of(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint16]]:
+        """For each of `rows`, the positions at which a document begins, ascending."""
+        out: list[NDArray[np.uint16]] = [np.empty(0, np.uint16)] * len(rows)
+        for number, where, inside in self._by_shard(rows):
+            lists = self._shard(number).table["boundaries"].take(pa.array(inside)).to_pylist()
+            for place, positions in zip(where, lists, strict=True):
+                out[place] = np.array(positions, dtype=np.uint16)
+        return out
+
+    def unigram_entropy(self) -> float:
+        """Entropy of the split's distribution of tokens, in nats a token; special and padding ids left out.
+
+        It is the loss of the best predictor that ignores all context. Zero for a split of special ids only.
+        """
+        if self._entropy is None:
+            counts = np.zeros(self.vocabulary.size, dtype=np.int64)
+            for number in range(len(self.entry.shards)):
+                for tokens in self._shard(number).tokens:
+                    counts += np.bincount(tokens.reshape(-1), minlength=self.vocabulary.size)
+            counts[list(self.vocabulary.special_ids)] = 0
+            shares = counts[counts > 0] / max(1, counts.sum())
+            self._entropy = float(-(shares * np.log(shares)).sum())
+        return self._entropy
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer the blocks were made with."""
+        from mlpt.data.tokenizers import load_tokenizer
+
+        if self._local:
+            return load_tokenizer(posixpath.join(self.folder, "tokenizer"))
+        fs, inner = filesystem(posixpath.join(self.folder, "tokenizer"))
+        target = cache_directory() / "tokenizers" / self.manifest.tokenizer_sha256[:16]
+        with readable_errors(self.folder, "read"):
+            target.mkdir(parents=True, exist_ok=True)
+            for name in fs.ls(inner, detail=False):
+                fs.get_file(name, str(target / posixpath.basename(name)))
+        return load_tokenizer(str(target))
+
+    def require_tokenizer(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Raise UserError unless `tokenizer` (a pretrained model's, say) gives every token the id it has here."""
+        from mlpt.data.tokenizers import vocabulary_hash
+
+        if vocabulary_hash(tokenizer) != self.manifest.vocabulary_sha256:
+            raise UserError(
+                f"the tokenizer ({len(tokenizer)} tokens) does not match the blocks in {self.folder} "
+                f"({self.vocabulary.size} tokens); prepare them with that tokenizer"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent to another process, the blocks are opened anew there."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """(shard, places in `rows`, rows within the shard) of every shard that `rows` touch."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
+        shards = np.searchsorted(self._ends, rows, side="right")
+        found = []
+        for number in np.unique(shards):
+            where = np.flatnonzero(shards == number)
+            found.append((int(number), where, rows[where] - (self._ends[number - 1] if number else 0)))
+        return found
+
+    def _shard(self, number: int) -> _OpenShard:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        entry = self.entry.shards[number]
+        path = posixpath.join(self.folder, entry.file)
+        if self._local:
+            path = filesystem(path)[1]
+        else:
+            path = str(_fetch(path, entry, self.cache_bytes))
+            # An open map keeps a file that left the cache on the disk.
+            while self._open and entry.bytes + self._mapped_bytes() > self.cache_bytes:
+                self._open.popitem(last=False)
+        self._open[number] = _map(path, entry, self.block_size)
+        return self._open[number]
+
+    def _mapped_bytes(self) -> int:
+        return sum(self.entry.shards[number].bytes for number in self._open)
+
+    def _check_shards(self) -> None:
+        hashed = sum(shard.bytes for shard in self.entry.shards) <= VERIFIED_BYTES
+        for shard in self.entry.shards:
+            path = filesystem(posixpath.join(self.folder, shard.file))[1]
+            with readable_errors(path, "read"):
+                size = os.path.getsize(path)
+                if size != shard.bytes:
+                    raise UserError(f"{path} has {size} bytes, not {shard.bytes}: it is truncated; {_AGAIN}")
+                if hashed and file_sha256(path) != shard.sha256:
+                    raise UserError(f"{path} is corrupt (its SHA-256 is not the manifest's); {_AGAIN}")
+
+    def _check_tokenizer_file(self) -> None:
+        path = posixpath.join(self.folder, "tokenizer", "tokenizer.json")
+        fs, inner = filesystem(path)
+        with readable_errors(path, "read"):
+            digest = hashlib.sha256(fs.cat_file(inner)).hexdigest()
+        if digest != self.manifest.tokenizer_sha256:
+            raise UserError(f"{path} does not match the blocks: it was changed after they were made; {_AGAIN}")
+
+
+_AGAIN = "remove the folder and prepare it again"
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _map(path: str, entry: ShardEntry, block_size: int) -> _OpenShard:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(path))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        tokens = []
+        for batch in batches:
+            column = batch.column("input_ids")
+            tokens.append(column.flatten().to_numpy(zero_copy_only=True).reshape(-1, block_size))
+        table = pa.Table.from_batches(batches, schema=reader.schema)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a whole shard ({one_line(error)}); {_AGAIN}") from error
+    if table.num_rows != entry.rows:
+        raise UserError(f"{path} has {table.num_rows} rows, not {entry.rows}; {_AGAIN}")
+    sizes = [len(part) for part in tokens]
+    return _OpenShard(table, np.cumsum([0, *sizes[:-1]], dtype=np.int64), tokens)
+
+
+def _fetch(path: str, entry: ShardEntry, cache_bytes: int) -> Path:
+    """A remote shard as a file of the cache, checked; the least recently used ones make room for it."""
+    folder = cache_directory() / "shards"
+    target = folder / f"{entry.sha256}.arrow"
+    if target.exists() and target.stat().st_size == entry.bytes:
+        os.utime(target)
+        return target
+    fs, inner = filesystem(path)
+    partial = folder / f"{entry.sha256}.{os.getpid()}"
+    with readable_errors(path, "read"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, cache_bytes - entry.bytes)
+        fs.get_file(inner, str(partial))
+        if file_sha256(str(partial)) != entry.sha256:
+            partial.unlink()
+            raise UserError(f"{path} is truncated or corrupt (its SHA-256 is not the manifest's); {_AGAIN}")
+        os.replace(partial, target)
+    return target
+
+
+def _make_room(folder: Path, most: int) -> None:
+    kept = sorted(folder.glob("*.arrow"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in kept)
+    for path in kept:
+        if total <= most:
+            return
+        total -= path.stat().st_size
+        path.unlink(missing_ok=True)

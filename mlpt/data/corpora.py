@@ -1,0 +1,255 @@
+"""From what a user names (files, folders, globs, URIs, `docs`, `hub:NAME`) to bounded pieces of work.
+
+The plan depends on the input alone, never on how many workers there are: that is why any number of them writes the
+same bytes.
+"""
+
+import glob
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mlpt.data import docs_corpus, hub
+from mlpt.data.files import filesystem, is_local, readable_errors
+from mlpt.data.readers import READ_BYTES, Segment, next_start, open_bytes, open_parquet, text_style
+from mlpt.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1 << 20, 256 << 20, 256  # bytes, bytes, wished number of pieces
+
+_SUFFIXES = {
+    ".txt": ("text", False),
+    ".tokens": ("text", False),
+    ".raw": ("text", False),
+    ".txt.gz": ("text", True),
+    ".jsonl": ("jsonl", False),
+    ".jsonl.gz": ("jsonl", True),
+    ".parquet": ("parquet", False),
+}
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "dev": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "test": "test",
+}
+_SAMPLE = 1 << 20  # bytes hashed at either end of a file too big to be hashed whole
+_HASHED_WHOLE = 64 << 20
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One file of a source. `split`: what its name says ("train", "dev", "test"), or None."""
+
+    path: str
+    kind: str
+    gzipped: bool
+    size: int
+    domain: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A bounded part of the corpus. `split`: where all of it goes, or None: its documents are split by their hash."""
+
+    segments: tuple[Segment, ...]
+    split: str | None
+    size: int
+
+
+def find_files(sources: Sequence[str], max_bytes: int | None = None) -> list[CorpusFile]:
+    """All files of the sources, in a fixed order.
+
+    A source is a file, a folder (searched through), a glob, any fsspec URI of these, `docs` (the embedded corpus,
+    `max_bytes` of it) or `hub:NAME[:config]`. Split names in file or folder names (below the folder that was named)
+    count if one of them says train; otherwise all files are split by document.
+
+    Raises UserError for a source without files, an unknown suffix, an empty file.
+    """
+    found: list[CorpusFile] = []
+    for source in sources:
+        if source == "docs":
+            files = [str(docs_corpus.collect(max_bytes))]
+        elif source.startswith("hub:"):
+            files = [str(path) for path in hub.download(source)]
+        else:
+            files = _paths(source)
+        found += [_describe(path, _root(source, files)) for path in files]
+    unique = list({file.path: file for file in found}.values())
+    if not any(file.split == "train" for file in unique):
+        unique = [replace(file, split=None) for file in unique]
+    return unique
+
+
+def missing_splits(files: Iterable[CorpusFile]) -> tuple[str, ...]:
+    """Which of dev and test no file name gives: they are taken out of the training documents by hash."""
+    named = {file.split for file in files}
+    return tuple(split for split in ("dev", "test") if split not in named)
+
+
+def plan(files: Sequence[CorpusFile], max_bytes: int | None = None) -> list[Piece]:
+    """Cut the corpus into pieces of SMALLEST_PIECE to LARGEST_PIECE bytes; small files share one.
+
+    With `max_bytes`, each file gives its share from its beginning, in proportion to its size. A gzipped file is one
+    piece, because it can only be read from its start.
+    """
+    total = sum(file.size for file in files)
+    kept = 1.0 if max_bytes is None else min(1.0, max_bytes / total)
+    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(total * kept) // PIECES))
+    pieces: list[Piece] = []
+    for split in (None, *SPLITS):
+        group: list[Segment] = []
+        size = 0
+        for file in (one for one in files if one.split == split):
+            limit = None if kept == 1.0 else max(1, int(file.size * kept))
+            for segment, bytes_ in _cut(file, limit, target):
+                if group and size + bytes_ > target * 5 // 4:
+                    pieces.append(Piece(tuple(group), split, size))
+                    group, size = [], 0
+                group.append(segment)
+                size += bytes_
+        if group:
+            pieces.append(Piece(tuple(group), split, size))
+    return pieces
+
+
+def fingerprint(files: Iterable[CorpusFile]) -> str:
+    """A hash of what the corpus holds: names and contents; of files above 64 MB their size, both ends and date."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{posixpath.basename(file.path)}\0{file.size}\0{file.split}\0{file.domain}\0".encode())
+        with readable_errors(file.path, "read"), open_bytes(file.path) as stream:
+            if file.size <= _HASHED_WHOLE:
+                while chunk := stream.read(READ_BYTES):
+                    digest.update(chunk)
+            else:
+                digest.update(stream.read(_SAMPLE))
+                stream.seek(file.size - _SAMPLE)
+                digest.update(stream.read())
+                fs, inner = filesystem(file.path)
+                digest.update(str(fs.ukey(inner)).encode())
+    return digest.hexdigest()
+
+
+def _paths(source: str) -> list[str]:
+    fs, inner = filesystem(source)
+    with readable_errors(source, "read"):
+        if fs.isfile(inner):
+            found = [inner]
+        elif fs.isdir(inner):
+            found = [path for path in fs.find(inner) if _suffix(path) and not _hidden(path, inner)]
+        elif glob.has_magic(inner):
+            found = [path for path in fs.glob(inner) if _suffix(path) and fs.isfile(path)]
+        else:
+            raise UserError(
+                f"{source}: there is no such file or folder; check the path (the embedded corpus is 'docs')"
+            )
+    if not found:
+        raise UserError(f"{source} holds no {', '.join(_SUFFIXES)} file; point to the folder or files of text")
+    return sorted(found if is_local(fs) else [fs.unstrip_protocol(path) for path in found])
+
+
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith(".") for part in posixpath.relpath(path, root).split("/"))
+
+
+def _root(source: str, files: Sequence[str]) -> str:
+    """The folder below which names may carry a split: the one that was named, or the common one of a glob's files."""
+    if len(files) == 1:
+        return posixpath.dirname(files[0])
+    fs, inner = filesystem(source)
+    if not source.startswith("hub:") and fs.isdir(inner):
+        return inner if is_local(fs) else fs.unstrip_protocol(inner)
+    return posixpath.commonpath([posixpath.dirname(path) for path in files])
+
+
+def _suffix(path: str) -> str | None:
+    name = path.lower()
+    return next((suffix for suffix in sorted(_SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), None)
+
+
+def _describe(path: str, root: str) -> CorpusFile:
+    suffix = _suffix(path)
+    if suffix is None:
+        raise UserError(f"{path}: only {', '.join(_SUFFIXES)} files can be read; convert it or name it so")
+    kind, gzipped = _SUFFIXES[suffix]
+    fs, inner = filesystem(path)
+    with readable_errors(path, "read"):
+        size = fs.size(inner)
+    if not size:
+        raise UserError(f"{path} is empty; remove it or give another file")
+    relative = path.removeprefix(root).strip("/")
+    words = [word for word in re.split(r"[^a-z]+", relative.lower()) if word in _SPLIT_WORDS]
+    domain = posixpath.basename(root) or "text"  # of files named train.jsonl, valid.jsonl: their folder
+    stem = posixpath.basename(path)[: -len(suffix)]
+    return CorpusFile(path, kind, gzipped, size, _domain(stem, domain), _SPLIT_WORDS[words[-1]] if words else None)
+
+
+def _domain(stem: str, fallback: str) -> str:
+    """A file's stem without the words that only say its split or part: `wiki.train` and `wiki.valid` are one domain."""
+    words = re.split(r"[._-]+", stem)
+    kept = [word for word in words if word.lower() not in _SPLIT_WORDS and word.lower() != "of" and not word.isdigit()]
+    return "-".join(kept) or fallback
+
+
+def _cut(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment, int]]:
+    """The segments of one file and their sizes in bytes."""
+    if file.kind == "parquet":
+        return _cut_parquet(file, limit, target)
+    whole = Segment(file.path, file.kind, file.domain, limit=limit, gzipped=file.gzipped)
+    with readable_errors(file.path, "read"):
+        if file.kind == "text":
+            whole = replace(whole, style=_style(whole))
+        if file.gzipped:
+            return [(whole, file.size)]
+        end = file.size if limit is None else min(file.size, limit)
+        cuts = [0]
+        while end - cuts[-1] > target * 5 // 4:
+            start = next_start(file.path, "line" if file.kind == "jsonl" else whole.style, cuts[-1] + target)
+            if start is None or start >= end:
+                break
+            cuts.append(start)
+    if limit is None:
+        stops: list[int | None] = [*cuts[1:], None]
+        return [
+            (replace(whole, start=start, stop=stop), (stop or file.size) - start)
+            for start, stop in zip(cuts, stops, strict=True)
+        ]
+    # Only the last segment is cut short, and by whole documents.
+    last = replace(whole, start=cuts[-1], limit=end - cuts[-1])
+    pairs = zip(cuts[:-1], cuts[1:], strict=True)
+    return [
+        *((replace(whole, start=start, stop=stop, limit=None), stop - start) for start, stop in pairs),
+        (last, end - cuts[-1]),
+    ]
+
+
+def _style(segment: Segment) -> str:
+    with open_bytes(segment.path, segment.gzipped) as stream:
+        try:
+            return text_style(stream.read(READ_BYTES))
+        except (EOFError, OSError):
+            return segment.style  # a damaged gzip: reading the segment says so
+
+
+def _cut_parquet(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment, int]]:
+    with readable_errors(file.path, "read"):
+        metadata = open_parquet(file.path).metadata
+    cut: list[tuple[Segment, int]] = []
+    start, size, left = 0, 0, limit
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        last = group == metadata.num_row_groups - 1 or (left is not None and size >= left)
+        if size >= target or last:
+            cut.append((Segment(file.path, "parquet", file.domain, start, group + 1, left if last else None), size))
+            start = group + 1
+            left = None if left is None else left - size
+            size = 0
+        if last:
+            break
+    return cut

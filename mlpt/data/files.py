@@ -1,0 +1,61 @@
+"""Where data lies: local paths and any fsspec URI, the user's cache directory, and errors of files as one line."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from mlpt.errors import UserError
+
+
+def cache_directory() -> Path:
+    """The user's cache folder for mlpt: `$XDG_CACHE_HOME/mlpt`, else `~/.cache/mlpt`; it may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mlpt"
+
+
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URI, and the path within it.
+
+    Raises UserError for a protocol that fsspec doesn't know or whose package isn't installed.
+    """
+    try:
+        return url_to_fs(os.path.expanduser(path))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{path}: {one_line(error)}; use a local path or an installed fsspec protocol") from error
+
+
+def is_local(filesystem_: fsspec.AbstractFileSystem) -> bool:
+    """True if paths of this file system are paths of this machine (they can be memory-mapped)."""
+    protocol = filesystem_.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
+@contextmanager
+def readable_errors(path: str, doing: str) -> Iterator[None]:
+    """Turn the OSError of an operation on `path` into one UserError line; `doing` is "read" or "write"."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot {doing} {path}: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """What happened and what to do, for the errors of a disk that people meet."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space or write elsewhere, then run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file; check the path"
+    if isinstance(error, PermissionError):
+        return "permission denied; check who owns it"
+    return one_line(error)
+
+
+def one_line(error: Any) -> str:
+    """The text of an error on one line, its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,90 @@
+"""The manifest of a prepared folder: what was prepared from what, with which tokenizer, into which shards."""
+
+import json
+import posixpath
+from typing import Any
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from mlpt.data.files import filesystem, readable_errors
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class ShardEntry(Settings):
+    """One Arrow file of a split: name below the folder, rows, size in bytes, SHA-256."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class SplitEntry(Settings):
+    """One split: its shards and domains, how many documents and tokens (without special ones) went into it."""
+
+    domains: list[str]
+    shards: list[ShardEntry]
+    documents: int
+    tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Blocks of the split."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Manifest(Settings):
+    """`manifest.json`, written last: a folder that has none is not prepared."""
+
+    format: int = FORMAT
+    settings: dict[str, Any]
+    fingerprint: str = Field(description="hash of the input")
+    tokenizer_sha256: str = Field(description="hash of tokenizer/tokenizer.json")
+    vocabulary_sha256: str = Field(description="hash of every token with its id")
+    vocabulary: dict[str, int] = Field(description="size and special ids")
+    block_size: int
+    dtype: str
+    splits: dict[str, SplitEntry]
+    _reused: bool = PrivateAttr(default=False)
+
+    @property
+    def reused(self) -> bool:
+        """True when `prepare` found this folder ready, with the same settings and input."""
+        return self._reused
+
+    def as_reused(self) -> "Manifest":
+        """A copy that says so."""
+        copy = self.model_copy()
+        copy._reused = True
+        return copy
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """The manifest of a prepared folder, None if there is none; UserError if it is damaged."""
+    path = posixpath.join(folder, MANIFEST)
+    fs, inner = filesystem(path)
+    with readable_errors(path, "read"):
+        if not fs.exists(inner):
+            return None
+        raw = fs.cat_file(inner)
+    try:
+        manifest = Manifest.model_validate(json.loads(raw))
+    except (ValueError, ValidationError) as error:
+        raise UserError(f"{path} is damaged; remove the folder and prepare it again") from error
+    if manifest.format != FORMAT:
+        raise UserError(f"{path} has format {manifest.format}, this mlpt reads {FORMAT}; prepare the folder again")
+    return manifest
+
+
+def write_manifest(folder: str, manifest: Manifest) -> None:
+    """Write the manifest at once: a reader sees all of it or none."""
+    path = posixpath.join(folder, MANIFEST)
+    fs, inner = filesystem(path)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True)
+    with readable_errors(path, "write"):
+        fs.pipe_file(f"{inner}.unfinished", text.encode())
+        fs.mv(f"{inner}.unfinished", inner)

@@ -1,0 +1,264 @@
+"""One shard job: read a piece of the corpus, tokenise, pack, write Arrow files. A pure, picklable function.
+
+It runs wherever it is sent (this process, a pool's, a Ray task) and writes the same bytes there. Neither torch nor
+transformers is imported here: a worker starts in a fraction of a second.
+"""
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from mlpt.data.corpora import SPLITS, Piece
+from mlpt.data.files import filesystem, readable_errors
+from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full
+from mlpt.data.readers import Document, read_segment
+
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 1024  # documents encoded together
+ROWS_BYTES = 8 << 20  # token ids in a record batch
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that one piece needs; `number` is its place in the plan.
+
+    `tokenizer` is the JSON of a `tokenizers.Tokenizer`. `shares` are the parts of the documents (0..1) that go to the
+    splits no file name gives; `seed` decides which. `dtype` is "uint16" or "int32".
+    """
+
+    number: int
+    piece: Piece
+    out: str
+    tokenizer: str
+    layout: Layout
+    packing: str
+    shares: dict[str, float]
+    seed: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One written file: its name in the prepared folder, what it holds and its hash."""
+
+    file: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a job wrote, and what it read by split: documents and tokens (special ids and dropped tails left out)."""
+
+    number: int
+    shards: tuple[Shard, ...]
+    documents: dict[str, int]
+    tokens: dict[str, int]
+    size: int
+
+
+def write_shards(job: ShardJob) -> ShardResult:
+    """Write the shards of one piece, at most one a split.
+
+    A split's remainder that doesn't fill a block is dropped. Raises UserError for unreadable input or a full disk.
+    """
+    writers = {split: _SplitWriter(job, split) for split in SPLITS}
+    for batch in _batches(document for segment in job.piece.segments for document in read_segment(segment)):
+        for split, documents in _by_split(job, batch).items():
+            writers[split].add(documents)
+    shards = [shard for writer in writers.values() if (shard := writer.close())]
+    return ShardResult(
+        job.number,
+        tuple(shards),
+        {split: writer.documents for split, writer in writers.items()},
+        {split: writer.tokens for split, writer in writers.items()},
+        job.piece.size,
+    )
+
+
+def split_of(text: str, shares: dict[str, float], seed: int) -> str:
+    """The split of a document, from its text alone: equal texts never stand on both sides."""
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, salt=seed.to_bytes(8, "little"))
+    place = int.from_bytes(digest.digest(), "little") / 2**64
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(json_text: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(json_text)
+    tokenizer.encode_special_tokens = True  # "[SEP]" written in a text is text, and no separator
+    return tokenizer
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _by_split(job: ShardJob, documents: list[Document]) -> dict[str, list[Document]]:
+    if job.piece.split is not None and (job.piece.split != "train" or not job.shares):
+        return {job.piece.split: documents}
+    groups: dict[str, list[Document]] = {}
+    for document in documents:
+        groups.setdefault(split_of(document.text, job.shares, job.seed), []).append(document)
+    return groups
+
+
+class _SplitWriter:
+    """Packs the documents of one split of one piece, and writes them as they fill blocks."""
+
+    def __init__(self, job: ShardJob, split: str):
+        self.job, self.split = job, split
+        self.documents = self.tokens = 0
+        self.dtype: Any = np.dtype(job.dtype)
+        self.streams: dict[str, Stream] = {}
+        self.domains: set[str] = set()
+        self.file: ShardFile | None = None
+
+    def add(self, documents: list[Document]) -> None:
+        encodings = _tokenizer(self.job.tokenizer).encode_batch_fast(
+            [document.text for document in documents], add_special_tokens=False
+        )
+        by_domain: dict[str, tuple[list[Ids], list[int]]] = {}
+        for document, encoding in zip(documents, encodings, strict=True):
+            ids = np.array(encoding.ids, dtype=self.dtype)
+            if len(ids):
+                encoded, numbers = by_domain.setdefault(document.domain, ([], []))
+                encoded.append(ids)
+                numbers.append((self.job.number << 32) + self.documents)
+                self.documents += 1
+                self.tokens += len(ids)
+        for domain, (encoded, numbers) in by_domain.items():
+            if self.job.packing == "document":
+                self._write(pack_documents(encoded, numbers, self.job.layout), domain)
+            else:
+                self._extend(domain, Stream.of(encoded, numbers, self.job.layout.sep))
+
+    def _extend(self, domain: str, stream: Stream) -> None:
+        before = self.streams.pop(domain, None)
+        packed, rest = pack_full(stream if before is None else before.then(stream), self.job.layout)
+        self._write(packed, domain)
+        if len(rest.ids):
+            self.streams[domain] = rest
+
+    def _write(self, packed: Packed, domain: str) -> None:
+        if len(packed):
+            if self.file is None:
+                name = f"shards/{self.split}-{self.job.number:05d}.arrow"
+                self.file = ShardFile(posixpath.join(self.job.out, name), self.job.layout.block_size, self.job.dtype)
+            self.file.write(packed, domain)
+            self.domains.add(domain)
+
+    def close(self) -> Shard | None:
+        """Pack what the domains left, end to end under the domain of each part's beginning, and finish the file."""
+        tail: Stream | None = None
+        for domain, stream in sorted(self.streams.items()):
+            tail = stream if tail is None else tail.then(stream)
+            packed, tail = pack_full(tail, self.job.layout)
+            self._write(packed, domain)
+        if self.file is None:
+            return None
+        rows, size, digest = self.file.close()
+        name = f"shards/{posixpath.basename(self.file.path)}"
+        return Shard(name, self.split, rows, size, digest, tuple(sorted(self.domains)))
+
+
+class ShardFile:
+    """An Arrow IPC file of blocks being written: columns input_ids, domain, document, boundaries."""
+
+    def __init__(self, path: str, block_size: int, dtype: str):
+        self.path, self.block_size = path, block_size
+        ids = pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), block_size)
+        self.schema = pa.schema(
+            [
+                ("input_ids", ids),
+                ("domain", pa.string()),
+                ("document", pa.int64()),
+                ("boundaries", pa.list_(pa.uint16())),
+            ]
+        )
+        self.rows = 0
+        self.waiting: list[tuple[Packed, str]] = []
+        with readable_errors(path, "write"):
+            fs, inner = filesystem(path)
+            self.stream = _Hashed(fs.open(inner, "wb"))
+            self.writer = pa.ipc.new_file(pa.PythonFile(self.stream, mode="w"), self.schema)
+
+    def write(self, packed: Packed, domain: str) -> None:
+        """Add blocks of one domain; they reach the disk ROWS_BYTES at a time."""
+        self.waiting.append((packed, domain))
+        if sum(one.tokens.nbytes for one, _ in self.waiting) >= ROWS_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[int, int, str]:
+        """Finish the file: its rows, bytes and SHA-256."""
+        self._flush()
+        with readable_errors(self.path, "write"):
+            self.writer.close()
+            self.stream.close()
+        return self.rows, self.stream.size, self.stream.digest.hexdigest()
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        packs = [packed for packed, _ in self.waiting]
+        tokens = np.concatenate([packed.tokens for packed in packs])  # (rows, block_size)
+        counts = np.concatenate([np.diff(packed.offsets) for packed in packs])
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        columns = [
+            pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), self.block_size),
+            pa.array([domain for packed, domain in self.waiting for _ in range(len(packed))], pa.string()),
+            pa.array(np.concatenate([packed.document for packed in packs])),
+            pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([one.boundaries for one in packs]))),
+        ]
+        with readable_errors(self.path, "write"):
+            self.writer.write_batch(pa.record_batch(columns, schema=self.schema))
+        self.rows += len(tokens)
+        self.waiting = []
+
+
+class _Hashed:
+    """A file that is written once, front to back, and hashed on the way."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.file.write(view)
+        self.digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.file.close()
