@@ -5,7 +5,6 @@ and in float32 whatever the workers train in. On a CPU equal bits need an equal 
 (`torch.set_num_threads`), which whoever hosts the learner sets.
 """
 
-import math
 import resource
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext, TextBlocks
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.meta.rules import RULES, MixtureConfig
+from mlpt.meta.rules.base import entropy_of
 from mlpt.meta.rules.mometas import Mometas
 from mlpt.meta.snapshot import load_snapshot
 from mlpt.settings import Settings
@@ -105,8 +105,7 @@ class MetaLearner:
             learned = self._rule.update(policy, evidence, context)
         learned = replace(learned, version=policy.version + 1)
         state, tensors = self.state()
-        entropy = -sum(p * math.log(p) for p in learned.mixture.values() if p > 0)
-        report = {**context.report, "entropy": entropy, "peak_bytes": _peak_bytes(device)}
+        report = {**context.report, "entropy": entropy_of(learned.mixture.values()), "peak_bytes": _peak_bytes(device)}
         return Answer(learned, state, {**report, "seconds": time.perf_counter() - start}, tensors)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -54,7 +54,6 @@ _POSITIONS_AFTER_PAD = {
     "ibert",
     "longformer",
     "luke",
-    "mpnet",
     "roberta",
     "roberta-prelayernorm",
     "xlm-roberta",

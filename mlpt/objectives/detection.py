@@ -18,7 +18,7 @@ class TokenDetection(Objective):
 
         padding: `recomputed` makes the attention mask of the corrupted tokens and leaves padding out of the loss;
         `published` keeps the mask of the tokens before corruption and trains on every position, padding included, as
-        the MOMETAS code does (specs, MO-2). Default `recomputed`: the other hides shifted text and rewards trivial zeros.
+        the MOMETAS code does (specs, MO-2). Default `recomputed`: the other hides shifted text and rewards zeros.
         """
 
         probability: float = Field(0.15, ge=0, le=1)

@@ -18,6 +18,17 @@ SETTINGS = {
     "fixed": {"rule": "fixed", "weights": {"words": 3, "order": 1}},
     "uniform": {"rule": "uniform"},
     "mometas": {"rule": "mometas", "dev_batch_size": 8},
+    "exp3": {"rule": "exp3"},
+    "famo": {"rule": "famo", "dev_batch_size": 8},
+    "hypergradient": {"rule": "hypergradient", "start": 5},
+    "hypergradient, one step": {"rule": "hypergradient", "engine": "one_step", "target": ["words"], "start": 5},
+    "hypergradient, 2 steps": {
+        "rule": "hypergradient",
+        "engine": "finite_difference",
+        "inner_steps": 2,
+        "start": 5,
+        "optimizer": "sgd",
+    },
     "mometas, resampled": {"rule": "mometas", "dev": "resampled", "dev_batch_size": 8, "dev_batches": 2},
 }
 

@@ -8,7 +8,8 @@ from tiny_encoder import TinyBlocks, make_adamw, make_encoder, train
 
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
-from mlpt.meta.rules.mometas import reinforce, reinforce_loss, relative_drop, softmax
+from mlpt.meta.rules.base import softmax
+from mlpt.meta.rules.mometas import reinforce, reinforce_loss, relative_drop
 from mlpt.meta.snapshot import take_snapshot
 
 

@@ -1,6 +1,7 @@
 """What a meta rule is: it turns evidence about training into the next policy, and its state is small and exact."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -56,3 +57,36 @@ def check_objectives(names: Sequence[str], objectives: Sequence[str], setting: s
     for name in names:
         if name not in objectives:
             raise UserError(f"{setting} names '{name}', which is not an objective of this run: {', '.join(objectives)}")
+
+
+def softmax(scores: Sequence[float]) -> list[float]:
+    """exp(s) / sum exp(s), in float64."""
+    highest = max(scores)
+    weights = [math.exp(score - highest) for score in scores]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def entropy_of(probabilities: Iterable[float]) -> float:
+    """Entropy in nats."""
+    return -math.fsum(p * math.log(p) for p in probabilities if p > 0)
+
+
+def entropy_gradient(probabilities: Sequence[float]) -> list[float]:
+    """dH/ds of p = softmax(s): -p (log p + H)."""
+    entropy = entropy_of(probabilities)
+    # A probability that underflowed has p log p = 0, as in the limit.
+    return [-p * ((math.log(p) if p > 0 else 0.0) + entropy) for p in probabilities]
+
+
+def with_floor(mixture: Mapping[str, float], floor: float) -> dict[str, float]:
+    """floor + (1 - n floor) p: every probability at least `floor`, the sum still 1.
+
+    Raises `UserError` when n objectives cannot all have it.
+    """
+    rest = 1 - len(mixture) * floor
+    if rest < 0:
+        raise UserError(
+            f"mixture.floor={floor} is too much for {len(mixture)} objectives: at most {1 / len(mixture):g}"
+        )
+    return {name: floor + rest * probability for name, probability in mixture.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule
+from mlpt.meta.rules.base import MetaRule, entropy_gradient, entropy_of, softmax
 from mlpt.settings import Settings
 
 SMOOTHING = 1e-6  # added to the loss drop and to the old loss
@@ -97,12 +97,10 @@ def reinforce(scores: Sequence[float], counts: Sequence[int], reward: float, lr:
     s <- s + lr * [R (n - K p) - gamma p (log p + H)], with n the draws of each objective and K their sum.
     """
     p = softmax(scores)
-    entropy = entropy_of(p)
     total = sum(counts)
-    # A probability that underflowed has p log p = 0, as in the limit.
     return [
-        s + lr * (reward * (n - total * q) - gamma * q * ((math.log(q) if q > 0 else 0.0) + entropy))
-        for s, n, q in zip(scores, counts, p, strict=True)
+        s + lr * (reward * (n - total * q) + gamma * flattening)
+        for s, n, q, flattening in zip(scores, counts, p, entropy_gradient(p), strict=True)
     ]
 
 
@@ -111,16 +109,3 @@ def reinforce_loss(scores: Sequence[float], counts: Sequence[int], reward: float
     p = softmax(scores)
     likelihood = sum(n * math.log(q) for n, q in zip(counts, p, strict=True) if n)
     return -reward * likelihood - gamma * entropy_of(p)
-
-
-def softmax(scores: Sequence[float]) -> list[float]:
-    """exp(s) / sum exp(s), in float64."""
-    highest = max(scores)
-    weights = [math.exp(score - highest) for score in scores]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
-
-
-def entropy_of(probabilities: Sequence[float]) -> float:
-    """Entropy in nats."""
-    return -math.fsum(p * math.log(p) for p in probabilities if p > 0)
