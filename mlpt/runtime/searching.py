@@ -1,4 +1,4 @@
-"""From a space to Ray Tune's searcher and scheduler. Budgets are counted in tokens or in evaluations, never in seconds."""
+"""From a space to Ray Tune's searcher and scheduler. Budgets count tokens or evaluations, never seconds."""
 
 from typing import Any
 

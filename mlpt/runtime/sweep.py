@@ -1,4 +1,4 @@
-"""`mlpt tune`: many runs of one space, side by side on one Ray; the best points again with more seeds; tables and recipes.
+"""`mlpt tune`: many runs of one space side by side on one Ray, the best points again with more seeds, tables, recipes.
 
 A sweep's folder holds `sweep.yaml` (what was asked), `trials/` (a run each), `tune/` (Ray Tune's own state, from which
 `--resume` goes on), `trials.parquet`, and `best.yaml` or `front/`: recipes that `mlpt pretrain` takes.

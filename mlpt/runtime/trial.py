@@ -1,6 +1,6 @@
-"""One trial of a sweep: the ordinary run of one point with one seed, which tells Tune how far it is after each evaluation.
+"""One trial of a sweep: the ordinary run of one point with one seed, which reports to Tune after each evaluation.
 
-Small models train in Tune's own worker process, which is reused from trial to trial; several workers make it a nested run.
+Small models train in Tune's own process, which is reused from trial to trial; several workers make it a nested run.
 """
 
 import json
@@ -98,7 +98,7 @@ def check_metrics(space: Space, config: RunConfig) -> None:
 def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """Tune's trainable. `config` holds the `point` and the `seed`.
 
-    A run that cannot succeed (`UserError`) is reported with the worst metrics and its reason; a crash is Tune's to retry.
+    A run that cannot succeed (`UserError`) is reported with the worst metrics and its reason; crashes Tune retries.
     """
     begun = time.perf_counter()
     run_dir = plan.folder / "trials" / tune.get_context().get_trial_id()
@@ -154,13 +154,18 @@ class Reporter:
 
     def tell(self, event: Event) -> None:
         """Hear one event of the loop. The evaluation of the last step waits for `finish`."""
+        at_end = event.get("step") == self._config.train.steps
         if event["event"] == "evaluation":
             self._latest = self._measured(event["step"], event["dev"])
-            if not self._pausing and event["step"] < self._config.train.steps:
+            if not self._pausing and not at_end:
                 tune.report(self._latest)
-        elif event["event"] == "checkpoint" and self._pausing and event["step"] == self._latest.get("step"):
-            if event["step"] < self._config.train.steps:
-                tune.report(self._latest, checkpoint=tune.Checkpoint.from_directory(self._committed(event["step"])))
+        elif (
+            self._pausing
+            and event["event"] == "checkpoint"
+            and event["step"] == self._latest.get("step")
+            and not at_end
+        ):
+            tune.report(self._latest, checkpoint=tune.Checkpoint.from_directory(self._committed(event["step"])))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Report the end of the run."""
