@@ -1,8 +1,8 @@
 """Which rule should draw the objectives, and how eagerly, for the lowest held-out loss at equal tokens?
 
-The mixture's rule, the interval and lag of its updates, its learning rate, the entropy bonus (gamma) or floor that keeps
-it exploring, and the masking rate of the noise. `uniform` and MLM alone are among the choices: a rule that does not beat
-them in the mean over seeds has not paid for itself.
+The mixture's rule, the interval and lag of its updates, its learning rate, the entropy bonus (gamma) or floor that
+keeps it exploring, and the masking rate of the noise. `uniform` and MLM alone are among the choices: a rule that does
+not beat them in the mean over seeds has not paid for itself.
 """
 
 from ray import tune

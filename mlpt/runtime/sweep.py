@@ -97,7 +97,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, debug: bool = False) 
 
 
 def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
-    """Go on with the sweep in `folder`: finished trials stay, others go on from their checkpoints, failed ones retry."""
+    """Go on with the sweep in `folder`: finished trials stay, the others go on from their checkpoints."""
     path = Path(folder).expanduser().resolve()
     if not (path / SWEEP).is_file():
         raise UserError(f"{path} holds no sweep: it has no {SWEEP}")
@@ -132,7 +132,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
         plan = Plan(space, sweep.overrides, blocks, sweep.folder, block_size, resources, is_nested)
         wanted, have = sweep.options.concurrent, ray.cluster_resources()
         at_once = concurrency(trial_needs(sample.runtime), have, number_of_trials(space), wanted, say)
-        found = _search(sweep, plan, sample, at_once, say)
+        found = _search(sweep, plan, sample, at_once)
         found += _confirm(sweep, plan, at_once, found, say)
     winners = winning(found, space.metrics)
     recipes = [_recipe(sweep, winner) for winner in winners]
@@ -140,7 +140,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     return Outcome(sweep.folder, found, winners)
 
 
-def _search(sweep: Sweep, plan: Plan, sample: RunConfig, at_once: int, say: Say) -> list[Trial]:
+def _search(sweep: Sweep, plan: Plan, sample: RunConfig, at_once: int) -> list[Trial]:
     """The search itself: one seed, early stopping."""
     space = sweep.space
     train = budgeted(sample, space, plan.block_size, plan.pausing).train
@@ -155,7 +155,7 @@ def _search(sweep: Sweep, plan: Plan, sample: RunConfig, at_once: int, say: Say)
         max_concurrent_trials=at_once,
         reuse_actors=not plan.is_nested,
     )
-    return _tuned(sweep, plan, "search", parameter_space(space, sweep.options.seed), config, say)
+    return _tuned(sweep, plan, "search", parameter_space(space, sweep.options.seed), config)
 
 
 def _confirm(sweep: Sweep, plan: Plan, at_once: int, found: list[Trial], say: Say) -> list[Trial]:
@@ -170,13 +170,12 @@ def _confirm(sweep: Sweep, plan: Plan, at_once: int, found: list[Trial], say: Sa
     say(f"{len(chosen)} finalists with {len(seeds)} more seeds each")
     config = tune.TuneConfig(num_samples=1, max_concurrent_trials=at_once, reuse_actors=not plan.is_nested)
     points = repeated([dict(score.point) for score in chosen], seeds)
-    return _tuned(sweep, plan, "seeds", points, config, say)
+    return _tuned(sweep, plan, "seeds", points, config)
 
 
-def _tuned(
-    sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config: tune.TuneConfig, say: Say
-) -> list[Trial]:
+def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config: tune.TuneConfig) -> list[Trial]:
     """One run of Ray Tune, or the rest of one that was interrupted."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints its tables at any verbosity
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase
     if tune.Tuner.can_restore(str(state)):
@@ -186,7 +185,7 @@ def _tuned(
             name=phase,
             storage_path=str(sweep.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=sweep.options.retries),
-            callbacks=[ProgressLines(plan.space, say)],
+            callbacks=[ProgressLines(plan.space.metrics)],
             verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)

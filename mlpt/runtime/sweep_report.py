@@ -1,6 +1,7 @@
 """What a sweep tells and leaves: a line for each trial, `trials.parquet`, the winners as recipes, and a table."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
 from rich.table import Table
 
-from mlpt.runtime.ranking import Score, Trial, scores
+from mlpt.runtime.ranking import Mode, Score, Trial, scores
 from mlpt.runtime.space import Space
 
 _METRIC_PREFIXES = ("dev/", "held_out/")
@@ -20,18 +21,19 @@ Say = Callable[[str], None]
 
 
 class ProgressLines(tune.Callback):
-    """One line for every trial that ends."""
+    """One line on standard error for every trial that ends. Tune keeps it with the sweep, so it holds plain values."""
 
-    def __init__(self, space: Space, say: Say):
-        self._space, self._say = space, say
+    def __init__(self, metrics: Mapping[str, Mode]):
+        self._metrics = dict(metrics)
         self._ended = 0
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say how far it got and what it scored."""
         last = trial.last_result
-        scored = ", ".join(f"{name} {last[name]:.4f}" for name in self._space.metrics if name in last)
-        what = f"failed: {last['error']}" if "error" in last else f"{scored} after {last.get('tokens', 0):,} tokens"
-        self._line(trial, what)
+        scored = ", ".join(f"{name} {last[name]:.4f}" for name in self._metrics if name in last)
+        early = "" if last.get("tokens", 0) >= last.get("budget", 0) else ", stopped early"
+        what = f"{scored} after {last.get('tokens', 0):,} tokens{early}"
+        self._line(trial, f"failed: {last['error']}" if "error" in last else what)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say that its retries are used up."""
@@ -39,7 +41,8 @@ class ProgressLines(tune.Callback):
 
     def _line(self, trial: TuneTrial, what: str) -> None:
         self._ended += 1
-        self._say(f"trial {self._ended}: {what}  [{_words(trial.config['point'])}]")
+        point = _words(trial.config["point"])
+        print(f"trial {self._ended}: {what}  [{point} seed={trial.config['seed']}]", file=sys.stderr, flush=True)
 
 
 def finished_trials(results: tune.ResultGrid) -> list[Trial]:
