@@ -1,6 +1,5 @@
 """The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows more."""
 
-import logging
 import os
 import sys
 from typing import Annotated
@@ -79,7 +78,6 @@ def _debugging() -> bool:
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:

@@ -9,6 +9,7 @@ import torch
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
 from mlpt.data.tokenizers import load_tokenizer
+from mlpt.logs import quiet_libraries
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Policy
 from mlpt.meta.rules import RULES
@@ -67,6 +68,7 @@ def run_rank(
 
     `source` serves policies to rank 0. None: a learner in this very process.
     """
+    quiet_libraries()
     splits = open_splits(blocks)
     model = build_model(config, splits)
     if source is None and group.leads and learns(config):

@@ -15,3 +15,11 @@ def log_to_file(path: Path) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no chatter of libraries between our own lines."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging  # takes seconds to import
+
+    transformers_logging.disable_progress_bar()
