@@ -17,7 +17,6 @@ from pydantic import Field
 from ray import tune
 from rich.console import Console
 
-from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
 from mlpt.launch import blocks_of
@@ -132,7 +131,10 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
         plan = Plan(space, sweep.overrides, blocks, sweep.folder, block_size, resources, is_nested)
         wanted, have = sweep.options.concurrent, ray.cluster_resources()
         at_once = concurrency(trial_needs(sample.runtime), have, number_of_trials(space), wanted, say)
-        found = _search(sweep, plan, sample, at_once)
+        train = budgeted(sample, space, block_size, plan.pausing).train
+        tokens = train.steps * train.batch_size * block_size
+        say(f"each trains on {tokens:,} tokens and is judged {space.evaluations} times, by {_goals(space)}")
+        found = _search(sweep, plan, tokens, at_once)
         found += _confirm(sweep, plan, at_once, found, say)
     winners = winning(found, space.metrics)
     recipes = [_recipe(sweep, winner) for winner in winners]
@@ -140,11 +142,9 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     return Outcome(sweep.folder, found, winners)
 
 
-def _search(sweep: Sweep, plan: Plan, sample: RunConfig, at_once: int) -> list[Trial]:
+def _search(sweep: Sweep, plan: Plan, tokens: int, at_once: int) -> list[Trial]:
     """The search itself: one seed, early stopping."""
     space = sweep.space
-    train = budgeted(sample, space, plan.block_size, plan.pausing).train
-    tokens = train.steps * train.batch_size * plan.block_size
     several = len(space.metrics) > 1
     config = tune.TuneConfig(
         metric=None if several else space.metric,
@@ -190,6 +190,10 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
         )
         tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)
     return finished_trials(tuner.fit())
+
+
+def _goals(space: Space) -> str:
+    return " and ".join(f"{mode} {metric}" for metric, mode in space.metrics.items())
 
 
 def _recipe(sweep: Sweep, winner: Score) -> str:

@@ -47,7 +47,7 @@ class ProgressLines(tune.Callback):
 
 def finished_trials(results: tune.ResultGrid) -> list[Trial]:
     """Tune's results as plain values. A trial that its scheduler ended has fewer tokens than its budget."""
-    return [_trial(result) for result in results]
+    return [_trial(results[at]) for at in range(len(results))]
 
 
 def _trial(result: Any) -> Trial:

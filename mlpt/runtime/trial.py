@@ -222,4 +222,5 @@ def _take_over(run_dir: Path, config: RunConfig) -> None:
         checkpoint = checkpoints.load(step)
         policy = Policy(0, mixture_rule(config).first_mixture())
         outer = {**checkpoint.state["outer"], "policy": policy.to_json()}
-        checkpoints.save(step, {**checkpoint.state, "outer": outer}, checkpoint.tensors, wait=True)
+        checkpoints.save(step, {**checkpoint.state, "outer": outer}, checkpoint.tensors)
+        checkpoints.wait()
