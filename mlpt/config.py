@@ -79,7 +79,7 @@ class RunConfig(Settings):
     blocks: str | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objectives: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"mlm": {}})
+    objectives: dict[str, dict[str, Any]] = {"mlm": {}}
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)

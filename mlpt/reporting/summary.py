@@ -26,9 +26,10 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, console: Console) -
 
 def _lines(summary: Mapping[str, Any], run_dir: Path) -> list[str]:
     meta = summary["meta"]
+    rate = summary["tokens_per_second"]
     updates, waited = summary["policy_version"], meta["stall"] + meta["launch"]
     lines = [
-        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps, {summary['tokens_per_second']:,.0f} tokens/s",
+        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps at {rate:,.0f} tokens/s",
         f"meta-learning: {updates} updates, {meta['learner']:.1f} s of work, {waited:.1f} s of it waited for",
         f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats a token",
     ]

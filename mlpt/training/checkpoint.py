@@ -62,12 +62,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when no write is under way; raise what stopped the last one."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
+        self.join()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def join(self) -> None:
+        """Return when no write is under way, however it went."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
 
     def steps(self) -> list[int]:
         """Steps of the committed checkpoints, ascending. Damage inside them shows only when they are loaded."""

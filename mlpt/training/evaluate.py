@@ -5,8 +5,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mlpt.models.encoder import Encoder
 from mlpt.randomness import numpy_generator, torch_generator
 from mlpt.training.group import Group
 
@@ -22,7 +23,7 @@ class Rows(Protocol):
 
 @torch.no_grad()
 def held_out_losses(
-    model: nn.Module,
+    model: Encoder,
     objectives: Iterable[str],
     blocks: Rows,
     batches: int,
@@ -44,7 +45,7 @@ def held_out_losses(
         tokens = blocks.tokens(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
         for at, name in enumerate(names):
             noise = torch_generator(seed, f"evaluation-noise/{name}", batch)
-            inputs = model.objectives[name].corrupt(tokens, noise)  # type: ignore[index, operator]
+            inputs = model.objectives[name].corrupt(tokens, noise)
             sums[at] += model(name, inputs.to(group.device)).double().cpu()
     model.train(was_training)
     means = group.sum(sums) / batches

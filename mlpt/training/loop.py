@@ -115,6 +115,7 @@ class Loop:
             after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
         finally:
+            self.checkpoints.join()
             if tracker is not None:
                 tracker.close()
         return self._summary(after, seconds, resumed_at)
@@ -129,7 +130,7 @@ class Loop:
             is_best = is_new and self._evaluate_if_due(tracker)
             at_end = self.step >= self.total_steps
             scheduled = at_end or self.step % self.checkpoint_every == 0
-            if is_new and (is_best or scheduled or self.must_save(self.step)):
+            if (self.must_save(self.step) or is_best or scheduled) and is_new:
                 self._checkpoint(tracker, is_best)
             if at_end:
                 break
