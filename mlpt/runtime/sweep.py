@@ -176,6 +176,7 @@ def _confirm(sweep: Sweep, plan: Plan, at_once: int, found: list[Trial], say: Sa
 def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config: tune.TuneConfig) -> list[Trial]:
     """One run of Ray Tune, or the rest of one that was interrupted."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints its tables at any verbosity
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a killed sweep forgets no more than this
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase
     if tune.Tuner.can_restore(str(state)):

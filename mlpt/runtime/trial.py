@@ -27,8 +27,10 @@ from mlpt.runtime.space import Space
 from mlpt.settings import merge, nested
 from mlpt.training.checkpoint import COMMITTED, Checkpoints
 from mlpt.training.group import Group, default_device
+from mlpt.training.tracker import read_metrics
 
 WORST = 1e6  # stands in for the metrics of a trial that failed; Tune and Optuna cannot rank NaN
+FINISHED = "finished.json"  # a trial's last report
 _COMMIT_TIMEOUT_S = 300.0
 
 Event = Mapping[str, Any]
@@ -102,6 +104,9 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """
     begun = time.perf_counter()
     run_dir = plan.folder / "trials" / tune.get_context().get_trial_id()
+    if (run_dir / FINISHED).is_file():  # it ended just before the sweep was killed, and Tune never wrote that down
+        tune.report(json.loads((run_dir / FINISHED).read_text()))
+        return
     try:
         resolved = trial_config(plan.space, plan.overrides, config["point"], config["seed"])
         resolved = budgeted(resolved, plan.space, plan.block_size, plan.pausing)
@@ -171,7 +176,9 @@ class Reporter:
         """Report the end of the run."""
         held_out = {f"held_out/{name}": loss for name, loss in summary["held_out"].items()}
         self._latest |= {"seconds": time.perf_counter() - self._begun}
-        tune.report({**self._latest, **held_out, "tokens_per_second": summary["tokens_per_second"]})
+        last = {**self._latest, **held_out, "tokens_per_second": summary["tokens_per_second"]}
+        (self._run_dir / FINISHED).write_text(json.dumps(last))
+        tune.report(last)
 
     def _measured(self, step: int, dev: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -211,16 +218,24 @@ def _take_over(run_dir: Path, config: RunConfig) -> None:
     given = tune.get_checkpoint()
     if given is None:
         return
-    folder = run_dir / "checkpoints"
-    shutil.rmtree(folder)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    shutil.rmtree(checkpoints.folder)
     with given.as_directory() as source:
         step = json.loads((Path(source) / "state.json").read_text())["step"]
-        checkpoints = Checkpoints(folder)
         shutil.copytree(source, checkpoints.path(step))
+    checkpoint = checkpoints.load(step)
+    state = {**checkpoint.state, "metrics_bytes": _keep_metrics_until(step, run_dir)}
     if not learns(config):
         # A mixture that nothing learns is a setting of this trial, which PBT may have changed, not of the donor's.
-        checkpoint = checkpoints.load(step)
         policy = Policy(0, mixture_rule(config).first_mixture())
-        outer = {**checkpoint.state["outer"], "policy": policy.to_json()}
-        checkpoints.save(step, {**checkpoint.state, "outer": outer}, checkpoint.tensors)
-        checkpoints.wait()
+        state["outer"] = {**state["outer"], "policy": policy.to_json()}
+    checkpoints.save(step, state, checkpoint.tensors)
+    checkpoints.wait()
+
+
+def _keep_metrics_until(step: int, run_dir: Path) -> int:
+    """Cut this trial's own metrics.jsonl back to `step`; its size in bytes."""
+    path = run_dir / "metrics.jsonl"
+    kept = "".join(json.dumps(line) + "\n" for line in read_metrics(run_dir) if line["step"] <= step)
+    path.write_text(kept)
+    return len(kept.encode())
