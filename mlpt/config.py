@@ -16,6 +16,7 @@ from mlpt.meta.learner import MetaConfig
 from mlpt.models.config import ModelConfig
 from mlpt.objectives import OBJECTIVES
 from mlpt.settings import Settings, load_settings, merge
+from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 
 
@@ -80,6 +81,7 @@ class RunConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     objectives: dict[str, dict[str, Any]] = {"mlm": {}}
+    masks: MaskConfig | None = None
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
@@ -117,6 +119,8 @@ class RunConfig(Settings):
                 f"train.batch_size {self.train.batch_size} cannot be shared by {self.runtime.most_workers} workers; "
                 "make it a multiple"
             )
+        if self.meta.masks is not None and (self.masks is None or "scores" in self.masks.train):
+            raise ValueError("meta.masks learns the scores itself: give a masks section with train: [weights, heads]")
         return self
 
     def to_yaml(self) -> str:

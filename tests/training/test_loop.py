@@ -141,9 +141,7 @@ def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, t
 
 def test_weighted_draws_train_every_objective_in_every_step(small_blocks, tmp_path):
     run(config_with(train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
-    assert all(
-        set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line
-    )
+    assert all(set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line)
 
 
 def test_bf16_trains_close_to_float32(small_blocks, tmp_path):
