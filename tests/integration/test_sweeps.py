@@ -6,7 +6,7 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import metrics_of, wait_until
+from real_runs import metrics_of, wait_until
 
 SPACE = '''"""{question}?"""
 from ray import tune
