@@ -66,6 +66,10 @@ class ReportConfig(Settings):
     )
 
 
+def _plain_mlm() -> dict[str, dict[str, Any]]:
+    return {"mlm": {}}
+
+
 class RunConfig(Settings):
     """One pretraining run.
 
@@ -80,7 +84,7 @@ class RunConfig(Settings):
     blocks: str | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objectives: dict[str, dict[str, Any]] = {"mlm": {}}
+    objectives: dict[str, dict[str, Any]] = Field(default_factory=_plain_mlm)
     masks: MaskConfig | None = None
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

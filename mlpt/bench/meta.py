@@ -4,7 +4,8 @@ BERT 4 x 256, vocabulary 8,192, four objectives, 32 x 128 tokens; an inner step 
 as a training step. Loading the snapshot and corrupting the texts are part of the update.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 VOCABULARY = Vocabulary(size=8192, pad=0, unk=1, cls=2, sep=3, mask=4)
 OBJECTIVES = ("mlm", "atd", "dtd", "cse")
 BATCH, LENGTH = 32, 128
-ROUNDS = 3
-LOOKAHEADS = (("higher", 1), ("one_step", 1), ("finite_difference", 1), ("higher", 4), ("finite_difference", 4))
+SHORT = (("higher", 1), ("one_step", 1), ("finite_difference", 1))  # engine, inner steps
+LONG = (("higher", 4), ("finite_difference", 4))
 
 
 class RandomBlocks:
@@ -47,16 +48,11 @@ class RandomBlocks:
 
 def run() -> list[Row]:
     """Each engine's update in training steps, timed in turn with real steps; then the peak memory of each alone."""
-    blocks = RandomBlocks()
-    training = Training(blocks)
-    updates = [lookahead(training, blocks, engine, steps) for engine, steps in LOOKAHEADS]
-    step_seconds, *seconds = seconds_interleaved(training.one_step_each, *updates, rounds=ROUNDS)
-    step_seconds /= len(OBJECTIVES)
-    rows = [_row("training step, float32", step_seconds, "s", peak_of(training.one_step_each))]
-    for (engine, steps), taken, update in zip(LOOKAHEADS, seconds, updates, strict=True):
-        name = f"hypergradient, {engine}, K={steps}"
-        rows.append(_row(name, taken / step_seconds, "training steps", peak_of(update)))
-    return rows
+    training = Training(RandomBlocks())
+    step_seconds, rows = _compare(training, SHORT, rounds=3, warmup=1)
+    _, longer = _compare(training, LONG, rounds=1, warmup=0)
+    step = _row("training step, float32", step_seconds, "s", peak_of(training.one_step_each))
+    return [step, *rows, *longer]
 
 
 class Training:
@@ -79,14 +75,13 @@ class Training:
             self.optimizer.step()
 
 
-def lookahead(training: Training, blocks: RandomBlocks, engine: str, steps: int) -> Callable[[], object]:
+def lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
     """A function that runs one update of the rule on a snapshot of `training` after a few steps."""
     rule = Hypergradient.Config.model_validate({"engine": engine, "inner_steps": steps, "start": 0})
     model = make_model().to(training.device)
     config = MetaConfig(mixture=rule)
-    learner = MetaLearner(
-        config, model, make_optimizer(model, load_settings(OptimizerConfig, {})), blocks, blocks, 0, BATCH
-    )
+    optimizer = make_optimizer(model, load_settings(OptimizerConfig, {}))
+    learner = MetaLearner(config, model, optimizer, training.blocks, training.blocks, 0, BATCH)
     training.one_step_each()
     snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True)
     return lambda: learner.update(learner.first_policy(), snapshot, Evidence())
@@ -110,13 +105,28 @@ def peak_of(function: Callable[[], object]) -> int:
         return torch.cuda.max_memory_allocated()
     marks = Path("/proc/self/clear_refs")
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would count as used
         marks.write_text("5")
-    except OSError:
+    except (OSError, AttributeError):  # not Linux, or not glibc
         function()
         return peak_bytes()
     function()
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def _compare(
+    training: Training, lookaheads: Iterable[tuple[str, int]], rounds: int, warmup: int
+) -> tuple[float, list[Row]]:
+    """Seconds of a training step, and a row for each look-ahead in units of it, timed in turn."""
+    updates = {pair: lookahead(training, *pair) for pair in lookaheads}
+    taken = seconds_interleaved(training.one_step_each, *updates.values(), rounds=rounds, warmup=warmup)
+    step_seconds, *seconds = (taken[0] / len(OBJECTIVES), *taken[1:])
+    rows = []
+    for (engine, steps), one in zip(updates, seconds, strict=True):
+        name = f"hypergradient, {engine}, K={steps}"
+        rows.append(_row(name, one / step_seconds, "training steps", peak_of(updates[engine, steps])))
+    return step_seconds, rows
 
 
 def _row(name: str, value: float, unit: str, peak: int) -> Row:

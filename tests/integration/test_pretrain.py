@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,10 +61,10 @@ class Command:
 
 
 @pytest.fixture
-def recipe(small_blocks: str, tmp_path: Path) -> Iterator[Path]:
+def recipe(small_blocks: str, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, "data": {"source": small_blocks}}))
-    yield path
+    return path
 
 
 @pytest.fixture(scope="module")
