@@ -103,6 +103,7 @@ def tune(
         raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
 
 
+@app.command()
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all of them")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,

@@ -76,6 +76,7 @@ def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[s
     needs = {
         "CPU": least * runtime.cpus_per_worker + learner * runtime.meta_cpus,
         "GPU": least * runtime.gpus_per_worker + learner * runtime.meta_gpus,
+        **{name: least * amount for name, amount in runtime.worker_resources.items()},
         **{name: learner * amount for name, amount in runtime.meta_resources.items()},
     }
     for name, amount in needs.items():

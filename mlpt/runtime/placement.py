@@ -28,6 +28,7 @@ def trial_needs(runtime: RuntimeConfig) -> dict[str, float]:
     needs = {
         "CPU": _DRIVER_CPUS + workers * runtime.cpus_per_worker + runtime.meta_cpus,
         "GPU": workers * runtime.gpus_per_worker + runtime.meta_gpus,
+        **{name: workers * amount for name, amount in runtime.worker_resources.items()},
         **runtime.meta_resources,
     }
     return {name: amount for name, amount in needs.items() if amount}

@@ -16,7 +16,7 @@ from rich.table import Table
 from mlpt.runtime.ranking import Mode, Score, Trial, scores
 from mlpt.runtime.space import Space
 
-_METRIC_PREFIXES = ("dev/", "held_out/")
+_METRIC_PREFIXES = ("dev/", "held_out/", "sparsity")
 Say = Callable[[str], None]
 
 

@@ -91,7 +91,7 @@ def budgeted(config: RunConfig, space: Space, block_size: int, pausing: bool) ->
 
 def check_metrics(space: Space, config: RunConfig) -> None:
     """Raise `UserError` for a metric that no trial of `config` would report: Tune would wait for it."""
-    known = {"dev/mean", *(f"dev/{name}" for name in config.objectives)}
+    known = {"dev/mean", "sparsity", *(f"dev/{name}" for name in config.objectives)}
     for metric in space.metrics:
         if metric not in known:
             raise UserError(f"space '{space.name}': no trial reports '{metric}'; there are {', '.join(sorted(known))}")
@@ -188,6 +188,7 @@ class Reporter:
             "evaluations": step // self._config.train.evaluate_every,
             "seconds": time.perf_counter() - self._begun,
             "run_dir": str(self._run_dir),
+            "sparsity": 0.0 if self._config.masks is None else self._config.masks.sparsity,
             "dev/mean": sum(dev.values()) / len(dev),
             **{f"dev/{name}": loss for name, loss in dev.items()},
         }
