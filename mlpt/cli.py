@@ -74,6 +74,36 @@ def pretrain(
 
 
 @app.command()
+def tune(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SPACE [key=value ...]", help="a shipped space or a .py file; sweep.* settings are the sweep's"
+        ),
+    ] = None,
+    spaces: Annotated[bool, typer.Option("--list", help="show the shipped spaces and what they ask")] = False,
+    resume: Annotated[str | None, typer.Option(help="go on with the sweep in this folder")] = None,
+) -> None:
+    """Ray Tune over a space: many runs side by side, the best recipe or the Pareto front."""
+    from mlpt.runtime.space import shipped_spaces
+    from mlpt.runtime.sweep import resume_sweep, start_sweep
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    names = [word for word in words or [] if "=" not in word]
+    if spaces:
+        for space in shipped_spaces():
+            say(f"{space.name:10}  {space.question}")
+    elif resume is not None and not words:
+        resume_sweep(resume, say, debug=_debugging())
+    elif len(names) == 1 and resume is None:
+        start_sweep(names[0], [word for word in words or [] if "=" in word], say, debug=_debugging())
+    else:
+        raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
+
+
+@app.command()
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all of them")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,

@@ -46,7 +46,8 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
     hub = ray.remote(num_cpus=0)(Hub).remote()
     runtime = config.runtime
     on_gpus = runtime.gpus_per_worker > 0
-    resources = {"CPU": runtime.cpus_per_worker} | ({"GPU": runtime.gpus_per_worker} if on_gpus else {})
+    resources = {"CPU": runtime.cpus_per_worker, **runtime.worker_resources}
+    resources |= {"GPU": runtime.gpus_per_worker} if on_gpus else {}
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={

@@ -264,3 +264,11 @@ def test_training_reads_each_block_once_an_epoch(text_file: Path, tmp_path: Path
     read = np.concatenate([blocks.tokens(sampler.rows(step)).numpy() for step in range(len(blocks) // 8 + 1)])
     expected = all_tokens(blocks)
     assert sorted(map(tuple, read[: len(blocks)].tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_blocks_keep_their_name_when_they_are_found_again(text_file: Path, tmp_path: Path) -> None:
+    config = DataConfig(source=str(text_file), vocab_size=300, block_size=16)
+    made = prepare(config, str(tmp_path / "out"))
+    found = prepare(config, str(tmp_path / "out"))
+    assert (made.reused, found.reused) == (False, True)
+    assert made.digest == found.digest
