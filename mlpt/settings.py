@@ -94,12 +94,12 @@ def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
 
 def _keys_at(cls: type[BaseModel], path: list[str]) -> list[str]:
     """The valid keys of the settings class reached from `cls` along `path` (list indices and union tags included)."""
-    candidates: list[Any] = [cls]
+    candidates: list[type[BaseModel]] = [cls]
     for part in path:
         stepped = [
             deeper
             for one in candidates
-            if isinstance(one, type) and part in one.model_fields
+            if part in one.model_fields
             for deeper in _settings_in(one.model_fields[part].annotation)
         ]
         tagged = [one for one in candidates if _tag(one) == part]

@@ -47,14 +47,15 @@ def seconds_interleaved(*functions: Callable[[], object], rounds: int, warmup: i
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for taken, function in zip(times, functions, strict=True):
-            _wait_for_device()
+            wait_for_device()
             start = time.perf_counter()
             function()
-            _wait_for_device()
+            wait_for_device()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Return when the GPU has done all its work; at once without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

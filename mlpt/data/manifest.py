@@ -1,5 +1,6 @@
 """The manifest of a prepared folder: what was prepared from what, with which tokenizer, into which shards."""
 
+import hashlib
 import json
 import posixpath
 from typing import Any
@@ -50,6 +51,11 @@ class Manifest(Settings):
     dtype: str
     splits: dict[str, SplitEntry]
     _reused: bool = PrivateAttr(default=False)
+
+    @property
+    def digest(self) -> str:
+        """A name for these very blocks: equal manifests list equal shards, by their hashes."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
 
     @property
     def reused(self) -> bool:

@@ -3,7 +3,9 @@
 The same input and settings give the same bytes, on any number of workers and wherever the shard jobs run.
 """
 
+import hashlib
 import itertools
+import json
 import logging
 import os
 import posixpath
@@ -112,6 +114,13 @@ def prepare(
     _check_enough(manifest, config)
     write_manifest(out, manifest)
     return manifest
+
+
+def input_digest(config: DataConfig) -> str:
+    """A name for what `prepare` would make: the same input and settings give the same digest."""
+    source_hash = fingerprint(find_files(config.sources, config.max_bytes))
+    text = json.dumps([_recorded(config), source_hash], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _recorded(config: DataConfig) -> dict[str, Any]:

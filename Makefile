@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test slow lint types bench clean
+
+install: $(VENV)/.installed
+
+# torch first and alone: what is installed after it then takes this torch instead of a newer one.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch~=2.13.0"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: install
+	$(BIN)/mlpt pretrain
+
+test: install
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/mlpt bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info

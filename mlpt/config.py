@@ -1,0 +1,173 @@
+"""The configuration of a run: one tree of settings, read from a recipe and `key=value` words, written down resolved.
+
+Each component's own settings stand beside the component; this module joins them and finds the recipes.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from mlpt.data.prepare import DataConfig
+from mlpt.errors import UserError
+from mlpt.meta.learner import MetaConfig
+from mlpt.models.config import ModelConfig
+from mlpt.objectives import OBJECTIVES
+from mlpt.settings import Settings, load_settings, merge
+from mlpt.sparsity.config import MaskConfig
+from mlpt.training.config import TrainConfig
+
+
+class RuntimeConfig(Settings):
+    """Where the run runs.
+
+    num_workers        Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
+    cpus_per_worker    logical CPUs, and torch threads, of a worker. Fractions share a core.
+    gpus_per_worker    GPUs of a worker.
+    meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
+    meta_resources     custom resources of the actor, such as {meta: 1}, to place it on a node of its own.
+    address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
+                       or HOST:PORT.
+    max_failures       worker crashes that the run restarts from its last checkpoint.
+    """
+
+    num_workers: int | tuple[int, int] = 1
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    meta_cpus: float = Field(1, ge=0)
+    meta_gpus: float = Field(0, ge=0)
+    meta_resources: dict[str, float] = Field(default_factory=dict)
+    address: str = "local"
+    max_failures: int = Field(3, ge=0)
+    preemption_every: int = Field(20, gt=0, description="steps between looks for a preemption notice, on a cluster")
+
+    @field_validator("num_workers")
+    @classmethod
+    def _sensible(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = (workers, workers) if isinstance(workers, int) else workers
+        if least < 0 or most < least or (least == 0 and most > 0):
+            raise ValueError("a number of workers, 0 for this process, or [min, max] with 1 <= min <= max")
+        return workers
+
+    @property
+    def most_workers(self) -> int:
+        """The largest world size."""
+        return max(1, self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1])
+
+
+class ReportConfig(Settings):
+    """What a run writes besides its results."""
+
+    tensorboard: bool = True
+    progress: Literal["auto", "bar", "lines", "off"] = Field(
+        "auto", description="auto: a bar on a terminal, else lines"
+    )
+
+
+class RunConfig(Settings):
+    """One pretraining run.
+
+    run_dir  its folder; None: a new one under runs/ named after the recipe and the time.
+    blocks   prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
+             None: a folder in the user's cache.
+    """
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    run_dir: str | None = None
+    blocks: str | None = None
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    objectives: dict[str, dict[str, Any]] = {"mlm": {}}
+    masks: MaskConfig | None = None
+    meta: MetaConfig = Field(default_factory=MetaConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """`[mlm, cse]` is short for `{mlm: {}, cse: {}}`; an objective set to null is taken out."""
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: settings or {} for name, settings in value.items() if settings is not None}
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not value:
+            raise ValueError(f"at least one objective is needed, of {', '.join(OBJECTIVES)}")
+        resolved = {}
+        for name, settings in value.items():
+            if name not in OBJECTIVES:
+                raise ValueError(f"there is no objective '{name}'; there are {', '.join(OBJECTIVES)}")
+            try:
+                resolved[name] = load_settings(OBJECTIVES[name].Config, settings, f"objectives.{name}").model_dump()
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return resolved
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if self.train.batch_size % self.runtime.most_workers and self.train.micro_batch_size is None:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} cannot be shared by {self.runtime.most_workers} workers; "
+                "make it a multiple"
+            )
+        if self.meta.masks is not None and (self.masks is None or "scores" in self.masks.train):
+            raise ValueError("meta.masks learns the scores itself: give a masks section with train: [weights, heads]")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `mlpt pretrain FILE` with it repeats the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_run_config(recipe: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, validated.
+
+    Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
+    """
+    values = read_recipe(recipe or "quickstart")
+    config = load_settings(RunConfig, merge(values, overrides))
+    if config.train.micro_batch_size is None:
+        # Written down, so that a run resumed on other hardware cuts its steps as before.
+        micro = config.train.batch_size // config.runtime.most_workers
+        train = config.train.model_copy(update={"micro_batch_size": micro})
+        config = config.model_copy(update={"train": train})
+    return config
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The mapping in a packaged recipe or in a YAML file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"there is no recipe file {name}")
+        return _yaml_mapping(path.read_text(), name)
+    packaged = resources.files("mlpt.recipes") / f"{name}.yaml"
+    if not packaged.is_file():
+        raise UserError(f"there is no recipe '{name}'; there are {', '.join(recipe_names())}, or give a .yaml file")
+    return _yaml_mapping(packaged.read_text(), name)
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes."""
+    files = resources.files("mlpt.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def _yaml_mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(error).replace("\n", " ")
+        raise UserError(f"{name} is not YAML: {where}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name} holds no settings: a recipe is a YAML mapping such as 'train: {{steps: 100}}'")
+    return values

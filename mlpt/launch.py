@@ -1,0 +1,111 @@
+"""From a recipe to a finished run: the steps behind `mlpt pretrain`, and the function to call from Python.
+
+from mlpt.launch import pretrain
+run = pretrain("quickstart", {"train": {"steps": 200}})
+print(run.summary["held_out"], run.folder / "model")
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlpt.config import RunConfig, load_run_config
+from mlpt.data.files import cache_directory
+from mlpt.data.manifest import Manifest, read_manifest
+from mlpt.data.prepare import input_digest, prepare
+from mlpt.errors import UserError
+from mlpt.job import mixture_rule, run_rank
+from mlpt.logs import log_to_file
+from mlpt.reporting.display import Display
+from mlpt.reporting.summary import print_summary
+from mlpt.rundir import new_run_dir, open_run
+from mlpt.training.group import Group, default_device
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder (the model is in `folder`/model) and its summary (plain JSON values)."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+def pretrain(
+    recipe: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    resume: str | os.PathLike[str] | None = None,
+    console: Console | None = None,
+    debug: bool = False,
+) -> Run:
+    """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
+
+    resume   the folder of a run to go on with, from its last whole checkpoint; excludes recipe and settings.
+    console  where progress and the summary go; None: standard error.
+    Raises `UserError` in one line for anything that the caller can put right.
+    """
+    console = console or Console(stderr=True)
+    if resume is not None:
+        if recipe is not None or settings:
+            raise UserError("--resume takes the run's own configuration; leave out the recipe and the settings")
+        folder, config = open_run(resume)
+    else:
+        config = load_run_config(recipe, dict(settings or {}))
+        mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
+        folder = new_run_dir(config)
+    with Display(config.report.progress, console) as display:
+        display.say(f"run: {folder}")
+        blocks = blocks_of(config, folder, display)
+        if config.runtime.num_workers == 0:
+            summary = _in_this_process(config, blocks, folder, display)
+        else:
+            from mlpt.runtime.pretrain import pretrain_on_ray  # Ray is needed from here on only
+
+            summary = pretrain_on_ray(config, blocks, folder, display, debug)
+    summary["first_mixture"] = mixture_rule(config).first_mixture()
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    print_summary(summary, folder, console)
+    return Run(folder, summary)
+
+
+def blocks_of(config: RunConfig, folder: Path, display: Display) -> str:
+    """The prepared blocks of a run: `data.source` if that is a prepared folder, else made from it.
+
+    They are made in `config.blocks` or, by default, in the user's cache, where other runs on the same text find them.
+    A run remembers which blocks it had; resuming it on other text is an error.
+    """
+    sources = config.data.sources
+    if len(sources) == 1 and (manifest := read_manifest(sources[0])) is not None:
+        blocks = str(Path(sources[0]).resolve()) if Path(sources[0]).exists() else sources[0]
+    else:
+        blocks = config.blocks or str(cache_directory() / "blocks" / input_digest(config.data))
+        with display.bytes_done("preparing text") as progress:
+            manifest = prepare(config.data, blocks, progress=progress)
+    display.say(describe(manifest, blocks))
+    remembered, current = folder / "blocks.json", {"blocks": blocks, "digest": manifest.digest}
+    if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
+        raise UserError(f"the text has changed since {folder} was started; start a new run on it")
+    remembered.write_text(json.dumps(current))
+    return blocks
+
+
+def describe(manifest: Manifest, blocks: str) -> str:
+    """One line about prepared blocks."""
+    rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
+    tokens = sum(entry.tokens for entry in manifest.splits.values())
+    how = "found" if manifest.reused else "made"
+    size = manifest.vocabulary["size"]
+    return (
+        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens, vocabulary {size:,}; in {blocks}"
+    )
+
+
+def _in_this_process(config: RunConfig, blocks: str, folder: Path, display: Display) -> dict[str, Any]:
+    """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
+    log_to_file(folder / "logs" / "rank_0.log")
+    return run_rank(config, blocks, folder, Group(device=default_device()), tell=display.handle)

@@ -1,0 +1,81 @@
+"""Rule `famo`: even progress on every objective, from held-out losses before and after; no gradients are stored.
+
+FAMO (Liu et al., NeurIPS 2023, algorithm 1): weights z = softmax(xi); the direction sum_i z_i grad log L_i; xi moves by
+-beta (J^T (log L_before - log L_after) + gamma xi), J the softmax's Jacobian. Drawing objective i with a probability in
+proportion to z_i / L_i follows that direction in expectation, so this is the mixture.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mlpt.meta.context import MetaContext
+from mlpt.meta.policy import Evidence, Policy
+from mlpt.meta.rules.base import MetaRule, softmax, with_floor
+from mlpt.settings import Settings
+
+
+class Famo(MetaRule):
+    """One step on the task weights at every update, with plain SGD as in the paper (its code takes Adam)."""
+
+    name = "famo"
+    needs_weights = True
+
+    class Config(Settings):
+        """lr, decay       the paper's beta and gamma.
+        smallest_loss   nats; a loss below counts as this much, lest a solved objective take all the draws.
+        floor           least probability of an objective.
+        dev_batches     meta-dev batches of each objective a measurement, the same before and after.
+        dev_batch_size  texts in each; null: the training batch size.
+        """
+
+        rule: Literal["famo"] = "famo"
+        lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+        decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
+        smallest_loss: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+        floor: float = Field(default=0.02, ge=0, lt=1)
+        dev_batches: int = Field(default=1, ge=1)
+        dev_batch_size: int | None = Field(default=None, ge=2)
+
+    def __init__(self, config: Config, objectives: Sequence[str]):
+        super().__init__(config, objectives)
+        with_floor(self.first_mixture(), config.floor)  # a floor that does not fit is refused now
+        self._logits = [0.0] * len(self.objectives)
+        self._before: dict[str, float] | None = None
+        self._sample = 0
+
+    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
+        current = self._measure(context, context.step)
+        logits = self._logits
+        if self._before is not None:
+            after = self._measure(context, self._sample)
+            drops = [math.log(self._before[name] / after[name]) for name in self.objectives]
+            logits = step_logits(logits, drops, self.config.lr, self.config.decay)
+        weights = [z / current[name] for z, name in zip(softmax(logits), self.objectives, strict=True)]
+        total = math.fsum(weights)
+        mixture = {name: weight / total for name, weight in zip(self.objectives, weights, strict=True)}
+        context.report["dev_loss"] = current
+        self._logits, self._before, self._sample = logits, current, context.step
+        return replace(policy, mixture=with_floor(mixture, self.config.floor))
+
+    def _measure(self, context: MetaContext, sample: int) -> dict[str, float]:
+        losses = context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, sample, sample)
+        return {name: max(loss, self.config.smallest_loss) for name, loss in losses.items()}
+
+    def state(self) -> dict[str, Any]:
+        return {"logits": self._logits, "before": self._before, "sample": self._sample}
+
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._logits, self._sample = list(state["logits"]), state["sample"]
+        self._before = None if state["before"] is None else dict(state["before"])
+
+
+def step_logits(logits: Sequence[float], drops: Sequence[float], lr: float, decay: float) -> list[float]:
+    """xi - beta (J^T d + gamma xi), with (J^T d)_i = z_i (d_i - sum_j z_j d_j)."""
+    z = softmax(logits)
+    mean = math.fsum(share * drop for share, drop in zip(z, drops, strict=True))
+    return [xi - lr * (share * (drop - mean) + decay * xi) for xi, share, drop in zip(logits, z, drops, strict=True)]

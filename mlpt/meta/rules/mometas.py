@@ -1,0 +1,111 @@
+"""Rule `mometas`: REINFORCE on softmax scores, rewarded by the drop of the held-out losses.
+
+MOMETAS (Wu et al., Findings of EMNLP 2022): the reward R is the sum over objectives of the relative drop of the
+meta-dev loss since the last update; one SGD step on sum_t(-R log p(draw_t)) - gamma H(p), here in closed form.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from mlpt.meta.context import MetaContext
+from mlpt.meta.policy import Evidence, Policy
+from mlpt.meta.rules.base import MetaRule, entropy_gradient, entropy_of, softmax
+from mlpt.settings import Settings
+
+SMOOTHING = 1e-6  # added to the loss drop and to the old loss
+THRESHOLD = 1e-3  # nats; a loss that moved no further earns nothing
+LOWEST = -1.0  # a loss that exploded costs no more than this
+
+
+class Mometas(MetaRule):
+    """One policy-gradient step on the scores at every update."""
+
+    name = "mometas"
+    needs_weights = True
+
+    class Config(Settings):
+        """lr, gamma           step size on the scores, weight of the entropy (published: .1 and 2).
+        dev                    `same` (default): the losses before and after are measured on the same texts with the
+                               same corruption, which leaves the sampling noise out of the reward, for twice the
+                               forward passes; `resampled` (the published code): each on its own fresh sample.
+        dev_batches            meta-dev batches of each objective a measurement.
+        dev_batch_size         texts in each; null: the training batch size.
+        """
+
+        rule: Literal["mometas"] = "mometas"
+        lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+        gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+        dev: Literal["same", "resampled"] = "same"
+        dev_batches: int = Field(default=1, ge=1)
+        dev_batch_size: int | None = Field(default=None, ge=2)
+
+    def __init__(self, config: Config, objectives: Sequence[str]):
+        super().__init__(config, objectives)
+        self._scores = [1.0] * len(self.objectives)
+        self._before: dict[str, float] | None = None  # meta-dev losses at the last update, in nats
+        self._sample = 0  # the step whose sample gave them
+        self._updates = 0
+
+    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
+        if self._before is None:
+            self._before, self._sample = self._measure(context, context.step, context.step), context.step
+            context.report["dev_loss"] = self._before
+            return policy
+        if self.config.dev == "same":
+            after = self._measure(context, self._sample, self._sample)
+            next_before = self._measure(context, context.step, context.step)
+        else:
+            # The published code's first update sees the texts of the first measurement again, under fresh noise.
+            texts = self._sample if self._updates == 0 else context.step
+            after = next_before = self._measure(context, texts, context.step)
+        reward = sum(relative_drop(self._before[name], after[name]) for name in self.objectives)
+        counts = [evidence.draws.get(name, 0) for name in self.objectives]
+        context.report["dev_loss"] = after
+        context.report["reward"] = reward
+        self._scores = reinforce(self._scores, counts, reward, self.config.lr, self.config.gamma)
+        self._before, self._sample = next_before, context.step
+        self._updates += 1
+        return replace(policy, mixture=dict(zip(self.objectives, softmax(self._scores), strict=True)))
+
+    def _measure(self, context: MetaContext, texts: int, noise: int) -> dict[str, float]:
+        return context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, texts, noise)
+
+    def state(self) -> dict[str, Any]:
+        return {"scores": self._scores, "before": self._before, "sample": self._sample, "updates": self._updates}
+
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._scores = list(state["scores"])
+        self._before = None if state["before"] is None else dict(state["before"])
+        self._sample, self._updates = state["sample"], state["updates"]
+
+
+def relative_drop(before: float, after: float) -> float:
+    """Reward of one objective: the share of its meta-dev loss that went away, in [-1, about 1]."""
+    if abs(before - after) <= THRESHOLD:
+        return 0.0
+    return max((before - after + SMOOTHING) / (before + SMOOTHING), LOWEST)
+
+
+def reinforce(scores: Sequence[float], counts: Sequence[int], reward: float, lr: float, gamma: float) -> list[float]:
+    """The scores after one SGD step on `reinforce_loss`.
+
+    s <- s + lr * [R (n - K p) - gamma p (log p + H)], with n the draws of each objective and K their sum.
+    """
+    p = softmax(scores)
+    total = sum(counts)
+    return [
+        s + lr * (reward * (n - total * q) + gamma * flattening)
+        for s, n, q, flattening in zip(scores, counts, p, entropy_gradient(p), strict=True)
+    ]
+
+
+def reinforce_loss(scores: Sequence[float], counts: Sequence[int], reward: float, gamma: float) -> float:
+    """J = -R sum_i n_i log p_i - gamma H(p)."""
+    p = softmax(scores)
+    likelihood = sum(n * math.log(q) for n, q in zip(counts, p, strict=True) if n)
+    return -reward * likelihood - gamma * entropy_of(p)

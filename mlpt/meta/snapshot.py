@@ -1,0 +1,128 @@
+"""Snapshots: the trainees' weights and AdamW state at one step, as flat float32 buffers, and the way back.
+
+One flat buffer travels through Ray's object store in one copy; a state dict of hundreds of tensors does not.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mlpt.errors import UserError
+from mlpt.meta.policy import Snapshot
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a snapshot holds, in its order: those with gradients, in `model.parameters()` order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def take_snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    step: int,
+    learning_rate: float,
+    moments: bool,
+    out: Snapshot | None = None,
+) -> Snapshot:
+    """Copy the model's trainable parameters, with `moments` also AdamW's state, to flat CPU buffers.
+
+    model          the bare module (not wrapped by DDP; torch.compile's wrapper has the same parameters and will do).
+    learning_rate  the rate of the step to come.
+    out            an earlier snapshot of the same model whose buffers are overwritten and returned again; whoever
+                   still reads it sees the new values (`ray.put` copies, so that a put snapshot may be reused).
+
+    Raises `UserError` for amsgrad with `moments`: its maximum is not part of a snapshot.
+    """
+    parameters = trainable(model)
+    size = sum(parameter.numel() for parameter in parameters)
+    buffers = _buffers(out, size, len(parameters), moments)
+    _copy_in(buffers["parameters"], parameters, parameters)
+    if moments:
+        _refuse_amsgrad(optimizer)
+        states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+        _copy_in(buffers["exp_avg"], [state.get("exp_avg") for state in states], parameters)
+        _copy_in(buffers["exp_avg_sq"], [state.get("exp_avg_sq") for state in states], parameters)
+        buffers["optimizer_steps"][:] = [int(state.get("step", 0)) for state in states]
+    return Snapshot(step=step, learning_rate=learning_rate, **buffers)
+
+
+@torch.no_grad()
+def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snapshot) -> None:
+    """Write a snapshot into a model of the same parameters and, where it holds moments, into its AdamW.
+
+    Sets the learning rate of every parameter group (times the group's own `scale`, where it has one). A parameter that
+    AdamW has not stepped yet gets no state, as in a fresh AdamW. Raises `UserError` when the sizes differ.
+    """
+    parameters = trainable(model)
+    size = sum(parameter.numel() for parameter in parameters)
+    if snapshot.parameters.size != size:
+        raise UserError(
+            f"the snapshot holds {snapshot.parameters.size} weights and the model trains {size}: "
+            "the meta-learner needs the same model settings as the workers"
+        )
+    for parameter, values in _pieces(snapshot.parameters, parameters):
+        parameter.copy_(values)
+    for group in optimizer.param_groups:
+        group["lr"] = snapshot.learning_rate * group.get("scale", 1.0)
+    if snapshot.exp_avg is None or snapshot.exp_avg_sq is None or snapshot.optimizer_steps is None:
+        return
+    _refuse_amsgrad(optimizer)
+    counts = snapshot.optimizer_steps.tolist()
+    on_device = {id(one) for group in optimizer.param_groups if _counts_on_device(group) for one in group["params"]}
+    first, second = _pieces(snapshot.exp_avg, parameters), _pieces(snapshot.exp_avg_sq, parameters)
+    for (parameter, exp_avg), (_, exp_avg_sq), count in zip(first, second, counts, strict=True):
+        if count == 0:
+            optimizer.state.pop(parameter, None)
+        else:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(count), device=parameter.device if id(parameter) in on_device else None),
+                "exp_avg": exp_avg.to(parameter, copy=True),
+                "exp_avg_sq": exp_avg_sq.to(parameter, copy=True),
+            }
+
+
+def _buffers(out: Snapshot | None, size: int, tensors: int, moments: bool) -> dict[str, np.ndarray]:
+    wanted: dict[str, tuple[int, type]] = {"parameters": (size, np.float32)}
+    if moments:
+        wanted |= {"exp_avg": (size, np.float32), "exp_avg_sq": (size, np.float32)}
+        wanted |= {"optimizer_steps": (tensors, np.int64)}
+    buffers = {}
+    for name, (length, dtype) in wanted.items():
+        old = None if out is None else getattr(out, name)
+        buffers[name] = old if old is not None and old.shape == (length,) else np.empty(length, dtype)
+    return buffers
+
+
+def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: list[nn.Parameter]) -> None:
+    """Join `tensors`, one for each of `parameters`, in `buffer` (n,); None counts as zeros."""
+    for tensor, (_, piece) in zip(tensors, _pieces(buffer, parameters), strict=True):
+        if tensor is None:
+            piece.zero_()
+        else:
+            piece.copy_(tensor)
+
+
+def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with its part of `buffer`, in the parameter's shape."""
+    with warnings.catch_warnings():
+        # Ray hands out read-only arrays, of which torch warns; nobody writes here.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        flat = torch.from_numpy(buffer)
+    start = 0
+    for parameter in parameters:
+        yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
+        start += parameter.numel()
+
+
+def _counts_on_device(group: dict[str, Any]) -> bool:
+    return bool(group.get("fused") or group.get("capturable"))
+
+
+def _refuse_amsgrad(optimizer: torch.optim.AdamW) -> None:
+    if any(group.get("amsgrad") for group in optimizer.param_groups):
+        raise UserError("a rule that looks ahead needs AdamW without amsgrad: its maxima are not part of a snapshot")

@@ -1,0 +1,131 @@
+"""The encoder a run trains: from scratch by its dimensions, or from a folder or hub name."""
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import Field
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+
+
+class ModelConfig(Settings):
+    """Which encoder.
+
+    architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert, roberta, electra, ...
+    pretrained            a local folder or a hub name to start from; the dimensions below are then not used.
+    hidden_size, layers, heads
+    intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
+    dropout               of hidden states and attention.
+    attention             `sdpa` (fast kernels) or `eager`.
+    vocabulary_multiple   round the embedding rows up to a multiple of this; None: exactly the tokenizer's size.
+    options               further attributes of the architecture's own configuration, by its names.
+    """
+
+    architecture: str = "bert"
+    pretrained: str | None = None
+    hidden_size: int = Field(default=256, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    vocabulary_multiple: int | None = Field(default=None, gt=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+# What architectures call dropout; each takes those it knows.
+_DROPOUT_NAMES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+)
+# Architectures whose position ids begin after the padding id.
+_POSITIONS_AFTER_PAD = {
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+
+
+def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length: int) -> PreTrainedConfig:
+    """The architecture's own configuration for blocks of `max_length` tokens of `vocabulary`.
+
+    Raises `UserError` for an architecture that has no masked language model, an option it does not know, and
+    dimensions that do not fit together.
+    """
+    if config.architecture not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        near = difflib.get_close_matches(config.architecture, MODEL_FOR_MASKED_LM_MAPPING_NAMES, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "bert, roberta, electra and modernbert are tested"
+        raise UserError(f"'{config.architecture}' is no architecture with a masked language model; {hint}")
+    if config.hidden_size % config.heads:
+        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of {config.heads} heads; change one")
+    made = AutoConfig.for_model(config.architecture)
+    values: dict[str, Any] = _special_ids(vocabulary) | {
+        "vocab_size": _rounded(vocabulary.size, config.vocabulary_multiple),
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.intermediate_size or 4 * config.hidden_size,
+        "max_position_embeddings": positions_needed(config.architecture, vocabulary, max_length),
+    }
+    values |= {name: config.dropout for name in _DROPOUT_NAMES if hasattr(made, name)}
+    for name, value in config.options.items():
+        if not hasattr(made, name):
+            near = difflib.get_close_matches(name, vars(made), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "; see its Hugging Face configuration"
+            raise UserError(f"'{config.architecture}' has no option '{name}'{hint}")
+        values[name] = value
+    return AutoConfig.for_model(config.architecture, **values)
+
+
+def check_pretrained(config: PreTrainedConfig, vocabulary: Vocabulary, max_length: int, where: str) -> None:
+    """Raise `UserError` where the model at `where` can't take blocks of `max_length` tokens of `vocabulary`."""
+    if config.vocab_size < vocabulary.size:
+        raise UserError(
+            f"the model {where} has {config.vocab_size} tokens and the tokenizer {vocabulary.size}: "
+            "use the tokenizer that came with the model"
+        )
+    if config.pad_token_id is not None and config.pad_token_id != vocabulary.pad:
+        raise UserError(
+            f"the model {where} pads with token {config.pad_token_id} and the tokenizer with {vocabulary.pad}: "
+            "use the tokenizer that came with the model"
+        )
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and positions_needed(config.model_type, vocabulary, max_length) > most:
+        room = most - positions_needed(config.model_type, vocabulary, 0)
+        raise UserError(f"the model {where} takes {room} tokens and the blocks have {max_length}: use shorter blocks")
+
+
+def positions_needed(architecture: str, vocabulary: Vocabulary, max_length: int) -> int:
+    """Rows that a position table needs for `max_length` tokens: RoBERTa counts from the padding id + 1."""
+    return max_length + (vocabulary.pad + 1 if architecture in _POSITIONS_AFTER_PAD else 0)
+
+
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {
+        "pad_token_id": vocabulary.pad,
+        "cls_token_id": vocabulary.cls,
+        "sep_token_id": vocabulary.sep,
+        "mask_token_id": vocabulary.mask,
+        "bos_token_id": vocabulary.cls,
+        "eos_token_id": vocabulary.sep,
+    }
+
+
+def _rounded(size: int, multiple: int | None) -> int:
+    return size if multiple is None else -(-size // multiple) * multiple

@@ -1,0 +1,148 @@
+"""An encoder with one head for each objective, around a stock Hugging Face masked language model."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.errors import UserError
+from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config
+from mlpt.models.language_head import token_logits
+from mlpt.models.masked import dense_state
+from mlpt.objectives.base import Inputs, Objective
+from mlpt.randomness import address
+
+HEADS_FILE = "heads.safetensors"
+
+
+class Encoder(nn.Module):
+    """`backbone` (the stock `...ForMaskedLM` module, decoder tied) and `heads` (one for each objective that has one).
+
+    `forward` is the only way to a loss, so that DDP, `torch.compile` and `higher` can wrap the module.
+    """
+
+    def __init__(self, backbone: Any, objectives: Mapping[str, Objective]):
+        super().__init__()
+        self.backbone = backbone
+        self.config: PreTrainedConfig = backbone.config
+        self.objectives = dict(objectives)
+        made = {name: objective.head(backbone.config) for name, objective in self.objectives.items()}
+        self.heads = nn.ModuleDict({name: head for name, head in made.items() if head is not None})
+        self.heads.apply(self._initialise)
+
+    def forward(self, objective: str, inputs: Inputs) -> Tensor:
+        """Scalar float32 loss of `inputs` in nats."""
+        return self.objectives[objective].loss(self, inputs)
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """Last hidden states, (batch, length, hidden). Token types are all zero."""
+        return self.backbone.base_model(inputs.input_ids, attention_mask=inputs.attention_mask)[0]
+
+    def hidden_states(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Embedding output and the output of every layer, each (batch, length, hidden)."""
+        return self.backbone.base_model(
+            inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True
+        ).hidden_states
+
+    def token_logits(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, vocabulary), by the architecture's own head."""
+        return token_logits(self.backbone, hidden)
+
+    def save(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        """Write a folder that stock `AutoModel` and `AutoModelForMaskedLM` load; other heads in heads.safetensors.
+
+        Masked weights are written dense: masks are artefacts of their own (`mlpt.sparsity.artefacts`).
+        """
+        self.backbone.save_pretrained(folder, state_dict=dense_state(self.backbone))
+        if len(self.heads):
+            weights = {name: weight.detach().contiguous() for name, weight in self.heads.state_dict().items()}
+            save_file(weights, Path(folder) / HEADS_FILE, metadata={"objectives": json.dumps(list(self.heads))})
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
+            nn.init.zeros_(module.bias)
+
+
+def build_encoder(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    objectives: Mapping[str, Objective],
+    max_length: int,
+    seed: int,
+) -> Encoder:
+    """A new encoder for blocks of `max_length` tokens; equal seeds give equal weights, float32, on the CPU.
+
+    Raises `UserError` when the configuration, the pretrained model and the vocabulary do not fit together.
+    """
+    with torch.random.fork_rng(devices=[]):  # transformers draws starting weights from the global stream
+        torch.manual_seed(address(seed, "model"))
+        if config.pretrained is not None:
+            backbone = _load_backbone(config.pretrained, config.attention)
+            check_pretrained(backbone.config, vocabulary, max_length, config.pretrained)
+        else:
+            backbone = _new_backbone(config, vocabulary, max_length)
+        return Encoder(backbone, objectives).train()
+
+
+def load_encoder(
+    folder: str | os.PathLike[str], objectives: Mapping[str, Objective], attention: str = "sdpa"
+) -> Encoder:
+    """The encoder that `Encoder.save` wrote to `folder`, with the heads of `objectives`.
+
+    Raises `UserError` when the folder holds no model, or no head for one of the objectives that need one.
+    """
+    encoder = Encoder(_load_backbone(os.fspath(folder), attention), objectives)
+    if len(encoder.heads):
+        _load_heads(encoder.heads, Path(folder) / HEADS_FILE)
+    return encoder
+
+
+def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) -> Any:
+    made = hugging_face_config(config, vocabulary, max_length)
+    try:
+        return AutoModelForMaskedLM.from_config(made, attn_implementation=config.attention, dtype=torch.float32)
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        raise UserError(f"'{config.architecture}' has no {config.attention} attention; use attention=eager") from error
+
+
+def _load_backbone(name: str, attention: str) -> Any:
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
+        raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
+    try:
+        return AutoModelForMaskedLM.from_pretrained(
+            name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load a masked language model from '{name}': give a folder with config.json and "
+            f"model.safetensors, or a hub name with the network up ({reason})"
+        ) from error
+
+
+def _load_heads(heads: nn.ModuleDict, file: Path) -> None:
+    try:
+        weights = load_file(file) if file.exists() else {}
+    except SafetensorError as error:
+        raise UserError(f"{file} is not a readable safetensors file: save the model again") from error
+    missing = [name for name in heads if not any(key.startswith(f"{name}.") for key in weights)]
+    if missing:
+        raise UserError(f"{file.parent} has no head for {', '.join(missing)}: train it with that objective first")
+    wanted = {key: weight for key, weight in weights.items() if key.split(".")[0] in heads}
+    try:
+        heads.load_state_dict(wanted)
+    except RuntimeError as error:
+        raise UserError(f"the heads in {file} do not fit the model beside them: save both again") from error

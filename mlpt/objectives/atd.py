@@ -1,0 +1,41 @@
+"""Added token detection (MOMETAS, Wu et al., 2022): find the random tokens that were inserted into a text."""
+
+import torch
+from torch import Tensor
+
+from mlpt.objectives.base import Inputs
+from mlpt.objectives.detection import TokenDetection
+from mlpt.objectives.mlm import skip_ids
+
+
+class AddedTokenDetection(TokenDetection):
+    """Random tokens are inserted and the text moves right; what no longer fits is lost."""
+
+    name = "atd"
+
+    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+        marks = torch.rand(tokens.shape, generator=generator) < self.config.probability
+        # Any token may be inserted but padding, which would end the text.
+        ids = torch.randint(self.vocabulary.size - 1, tokens.shape, generator=generator)
+        random_ids = skip_ids(ids, (self.vocabulary.pad,))
+        corrupted, labels = add_tokens(tokens, marks, random_ids, self.vocabulary.pad, self.vocabulary.sep)
+        return self.inputs(tokens, corrupted, labels)
+
+
+def add_tokens(tokens: Tensor, marks: Tensor, random_ids: Tensor, pad: int, sep: int) -> tuple[Tensor, Tensor]:
+    """Insert `random_ids` at the marked places of the output; return it and its labels (1: inserted).
+
+    All (batch, length); `marks` bool. The first and the last place are never inserted. The text ends at its first
+    `pad`; a text that reaches the last place ends with `sep` there.
+    """
+    length = tokens.shape[1]
+    marks = marks.clone()
+    marks[:, 0] = marks[:, -1] = False
+    inserted_before = marks.cumsum(1) - marks.long()
+    source = torch.arange(length) - inserted_before  # (batch, length): the token that each place reads
+    moved = tokens.gather(1, source)
+    ended = (moved == pad).cummax(1).values  # nothing follows the first pad
+    added = marks & ~ended
+    corrupted = torch.where(added, random_ids, moved).masked_fill(ended, pad)
+    corrupted[:, -1].masked_fill_(~ended[:, -1], sep)
+    return corrupted, added.long()

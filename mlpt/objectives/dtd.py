@@ -1,0 +1,36 @@
+"""Deleted token detection (MOMETAS, Wu et al., 2022): find the places where tokens were removed from a text."""
+
+import torch
+from torch import Tensor
+
+from mlpt.objectives.base import Inputs
+from mlpt.objectives.detection import TokenDetection
+
+
+class DeletedTokenDetection(TokenDetection):
+    """Tokens are deleted and the text moves left; padding fills the end."""
+
+    name = "dtd"
+
+    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+        marks = torch.rand(tokens.shape, generator=generator) < self.config.probability
+        corrupted, labels = delete_tokens(tokens, marks, self.vocabulary.pad)
+        return self.inputs(tokens, corrupted, labels)
+
+
+def delete_tokens(tokens: Tensor, marks: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Delete the marked tokens; return what is left and its labels (1: something was deleted just before).
+
+    All (batch, length); `marks` bool. The first and the last place and padding are never deleted. When the last token
+    of a padded text is deleted, the label is on the first pad.
+    """
+    batch, length = tokens.shape
+    deleted = marks & (tokens != pad)
+    deleted[:, 0] = deleted[:, -1] = False
+    follows_deletion = deleted.roll(1, dims=1)  # the last place is never deleted, so nothing wraps around
+    # Kept tokens go to the place given by how many are kept before them; deleted ones to a column that is cut off.
+    kept = ~deleted
+    place = torch.where(kept, kept.cumsum(1) - 1, length)  # (batch, length)
+    corrupted = tokens.new_full((batch, length + 1), pad).scatter_(1, place, tokens)
+    labels = tokens.new_zeros((batch, length + 1)).scatter_(1, place, follows_deletion.to(tokens.dtype))
+    return corrupted[:, :length].contiguous(), labels[:, :length].contiguous()

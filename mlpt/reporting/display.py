@@ -1,0 +1,117 @@
+"""What a person sees while a run goes on: a live panel on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """Takes the loop's events, whatever process they come from, and shows them. Use it as a context manager."""
+
+    def __init__(self, mode: Literal["auto", "bar", "lines", "off"] = "auto", console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.mode = ("bar" if self.console.is_terminal else "lines") if mode == "auto" else mode
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("pretraining", total=None, rate="")
+        self._live: Live | None = None
+        self._latest: dict[str, Any] = {}
+        self._last_line = 0.0
+        self._begun: tuple[float, int] | None = None
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """One line that stays, in every mode."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def bytes_done(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar for work that is measured in bytes: call what this yields with (bytes done, bytes of all)."""
+        if self.mode != "bar":
+            yield lambda done, total: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Show one event of the loop."""
+        kind = event["event"]
+        if kind == "step":
+            self._step(event)
+        elif kind == "warning":
+            self.say(f"warning: {event['text']}")
+        elif kind == "resumed":
+            self.say(f"resumed at step {event['step']}")
+        elif kind == "policy":
+            self._latest["policy"] = event["policy"]
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if self._begun is None or event["step"] < self._begun[1]:
+            self._begun = (now, event["step"])
+        self._latest.update(event)
+        if self.mode == "bar":
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+                self._live.start()
+            rate = f"{event['tokens_per_second']:,.0f} tokens/s"
+            self._progress.update(self._task, total=event["steps"], completed=event["step"], rate=rate)
+            self._live.update(self._panel())
+        elif self.mode == "lines":
+            done = event["step"] == event["steps"]
+            if done or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                self.say(self._line(event))
+
+    def _panel(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("objective", "share", "loss (nats)"):
+            table.add_column(heading, justify="left" if heading == "objective" else "right")
+        for name, share in self._latest.get("mixture", {}).items():
+            loss = self._latest.get("loss", {}).get(name)
+            table.add_row(name, f"{share:.3f}", "" if loss is None else f"{loss:.4f}")
+        meta = (
+            f"policy {self._latest.get('policy', 0)}, waited {self._latest.get('meta_stall_seconds', 0):.1f} s for it"
+        )
+        return Group(self._progress, table, meta)
+
+    def _line(self, event: Mapping[str, Any]) -> str:
+        losses = " ".join(f"{name} {loss:.3f}" for name, loss in event["loss"].items())
+        mixture = " ".join(f"{name} {share:.2f}" for name, share in event["mixture"].items())
+        return (
+            f"step {event['step']}/{event['steps']}  {event['tokens_per_second']:,.0f} tokens/s  loss: {losses}  "
+            f"mixture: {mixture}  meta wait {event['meta_stall_seconds']:.1f} s  left {self._left(event)}"
+        )
+
+    def _left(self, event: Mapping[str, Any]) -> str:
+        assert self._begun is not None
+        since, first = self._begun
+        done = event["step"] - first
+        if done <= 0:
+            return "?"
+        seconds = (time.monotonic() - since) / done * (event["steps"] - event["step"])
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

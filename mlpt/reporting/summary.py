@@ -1,0 +1,45 @@
+"""The table at the end of a run: what it gained, what it learned, where the model is and how to go on."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(summary: Mapping[str, Any], run_dir: Path, console: Console) -> None:
+    """Print the summary that `Loop.run` returned."""
+    table = Table(title="held-out loss on the test split, in nats")
+    for heading in ("objective", "before", "after", "mixture at start", "mixture at end"):
+        table.add_column(heading, justify="left" if heading == "objective" else "right")
+    first = summary["first_mixture"]
+    for name, before in summary["held_out_before"].items():
+        after = summary["held_out"][name]
+        shares = (first.get(name, 0.0), summary["mixture"].get(name, 0.0))
+        table.add_row(name, f"{before:.4f}", f"{after:.4f}", *(f"{share:.3f}" for share in shares))
+    console.print(table)
+    for line in _lines(summary, run_dir):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _lines(summary: Mapping[str, Any], run_dir: Path) -> list[str]:
+    meta = summary["meta"]
+    rate = summary["tokens_per_second"]
+    updates, waited = summary["policy_version"], meta["stall"] + meta["launch"]
+    lines = [
+        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps at {rate:,.0f} tokens/s",
+        f"meta-learning: {updates} updates, {meta['learner']:.1f} s of work, {waited:.1f} s of it waited for",
+        f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats a token",
+    ]
+    if "mlm" in summary["held_out"]:
+        loss = summary["held_out"]["mlm"]
+        verdict = "below" if loss < summary["unigram_entropy"] else "not below"
+        lines[-1] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
+    lines += [
+        f"model:  {run_dir / 'model'}",
+        f"run:    {run_dir}",
+        f"resume: mlpt pretrain --resume {run_dir}",
+    ]
+    return lines

@@ -1,0 +1,77 @@
+"""Joining or starting Ray, quietly, and saying in one line what does not fit."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+from mlpt.config import RuntimeConfig
+from mlpt.errors import UserError
+
+# Ray reads these when it starts; what the user has set stays.
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextlib.contextmanager
+def ray_session(runtime: RuntimeConfig, cpus: float, debug: bool = False, dashboard: bool = False) -> Iterator[None]:
+    """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block.
+
+    cpus       logical CPUs of our own Ray; more than the machine has is fine, they are a count of places.
+    dashboard  sweeps need it: without it Ray leaks the resources of stopped trials.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": debug}
+    try:
+        if runtime.address == "local":
+            ray.init(address="local", num_cpus=max(1, round(cpus)), include_dashboard=dashboard, **options)
+        else:
+            ray.init(address=runtime.address, **options)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
+            "or use runtime.address=local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:
+    """Logical CPUs that a run asks for: its workers and, when something is learned, the meta-learner."""
+    return runtime.most_workers * runtime.cpus_per_worker + (runtime.meta_cpus if with_learner else 0)
+
+
+def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[str], None]) -> None:
+    """Compare what the run needs with what Ray has.
+
+    Raises `UserError` where it can never fit (our own Ray); on a cluster, which may grow, `say` is told of the wait.
+    """
+    have = ray.cluster_resources()
+    least = runtime.num_workers if isinstance(runtime.num_workers, int) else runtime.num_workers[0]
+    learner = 1 if with_learner else 0
+    needs = {
+        "CPU": least * runtime.cpus_per_worker + learner * runtime.meta_cpus,
+        "GPU": least * runtime.gpus_per_worker + learner * runtime.meta_gpus,
+        **{name: learner * amount for name, amount in runtime.meta_resources.items()},
+    }
+    for name, amount in needs.items():
+        if amount > have.get(name, 0) + 1e-9:
+            lack = f"the run needs {amount:g} {name} and Ray has {have.get(name, 0):g}"
+            if runtime.address == "local":
+                raise UserError(f"{lack}; lower runtime.num_workers, runtime.gpus_per_worker or runtime.meta_resources")
+            say(f"{lack}; waiting for the cluster to grow (if it cannot, stop and lower runtime.num_workers)")

@@ -1,0 +1,22 @@
+"""Preparing blocks with Ray tasks, one a shard: the same function, and the same bytes, as a process pool."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+
+def run_shards_on_ray(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+    """Results of `function` over `jobs`, in order; at most two tasks a CPU are under way, so memory stays bounded."""
+    task = ray.remote(num_cpus=1)(function)
+    limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    waiting: list[Any] = []
+    for job in jobs:
+        if len(waiting) >= limit:
+            yield ray.get(waiting.pop(0))
+        waiting.append(task.remote(job))
+    for future in waiting:
+        yield ray.get(future)

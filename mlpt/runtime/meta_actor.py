@@ -1,0 +1,151 @@
+"""The Ray actor that hosts the meta-learner, and the client with which rank 0 reaches it.
+
+The actor is a thin shell. Its state travels with every answer and lives in the training checkpoint, so an actor that
+dies is given the state back and its update again: nothing is lost, nothing is done twice.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from torch import Tensor
+
+from mlpt.config import RunConfig, RuntimeConfig
+from mlpt.errors import UserError
+from mlpt.job import build_learner, open_splits
+from mlpt.logs import log_to_file
+from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
+from mlpt.training.group import default_device
+
+_UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
+_START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
+_RETRY_S = 0.25
+_MOST_DEATHS = 10  # in one run; more are no accident
+_log = logging.getLogger(__name__)
+
+
+class MetaLearnerActor:
+    """One process that holds a `MetaLearner`; everything it knows it can be told again."""
+
+    def __init__(self, config: dict[str, Any], blocks: str, logs: str):
+        log_to_file(Path(logs) / "meta_learner.log")
+        resolved = RunConfig.model_validate(config)
+        torch.set_num_threads(max(1, int(resolved.runtime.meta_cpus)))
+        device = default_device() if resolved.runtime.meta_gpus else torch.device("cpu")
+        self._learner = build_learner(resolved, open_splits(blocks), device)
+        self._first_state = self._learner.state()
+        rule = resolved.meta.mixture.rule
+        _log.info("meta-learner ready: rule %s on %s, process %d", rule, device, os.getpid())
+
+    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
+        """Put the learner into `state`; None: into its first state."""
+        first_state, first_tensors = self._first_state
+        self._learner.load_state(state or first_state, tensors if state else first_tensors)
+
+    def update(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> Answer:
+        """One update of the learner."""
+        answer = self._learner.update(policy, snapshot, evidence)
+        _log.info("step %d: policy %d, %s", snapshot.step, answer.policy.version, dict(answer.report))
+        return answer
+
+
+def create_actor(config: RunConfig, blocks: str, run_dir: Path) -> Any:
+    """The actor, owned by the calling process, with resources of its own.
+
+    It restarts after death, but no call is repeated by Ray: the client repeats it with the right state.
+    """
+    runtime: RuntimeConfig = config.runtime
+    threads = str(max(1, int(runtime.meta_cpus)))
+    options: dict[str, Any] = {
+        "num_cpus": runtime.meta_cpus,
+        "num_gpus": runtime.meta_gpus,
+        "resources": runtime.meta_resources or None,
+        "max_restarts": 3,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+    }
+    actor_class = ray.remote(MetaLearnerActor).options(**options)
+    return actor_class.remote(config.model_dump(), blocks, str(run_dir / "logs"))
+
+
+class ActorSource:
+    """Rank 0's way to the actor (a `PolicySource`). A death of the actor costs time, never an update."""
+
+    def __init__(self, actor: Any, create: Callable[[], Any]):
+        self._actor = actor
+        self._create = create  # for an actor that is dead for good: killed, or out of its own restarts
+        self._deaths = 0
+        self._state: Mapping[str, Any] | None = None
+        self._tensors: Mapping[str, Tensor] = {}
+        self._launched: tuple[Policy, Any, Evidence] | None = None
+        self._future: Any = None
+
+    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
+        """Push the state of a checkpoint: an actor that outlived a crash of the workers is ahead of it."""
+        self._state, self._tensors = state, dict(tensors)
+        self._push()
+
+    def launch(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> None:
+        """Put the snapshot's flat buffers into the object store and begin the update."""
+        self._launched = (policy, ray.put(snapshot), evidence)
+        self._future = self._actor.update.remote(*self._launched)
+
+    def collect(self) -> Answer:
+        """Wait for the answer. Raises `UserError` when the learner fails or its actor keeps dying."""
+        while True:
+            try:
+                answer: Answer = ray.get(self._future, timeout=_UPDATE_TIMEOUT_S)
+            except RayTaskError as error:
+                raise UserError(
+                    f"the meta-learner failed: {_cause(error)}; its log is logs/meta_learner.log"
+                ) from error
+            except (RayActorError, GetTimeoutError) as error:
+                self._again(error)
+                continue
+            self._state, self._tensors = answer.state, answer.tensors
+            self._launched, self._future = None, None
+            return answer
+
+    def _again(self, error: Exception) -> None:
+        """Give a restarted actor its state and the update that it lost."""
+        _log.warning("the meta-learner died (%s); it gets its state and its update again", type(error).__name__)
+        self._count(error)
+        self._push()
+        assert self._launched is not None
+        self._future = self._actor.update.remote(*self._launched)
+
+    def _count(self, error: Exception) -> None:
+        self._deaths += 1
+        if self._deaths > _MOST_DEATHS:
+            raise UserError(
+                f"the meta-learner's actor keeps dying ({_cause(error)}); look into logs/meta_learner.log and resume"
+            ) from error
+
+    def _push(self) -> None:
+        """Hand over the state, as soon as there is an actor to take it."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            try:
+                ray.get(self._actor.start.remote(self._state, self._tensors), timeout=_START_TIMEOUT_S)
+                return
+            except RayTaskError as error:
+                raise UserError(f"the meta-learner cannot start: {_cause(error)}") from error
+            except (RayActorError, GetTimeoutError) as error:
+                if time.monotonic() > deadline:
+                    raise UserError(f"the meta-learner's actor does not start: {_cause(error)}") from error
+                if isinstance(error, ActorDiedError):
+                    self._count(error)
+                    self._actor = self._create()
+                time.sleep(_RETRY_S)  # it is restarting
+
+
+def _cause(error: BaseException) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines()
+    return lines[-1] if lines else type(cause).__name__

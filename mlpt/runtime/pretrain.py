@@ -1,0 +1,202 @@
+"""`mlpt pretrain`: Ray Train workers run the loop, a Ray actor learns the policy, the driver shows what happens."""
+
+import json
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from mlpt.config import RunConfig
+from mlpt.errors import UserError
+from mlpt.job import learns, run_rank
+from mlpt.logs import log_to_file
+from mlpt.reporting.display import Display
+from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
+from mlpt.runtime.meta_actor import ActorSource, create_actor
+from mlpt.training.group import Group
+from mlpt.training.loop import Event
+
+_log = logging.getLogger(__name__)
+
+
+def pretrain_on_ray(
+    config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False
+) -> dict[str, Any]:
+    """Run `config` on prepared `blocks` from the newest checkpoint in `run_dir`, or from the start; the summary.
+
+    Raises `UserError` for what the user can put right; training resumes where it was after that.
+    """
+    with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
+        check_resources(config.runtime, learns(config), display.say)
+        return _on_ray(config, blocks, run_dir, display)
+
+
+def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
+    actor = create_actor(config, blocks, run_dir) if learns(config) else None
+    hub = ray.remote(num_cpus=0)(Hub).remote()
+    runtime = config.runtime
+    on_gpus = runtime.gpus_per_worker > 0
+    resources = {"CPU": runtime.cpus_per_worker} | ({"GPU": runtime.gpus_per_worker} if on_gpus else {})
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={
+            "config": config.model_dump(),
+            "blocks": blocks,
+            "run_dir": str(run_dir),
+            "actor": actor,
+            "hub": hub,
+        },
+        scaling_config=ScalingConfig(num_workers=runtime.num_workers, use_gpu=on_gpus, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,  # Ray resumes runs of the same name silently; ours are resumed on request
+            storage_path=str(run_dir / ".ray"),
+            failure_config=FailureConfig(max_failures=runtime.max_failures, controller_failure_limit=3),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with _Relay(hub, display):
+            result = trainer.fit()
+    except Exception as error:
+        raise UserError(_why_failed(error, hub, run_dir)) from error
+    finally:
+        if actor is not None:
+            ray.kill(actor)
+        shutil.rmtree(run_dir / ".ray", ignore_errors=True)
+    outcome: dict[str, Any] = result.return_value
+    if "error" in outcome:
+        raise UserError(outcome["error"])
+    return outcome
+
+
+def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs."""
+    context = ray.train.get_context()
+    rank, run_dir, hub = context.get_world_rank(), Path(settings["run_dir"]), settings["hub"]
+    log_to_file(run_dir / "logs" / f"rank_{rank}.log")
+    _quiet_train_reports()
+    config = RunConfig.model_validate(settings["config"])
+    earlier = ray.get(hub.error.remote())
+    if earlier is not None:  # another rank said what is wrong before the group was restarted
+        return {"error": earlier}
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))
+    group = Group(rank, context.get_world_size(), get_device())
+    source = None
+    if rank == 0 and settings["actor"] is not None:
+        source = ActorSource(settings["actor"], lambda: create_actor(config, settings["blocks"], run_dir))
+    try:
+        _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
+        return run_rank(
+            config, settings["blocks"], run_dir, group, source, _teller(hub, run_dir), _preemption_notice(config)
+        )
+    except UserError as error:
+        _log.error("%s", error)
+        ray.get(hub.fail.remote(str(error)))
+        if group.world == 1:
+            return {"error": str(error)}
+        raise  # the other ranks wait in a collective: only a restart of the group frees them
+    except Exception:
+        _log.exception("rank %d failed", rank)
+        raise
+
+
+class Hub:
+    """A mailbox between rank 0 and the driver: events in order, and the error that ended the run, if any."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._error: str | None = None
+
+    def push(self, event: Event) -> None:
+        self._events.append(event)
+
+    def drain(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def fail(self, error: str) -> None:
+        self._error = self._error or error
+
+    def error(self) -> str | None:
+        return self._error
+
+
+class _Relay:
+    """A driver thread that shows the hub's events while `fit` holds the main thread."""
+
+    def __init__(self, hub: Any, display: Display):
+        self._hub, self._display = hub, display
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        stopping = False
+        while True:
+            try:
+                for event in ray.get(self._hub.drain.remote(), timeout=60):
+                    self._display.handle(event)
+            except ray.exceptions.GetTimeoutError:
+                continue  # a busy machine
+            except ray.exceptions.RayError:
+                return  # Ray is going away; `fit` says why
+            if stopping:
+                return
+            stopping = self._stop.wait(0.3)
+
+
+def _teller(hub: Any, run_dir: Path) -> Callable[[Event], None]:
+    def tell(event: Event) -> None:
+        _log.info("%s", json.dumps(event))
+        hub.push.remote(event)
+
+    return tell
+
+
+def _preemption_notice(config: RunConfig) -> Callable[[int], bool]:
+    """Asks Ray now and then whether a node is about to be taken away: then there is just time for a checkpoint."""
+    answered = False
+
+    def must_save(step: int) -> bool:
+        nonlocal answered
+        if config.runtime.address == "local" or step % config.runtime.preemption_every:
+            return False
+        noticed = ray.train.get_preemption_info() is not None
+        fresh = noticed and not answered
+        answered = noticed
+        return fresh
+
+    return must_save
+
+
+def _quiet_train_reports() -> None:
+    """Ray Train logs every report of a worker at INFO, past its own logging configuration."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+
+def _why_failed(error: Exception, hub: Any, run_dir: Path) -> str:
+    try:
+        said = ray.get(hub.error.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        said = None
+    if said is not None:
+        return said
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    return f"training failed: {reason}; see {run_dir / 'logs'}, then `mlpt pretrain --resume {run_dir}`"

@@ -1,0 +1,251 @@
+"""Masks on disk: `masks.safetensors` (one bit a weight) with `sparsity.json`, and TAMT's published `mask.pt`.
+
+A mask is a small artefact for an untouched base model: the file names that model by a hash and is refused by any other.
+"""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from mlpt.errors import UserError
+from mlpt.models.masked import backbone_of
+from mlpt.settings import Settings
+from mlpt.sparsity.making import density, layer_density
+
+FORMAT = "mlpt-masks-1"  # bits of the flattened mask, 1 = kept, first weight in the lowest bit of the first byte
+
+
+class Layer(Settings):
+    """One masked weight: its shape and the fraction kept."""
+
+    shape: tuple[int, ...]
+    density: float
+
+
+class Description(Settings):
+    """What `sparsity.json` says of a mask file.
+
+    method     how the masks were made (`magnitude`, `random`, `imp`, `tamt_mlm`, ...).
+    sparsity   the target fraction pruned; `density` is the fraction kept over all matrices as it is.
+    base_hash  of the dense weights the masks belong to (see `base_hash`); None when unknown, as in a mask.pt.
+    base       the base model as its maker named it; for people.
+    step       the training step the masks were taken at.
+    layers     one entry a weight, in the model's order.
+    """
+
+    format: str = FORMAT
+    method: str
+    sparsity: float | None = None
+    seed: int | None = None
+    step: int | None = None
+    base: str | None = None
+    base_hash: str | None = None
+    density: float
+    layers: dict[str, Layer]
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """Masks (bool on the CPU, True = kept, by weight name in the model's order) and what is known of them."""
+
+    masks: Mapping[str, Tensor]
+    description: Description
+
+    @classmethod
+    def of(cls, masks: Mapping[str, Tensor], method: str, **known: Any) -> "MaskFile":
+        """Describe `masks`; `known` are further fields of `Description` (sparsity, seed, step, base, base_hash)."""
+        densities = layer_density(masks)
+        layers = {name: Layer(shape=tuple(mask.shape), density=densities[name]) for name, mask in masks.items()}
+        return cls(masks, Description(method=method, density=density(masks), layers=layers, **known))
+
+
+def base_hash(model: nn.Module, names: list[str]) -> str:
+    """BLAKE2b of the dense weights `names` as float32, whatever head class holds them; 32 hex digits.
+
+    The pooler is left out: half of the stock classes of one and the same model have none.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    parameters = _weights(model)
+    prefix = _prefix(model)
+    for name in sorted(name.removeprefix(prefix) for name in names if "pooler" not in name):
+        weight = parameters.get(name, parameters.get(prefix + name))
+        if weight is None:
+            raise UserError(f"masks do not fit this model: it has no weight '{name}'")
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(np.ascontiguousarray(weight.detach().float().cpu().numpy()).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def fit(file: MaskFile, model: nn.Module, check_base: bool = True) -> dict[str, Tensor]:
+    """The masks under `model`'s own weight names (with or without `bert.` before them).
+
+    Raises `UserError` when a weight is missing, a shape differs, or the base model is another one; `check_base=False`
+    lets masks go onto other weights of the same shapes, for example a base model that was trained on.
+    """
+    parameters, prefix = _weights(model), _prefix(model)
+    fitted = {}
+    for name, mask in file.masks.items():
+        own = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in parameters), None)
+        if own is None:
+            if "pooler" in name:
+                continue  # a pooler mask on a class of the model that has no pooler acts on nothing
+            raise UserError(f"masks do not fit this model: it has no weight '{name}'")
+        if parameters[own].shape != mask.shape:
+            theirs, ours = tuple(mask.shape), tuple(parameters[own].shape)
+            raise UserError(f"masks do not fit this model: '{name}' is {theirs} in the masks and {ours} in the model")
+        fitted[own] = mask
+    expected = file.description.base_hash
+    if check_base and expected is not None and base_hash(model, list(file.masks)) != expected:
+        known = f" ({file.description.base})" if file.description.base else ""
+        raise UserError(f"these masks belong to another base model{known}: its weights hash to {expected}, not to this")
+    return fitted
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return dict(backbone_of(model).named_parameters(remove_duplicate=False))
+
+
+def _prefix(model: nn.Module) -> str:
+    prefix = getattr(backbone_of(model), "base_model_prefix", "")
+    return f"{prefix}." if prefix else ""
+
+
+@torch.no_grad()
+def zero_pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Write zeros where `masks` (by the model's own weight names) prune, in place; a tied decoder changes with it."""
+    parameters = _weights(model)
+    for name, mask in masks.items():
+        parameters[name].mul_(mask.to(parameters[name]))
+
+
+# ---------------------------------------------------------------- masks.safetensors
+
+
+def save_masks(file: MaskFile, path: str | Path) -> Path:
+    """Write `path` (a `.safetensors` file, or a folder for `masks.safetensors`) and its `sparsity.json`; atomic.
+
+    Each weight is one uint8 tensor of ceil(n / 8) bytes. The description is in the file's header too, so that the file
+    alone can be checked. An interrupted save leaves the old file. Returns the mask file's path.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        target = target / "masks.safetensors"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = file.description.model_dump_json(indent=1)
+        packed = {name: pack(mask) for name, mask in file.masks.items()}
+        _replace(target, lambda temporary: save_file(packed, temporary, metadata={"sparsity": text}))
+        _replace(description_path(target), lambda temporary: Path(temporary).write_text(text + "\n", encoding="utf-8"))
+    except OSError as error:
+        raise UserError(_unwritten(target, error)) from error
+    return target
+
+
+def _unwritten(target: Path, error: OSError) -> str:
+    return f"masks cannot be written to {target}: {error.strerror or error}; a file that was there is kept"
+
+
+def description_path(masks: Path) -> Path:
+    """`sparsity.json` beside `masks.safetensors`, `NAME.sparsity.json` beside another mask file."""
+    return masks.with_name("sparsity.json" if masks.name == "masks.safetensors" else f"{masks.stem}.sparsity.json")
+
+
+def load_masks(path: str | Path) -> MaskFile:
+    """Read a `.safetensors` mask file, a folder that holds one, or a published `.pt`.
+
+    Raises `UserError` for anything missing, damaged, or not a mask file.
+    """
+    source = Path(path)
+    if source.is_dir():
+        inside = [source / "masks.safetensors", source / "mask.pt"]
+        source = next((one for one in inside if one.is_file()), inside[0])
+    if not source.is_file():
+        raise UserError(f"there is no mask file at {source}; `mlpt prune` makes one")
+    return _load_published(source) if source.suffix in (".pt", ".bin", ".pth") else _load_packed(source)
+
+
+def _load_packed(source: Path) -> MaskFile:
+    try:
+        with safe_open(source, framework="numpy") as stored:
+            description = Description.model_validate_json((stored.metadata() or {})["sparsity"])
+            if description.format != FORMAT:
+                raise UserError(f"{source} has the mask format {description.format}; this version reads {FORMAT}")
+            packed = {name: stored.get_tensor(name) for name in description.layers}
+        masks = {name: unpack(packed[name], layer.shape) for name, layer in description.layers.items()}
+    except (SafetensorError, KeyError, ValidationError, ValueError) as error:
+        raise UserError(f"{source} is not a complete mask file; make it again with `mlpt prune`") from error
+    return MaskFile(masks, description)
+
+
+def pack(mask: Tensor) -> np.ndarray:
+    """(ceil(n / 8),) uint8, the bits of a bool tensor of n elements, lowest bit first."""
+    return np.packbits(mask.detach().cpu().contiguous().view(-1).numpy(), bitorder="little")
+
+
+def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """The bool tensor of `shape` that `pack` packed; raises ValueError when the sizes differ."""
+    size = int(np.prod(shape))
+    if bits.dtype != np.uint8 or len(bits) != (size + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes for {size} bits")
+    return torch.from_numpy(np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)).view(shape)
+
+
+def _replace(target: Path, write: Callable[[str], object]) -> None:
+    """Write to a file beside `target`, flush it to the disk, and put it in `target`'s place in one step."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# ---------------------------------------------------------------- the published mask.pt
+
+
+def save_published(
+    masks: Mapping[str, Tensor], path: str | Path, suffix: Literal[".weight", ".weight_mask"] = ".weight"
+) -> None:
+    """Write TAMT's `mask.pt`: a dict of bool tensors; `.weight` keys as mask training, `.weight_mask` as pruning."""
+    renamed = {name.removesuffix(".weight") + suffix: mask.detach().cpu().bool() for name, mask in masks.items()}
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, lambda temporary: torch.save(renamed, temporary))
+    except OSError as error:
+        raise UserError(_unwritten(target, error)) from error
+
+
+def _load_published(source: Path) -> MaskFile:
+    try:
+        stored = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{source} is refused: it holds more than tensors, and loading it could run code") from error
+    except Exception as error:  # arbitrary bytes make the unpickler stumble in any way
+        raise UserError(f"{source} is damaged or not a file that torch.save wrote") from error
+    if not isinstance(stored, dict) or not stored or not all(_is_mask(key, mask) for key, mask in stored.items()):
+        raise UserError(f"{source} is not a published mask: it must be a dict of weight names to bool tensors")
+    masks = {key.removesuffix("_mask"): mask for key, mask in stored.items()}
+    return MaskFile.of(masks, method="published")
+
+
+def _is_mask(key: Any, mask: Any) -> bool:
+    named = isinstance(key, str) and key.endswith((".weight", ".weight_mask"))
+    return named and isinstance(mask, Tensor) and mask.dtype == torch.bool

@@ -1,0 +1,49 @@
+"""The settings of the inner loop."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mlpt.settings import Settings
+from mlpt.training.draw import Draw
+from mlpt.training.optimizer import OptimizerConfig
+from mlpt.training.schedule import ScheduleConfig
+
+
+class TrainConfig(Settings):
+    """How the inner loop runs. Batch sizes count blocks."""
+
+    steps: int = Field(1000, gt=0, description="optimiser steps")
+    tokens: int | None = Field(None, gt=0, description="budget in tokens; when given, it sets the steps")
+    batch_size: int = Field(32, gt=0, description="blocks in a global step")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="blocks in one forward pass; default: a worker's share"
+    )
+    draw: Draw = Field("step", description="how objectives are drawn from the mixture")
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    compile: bool = Field(False, description="torch.compile the model")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    log_every: int = Field(10, gt=0)
+    evaluate_every: int = Field(0, ge=0, description="steps between held-out evaluations; 0: only before and after")
+    evaluate_batches: int = Field(16, gt=0)
+    checkpoint_every: int = Field(500, gt=0, description="steps; rounded up to a multiple of meta.interval")
+    keep: int = Field(3, gt=0, description="checkpoints kept besides the best")
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> "TrainConfig":
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+    def total_steps(self, block_size: int) -> int:
+        """Steps of the run: `steps`, or as many as the token budget needs."""
+        return self.steps if self.tokens is None else math.ceil(self.tokens / (self.batch_size * block_size))
+
+    def micro_batches(self, world: int) -> int:
+        """Micro-batches in a global step: at least one for each rank."""
+        return self.batch_size // self.micro_batch_size if self.micro_batch_size else min(world, self.batch_size)

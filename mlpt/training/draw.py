@@ -1,0 +1,38 @@
+"""Which objective each micro-batch of a step trains, drawn from the policy's mixture.
+
+step        one objective for the whole step, the same on every rank (MOMETAS).
+stratified  the step's micro-batches, over all ranks, are shared out in proportion to the mixture by systematic
+            sampling: every objective gets floor or ceil of its expected number, so the step's gradient varies less.
+weighted    every micro-batch trains every objective; the losses are weighted by the mixture.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from mlpt.randomness import numpy_generator
+
+Draw = Literal["step", "stratified", "weighted"]
+Drawn = list[tuple[str, float]]  # the objectives of one micro-batch, and the weights of their losses
+
+
+def draw_objectives(how: Draw, mixture: Mapping[str, float], seed: int, step: int, micro_batches: int) -> list[Drawn]:
+    """The objectives of each of the `micro_batches` of global step `step`, over all ranks.
+
+    A pure function of its arguments: every rank computes the whole list and takes its own, so ranks can't disagree.
+    """
+    if how == "weighted":
+        return [[(name, share) for name, share in mixture.items() if share > 0]] * micro_batches
+    generator = numpy_generator(seed, "draw", step)
+    names = list(mixture)
+    edges = np.cumsum([mixture[name] for name in names])
+    if how == "step":
+        return [[(names[_slot(edges, generator.random())], 1.0)]] * micro_batches
+    points = (generator.random() + generator.permutation(micro_batches)) / micro_batches
+    return [[(names[_slot(edges, point)], 1.0)] for point in points]
+
+
+def _slot(edges: np.ndarray, point: float) -> int:
+    # A point above the last edge can only come from rounding of the sum.
+    return min(int(np.searchsorted(edges, point * edges[-1], side="right")), len(edges) - 1)

@@ -1,0 +1,50 @@
+"""The ranks of a run as one small value: who I am, and how we agree. Works without torch.distributed for one rank."""
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among the data-parallel ranks, and the device that it trains on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """True on rank 0, which writes files and talks to the meta-learner."""
+        return self.rank == 0
+
+    def share(self, value: T | None) -> T:
+        """Rank 0's `value` on every rank. Values only: an ObjectRef sent this way would hang the receiver."""
+        if self.world == 1:
+            return value  # type: ignore[return-value]
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over ranks, in place."""
+        if self.world > 1:
+            moved = tensor.to(self.device)
+            dist.all_reduce(moved)
+            tensor.copy_(moved)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

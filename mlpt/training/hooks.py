@@ -1,0 +1,58 @@
+"""Step hooks: what may happen between two optimiser steps without being a second training loop.
+
+Threshold resets of mask training and iterative pruning hang here; see `mlpt.sparsity.hooks`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class StepHook(Protocol):
+    """Runs on every rank, at the same steps, deterministically. `step` counts the optimiser steps done."""
+
+    name: str
+
+    def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called before the forward pass of step `step` (0-based)."""
+
+    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called after the update; `step` is now the number of steps done."""
+
+    def before_save(self, step: int, model: nn.Module) -> None:
+        """Called before weights are written anywhere (a checkpoint, the final model)."""
+
+    def schedule_step(self, step: int) -> int:
+        """The step that the learning-rate schedule sees; a hook that restarts the schedule returns a smaller one."""
+
+    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Plain JSON values and tensors that a resumed run needs."""
+
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+
+
+class NoHook:
+    """A hook that does nothing; real ones inherit from it and define what they need."""
+
+    name = "none"
+
+    def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def before_save(self, step: int, model: nn.Module) -> None:
+        pass
+
+    def schedule_step(self, step: int) -> int:
+        return step
+
+    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        return {}, {}
+
+    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        pass

@@ -1,0 +1,53 @@
+"""AdamW with the usual parameter groups."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+from mlpt.sparsity.optim import BertAdam, TransformersAdamW
+
+
+class OptimizerConfig(Settings):
+    """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay.
+
+    kind  `adamw`: torch's. `transformers_adamw` and `bert_adam`: the two that TAMT's published code trains masks with
+          (`mlpt.sparsity.optim`); bert_adam clips each tensor on its own, so that train.clip should be 0.
+    """
+
+    kind: Literal["adamw", "transformers_adamw", "bert_adam"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two groups of the trainable parameters: matrices are decayed; biases and norm weights (one dimension) are not."""
+    trainable = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Any:
+    """The optimiser over the trainable parameters of `model`; AdamW is fused into one kernel for each group."""
+    groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    if not groups:
+        raise UserError("nothing to train: every parameter of the model is frozen")
+    if config.kind != "adamw":
+        published = TransformersAdamW if config.kind == "transformers_adamw" else BertAdam
+        return published(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate of the coming step; a group's own `scale` multiplies it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)

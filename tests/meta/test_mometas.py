@@ -1,0 +1,127 @@
+"""Rule `mometas`: the published vectors, the gradient behind the closed form, and both sides of the MO-3 switch."""
+
+import math
+
+import pytest
+import torch
+from tiny_encoder import TinyBlocks, make_adamw, make_encoder, train
+
+from mlpt.meta.learner import MetaConfig, MetaLearner
+from mlpt.meta.policy import Evidence
+from mlpt.meta.rules.base import softmax
+from mlpt.meta.rules.mometas import reinforce, reinforce_loss, relative_drop
+from mlpt.meta.snapshot import take_snapshot
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reward"),
+    [
+        (2, 1, 0.50000025),
+        (2, 1.9995, 0),
+        (1, 2.5, -1),
+        (1, 1.5, -0.4999985),
+        (0, 0.5, -1),
+        (0, 0, 0),
+        (0.5, 0, 1.0),
+    ],
+)
+def test_the_reward_is_the_published_relative_drop(before, after, reward):
+    assert relative_drop(before, after) == pytest.approx(reward, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("scores", "counts", "reward", "expected", "loss"),
+    [
+        ([1, 1, 1, 1], [2, 1, 1, 0], 0.5000005, [1.05, 1, 1, 0.95], 2.9e-6),
+        ([1, 1, 1, 1], [0, 0, 0, 100], 0.1000009, [0.749998, 0.749998, 0.749998, 1.750007], 11.09049),
+        ([1, 1, 1, 1], [0, 0, 0, 0], 0.7, [1, 1, 1, 1], -2.772589),
+        ([2, 1, 0, 0], [1, 1, 0, 0], 0.1000019, [1.930064, 1.025496, 0.022220, 0.022220], -1.898644),
+    ],
+)
+def test_an_update_gives_the_published_scores_and_loss(scores, counts, reward, expected, loss):
+    assert reinforce(scores, counts, reward, lr=0.1, gamma=2) == pytest.approx(expected, abs=1.5e-6)
+    assert reinforce_loss(scores, counts, reward, gamma=2) == pytest.approx(loss, rel=1e-6, abs=1e-6)
+
+
+def test_the_mixture_after_an_update_is_the_published_one():
+    assert softmax([1.05, 1, 1, 0.95]) == pytest.approx([0.262654, 0.249844, 0.249844, 0.237659], abs=1e-6)
+    assert softmax([0.749998] * 3 + [1.750007])[3] == pytest.approx(0.475369, abs=1e-6)
+
+
+def test_the_closed_form_is_the_gradient_step_that_autograd_takes():
+    scores = torch.tensor([0.3, -1.2, 2.0, 0.0, 0.7], dtype=torch.float64, requires_grad=True)
+    counts, reward, lr, gamma = [3, 0, 11, 2, 4], -0.37, 0.05, 1.3
+    log_p = scores.log_softmax(0)
+    loss = -reward * (torch.tensor(counts) * log_p).sum() + gamma * (log_p.exp() * log_p).sum()
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert reinforce(scores.tolist(), counts, reward, lr, gamma) == pytest.approx(
+        (scores - lr * gradient).tolist(), abs=1e-13
+    )
+    assert reinforce_loss(scores.tolist(), counts, reward, gamma) == pytest.approx(loss.item(), abs=1e-12)
+
+
+def test_scores_so_far_apart_that_a_probability_underflows_stay_finite():
+    assert all(math.isfinite(score) for score in reinforce([2000, 0], [5, 0], 1.0, 0.1, 2.0))
+
+
+def make_learner(model, **mixture):
+    config = MetaConfig.model_validate({"interval": 10, "mixture": {"rule": "mometas", "dev_batch_size": 8, **mixture}})
+    return MetaLearner(config, make_encoder(), make_adamw(make_encoder()), TinyBlocks(1), TinyBlocks(2), 7, 8)
+
+
+@pytest.mark.parametrize("dev", ["same", "resampled"])
+def test_the_first_update_takes_the_baseline_and_leaves_the_mixture_alone(dev):
+    model = make_encoder()
+    learner = make_learner(model, dev=dev)
+    first = learner.first_policy()
+    snapshot = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False)
+    answer = learner.update(first, snapshot, Evidence())
+    assert answer.policy.mixture == first.mixture
+    assert answer.policy.version == 1
+    assert answer.report["dev_loss"].keys() == first.mixture.keys()
+
+
+def test_with_the_same_dev_pair_an_unchanged_model_earns_exactly_nothing():
+    model = make_encoder()
+    optimizer = make_adamw(model)
+    learner = make_learner(model, dev="same")
+    policy = learner.first_policy()
+    for step in (0, 10, 20):
+        snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
+        answer = learner.update(policy, snapshot, Evidence(draws={"words": 10}))
+        policy = answer.policy
+        if step:
+            assert answer.report["reward"] == 0
+    assert policy.mixture == learner.first_policy().mixture
+
+
+def test_resampled_dev_sets_reward_an_unchanged_model_for_the_sampling_noise():
+    model = make_encoder()
+    optimizer = make_adamw(model)
+    learner = make_learner(model, dev="resampled")
+    policy = learner.first_policy()
+    rewards = []
+    for step in (0, 10, 20):
+        snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
+        rewards.append(learner.update(policy, snapshot, Evidence(draws={"words": 10})).report.get("reward"))
+    assert rewards[1] != 0
+    assert rewards[2] != 0
+
+
+def test_the_update_follows_from_the_measured_losses_and_draws():
+    model = make_encoder()
+    optimizer = make_adamw(model, lr=1e-2)
+    learner = make_learner(model, dev="resampled", lr=0.2, gamma=1.5)
+    policy = learner.first_policy()
+    before = learner.update(policy, take_snapshot(model, optimizer, 0, 1e-2, moments=False), Evidence())
+    train(model, optimizer, TinyBlocks(1), 10)
+    snapshot = take_snapshot(model, optimizer, 10, 1e-2, moments=False)
+    after = learner.update(before.policy, snapshot, Evidence(draws={"words": 7, "order": 3}))
+    reward = sum(
+        relative_drop(before.report["dev_loss"][name], loss) for name, loss in after.report["dev_loss"].items()
+    )
+    assert after.report["reward"] == pytest.approx(reward)
+    p, counts = torch.full((3,), 1 / 3, dtype=torch.float64), torch.tensor([7.0, 0.0, 3.0])
+    scores = 1 + 0.2 * reward * (counts - 10 * p)  # the entropy's gradient is zero at the uniform mixture
+    expected = scores.softmax(0)
+    assert list(after.policy.mixture.values()) == pytest.approx(expected.tolist(), abs=1e-12)

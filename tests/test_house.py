@@ -1,0 +1,83 @@
+"""The rules of the house that a machine can check: where Ray is imported, which way imports run, how long files are."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "mlpt").rglob("*.py"))
+
+# Each room may import from itself and from rooms below it (a larger number is higher up).
+HEIGHT = {
+    "errors": 0,
+    "settings": 0,
+    "randomness": 0,
+    "logs": 0,
+    "tasks": 1,
+    "data": 1,
+    "reporting": 1,
+    "objectives": 2,
+    "models": 3,
+    "sparsity": 4,
+    "meta": 4,
+    "training": 5,
+    "downstream": 6,
+    "config": 7,
+    "recipes": 7,
+    "bench": 7,
+    "job": 8,
+    "rundir": 8,
+    "runtime": 9,
+    "launch": 10,
+    "doctor": 10,
+    "cli": 11,
+    "__main__": 12,
+}
+
+
+def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "mlpt").parts[0].removesuffix(".py")
+
+
+def test_only_the_runtime_imports_ray():
+    guilty = [
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if room_of(path) != "runtime" and any(name.split(".")[0] == "ray" for name in imports_of(path))
+    ]
+    assert guilty == []
+
+
+def test_imports_run_downhill():
+    guilty = []
+    for path in FILES:
+        room = room_of(path)
+        if room == "__init__":
+            continue
+        for name in imports_of(path, top_level_only=True):
+            parts = name.split(".")
+            if parts[0] == "mlpt" and len(parts) > 1 and HEIGHT[parts[1]] > HEIGHT[room]:
+                guilty.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert guilty == []
+
+
+def test_every_file_can_be_read_in_one_sitting():
+    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_nothing_unpickles_or_evaluates_what_users_hand_in():
+    words = ("pickle.load", "weights_only=False", "trust_remote_code=True", "yaml.load(", "shell=True")
+    guilty = [(str(path.relative_to(ROOT)), word) for path in FILES for word in words if word in path.read_text()]
+    assert guilty == []

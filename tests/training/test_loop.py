@@ -1,0 +1,183 @@
+"""The step loop in one process: resuming bit for bit, world sizes, draws, precision, and what stops it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
+
+from mlpt.config import RunConfig
+from mlpt.errors import UserError
+from mlpt.job import run_rank
+from mlpt.settings import load_settings, merge
+from mlpt.training.group import Group
+from mlpt.training.tracker import read_metrics
+
+TINY = {
+    "model": {"hidden_size": 32, "layers": 1, "heads": 2, "dropout": 0.1},
+    "objectives": ["mlm", "atd", "dtd", "cse"],
+    "meta": {"interval": 4, "lag": 2, "mixture": {"rule": "mometas"}},
+    "train": {
+        "steps": 16,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "log_every": 1,
+        "evaluate_batches": 2,
+        "checkpoint_every": 4,
+        "keep": 10,
+    },
+    "report": {"tensorboard": False},
+}
+
+
+def config_with(**changes) -> RunConfig:
+    return load_settings(RunConfig, merge(TINY, changes))
+
+
+def run(config: RunConfig, blocks: str, folder: Path, **keywords) -> dict:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    return run_rank(config, blocks, folder, Group(), **keywords)
+
+
+def losses(folder: Path) -> list[tuple]:
+    """Everything in metrics.jsonl that doesn't tell the time."""
+    kept = ("step", "loss", "held_out", "held_out_before", "dev", "mixture", "policy")
+    return [tuple(json.dumps(line.get(key)) for key in kept) for line in read_metrics(folder)]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(step: int):
+    def must_save(now: int) -> bool:
+        if now == step:
+            raise Killed
+        return False
+
+    return must_save
+
+
+@pytest.mark.parametrize("lag", [0, 2, 4])
+@pytest.mark.parametrize("step", [1, 5, 8, 11])
+def test_a_resumed_run_repeats_the_losses_bit_for_bit(small_blocks, tmp_path, lag, step):
+    config = config_with(meta={"lag": lag})
+    whole = run(config, small_blocks, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, small_blocks, tmp_path / "killed", must_save=killed_at(step))
+    resumed = run(config, small_blocks, tmp_path / "killed")
+    assert resumed["resumed_at"] == (step - 1) // 4 * 4  # killed before the checkpoint of this very step
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert resumed["held_out"] == whole["held_out"]
+    ours, theirs = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_between_the_boundaries_keeps_the_answer_that_is_under_way(small_blocks, tmp_path):
+    config = config_with(meta={"lag": 3})
+    run(config, small_blocks, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(
+            config,
+            small_blocks,
+            tmp_path / "killed",
+            must_save=lambda step: step == 6 or (step == 8 and killed_at(8)(8)),  # saved at 6: launched at 4, due at 7
+        )
+    assert (tmp_path / "killed/checkpoints/step_00000006").is_dir()
+    resumed = run(config, small_blocks, tmp_path / "killed")
+    assert resumed["resumed_at"] == 6
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_costs_steps_but_not_the_run(small_blocks, tmp_path):
+    config = config_with()
+    run(config, small_blocks, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(config, small_blocks, tmp_path / "killed", must_save=killed_at(10))
+    (tmp_path / "killed/checkpoints/step_00000008/model.safetensors").write_bytes(b"torn")
+    warnings = []
+    resumed = run(config, small_blocks, tmp_path / "killed", tell=warnings.append)
+    assert resumed["resumed_at"] == 4
+    assert "step_00000008 is damaged" in next(event["text"] for event in warnings if event["event"] == "warning")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("draw", ["step", "stratified"])
+def test_two_ranks_train_like_one_on_the_same_global_batch(small_blocks, tmp_path, draw):
+    config = config_with(train={"draw": draw})
+    run(config, small_blocks, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "two")), nprocs=2)
+    one, two = ([line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
+    assert len(one) == len(two) == 16
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, tmp_path):
+    config = config_with()
+    run(config, small_blocks, tmp_path / "one")
+    with pytest.raises(Killed):
+        run(config, small_blocks, tmp_path / "grown", must_save=killed_at(10))
+    spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "grown")), nprocs=2)
+    one, grown = (
+        [(line["tokens"], line["loss"]) for line in read_metrics(tmp_path / name) if "loss" in line]
+        for name in ("one", "grown")
+    )
+    assert [tokens for tokens, _ in grown] == [tokens for tokens, _ in one]
+    for (_, ours), (_, theirs) in zip(one, grown, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_weighted_draws_train_every_objective_in_every_step(small_blocks, tmp_path):
+    run(config_with(train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
+    assert all(set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line)
+
+
+def test_bf16_trains_close_to_float32(small_blocks, tmp_path):
+    for precision in ("float32", "bf16"):
+        run(config_with(train={"precision": precision}), small_blocks, tmp_path / precision)
+    full, half = (read_metrics(tmp_path / name)[-1]["held_out"] for name in ("float32", "bf16"))
+    assert half == pytest.approx(full, rel=0.02)
+    assert half != full
+
+
+def test_the_best_checkpoint_on_meta_dev_outlives_its_age(small_blocks, tmp_path):
+    run(config_with(train={"evaluate_every": 4, "keep": 1}), small_blocks, tmp_path)
+    dev = {line["step"]: line["dev"]["mlm"] for line in read_metrics(tmp_path) if "dev" in line}
+    best = min(dev, key=dev.get)
+    assert json.loads((tmp_path / "checkpoints/best.json").read_text()) == {"step": best}
+    assert (tmp_path / f"checkpoints/step_{best:08d}/COMMITTED").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(small_blocks, tmp_path):
+    with pytest.raises(UserError, match=r"loss is not finite; lower train\.optimizer\.lr"):
+        run(config_with(train={"optimizer": {"lr": 1e18}, "clip": 0, "steps": 40}), small_blocks, tmp_path)
+
+
+def test_a_token_budget_sets_the_steps(small_blocks, tmp_path):
+    summary = run(config_with(train={"tokens": 1000}), small_blocks, tmp_path)
+    assert summary["steps"] == 4  # ceil(1000 / (8 blocks of 32 tokens))
+
+
+def test_what_is_trained_on_is_learned(small_blocks, tmp_path):
+    summary = run(
+        config_with(
+            objectives=["mlm"],
+            meta={"mixture": {"rule": "uniform"}},
+            train={"steps": 150, "optimizer": {"lr": 5e-3}, "log_every": 50},
+        ),
+        small_blocks,
+        tmp_path,
+    )
+    assert summary["held_out"]["mlm"] < summary["held_out_before"]["mlm"] - 0.5
