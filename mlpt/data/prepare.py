@@ -241,7 +241,9 @@ def _in_processes(
     """Run the jobs in fresh processes that, unlike multiprocessing's, don't import the caller's main script again."""
     from joblib import Parallel, delayed
 
-    parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+    parallel = Parallel(
+        n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes=None
+    )
     return parallel(delayed(_one_threaded)(function, job) for job in jobs)
 
 
