@@ -14,39 +14,36 @@ from mlpt.downstream.finetune import finetune, prepare, run_cell
 from mlpt.downstream.loading import build_model, load_base
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
-from mlpt.tasks import TASKS, OwnTask, TaskSource
-
-
-def settings(model, out, **changed):
-    values = {
-        "model": str(model),
-        "tasks": ("docs_summary",),
-        "out": str(out),
-        "seeds": (1,),
-        "learning_rates": (3e-3,),
-        "batch_size": 16,
-        "max_steps": 20,
-        "max_length": 32,
-        "eval_steps": 10,
-        "subset": 320,
-        "predict_test": False,
-    }
-    return FinetuneConfig(**{**values, **changed})
+from mlpt.tasks import TASKS, OwnTask, TaskSource, load_task
 
 
 @pytest.fixture(scope="module")
-def mood(tmp_path_factory):
-    """A task that a tiny model learns in a few steps: which of two words stands in the text."""
+def settings(tiny_model, tmp_path_factory):
+    """A maker of small configurations; `mood` is a task learned in a few steps: which of two words is in the text."""
     folder = tmp_path_factory.mktemp("mood")
     words = ["the", "a", "of", "to", "file", "value"]
-    lines = [
-        f"{words[n % 6]} {'true' if n % 2 else 'false'} {words[n // 6 % 6]},{'yes' if n % 2 else 'no'}"
-        for n in range(320)
-    ]
-    (folder / "train.csv").write_text("text,label\n" + "\n".join(lines[:256]) + "\n")
-    (folder / "dev.csv").write_text("text,label\n" + "\n".join(lines[256:]) + "\n")
+    texts = [" ".join([words[n % 6]] * (n % 4) + ["true" if n % 2 else "false", words[n // 6 % 6]]) for n in range(320)]
+    lines = [f"{text},{'yes' if 'true' in text else 'no'}\n" for text in texts]
+    (folder / "train.csv").write_text("text,label\n" + "".join(lines[:256]))
+    (folder / "dev.csv").write_text("text,label\n" + "".join(lines[256:]))
     own = OwnTask(name="mood", train=str(folder / "train.csv"), dev=str(folder / "dev.csv"), first="text")
-    return TaskSource(own=(own,))
+
+    def make(out, **changed):
+        values = {
+            "model": str(tiny_model),
+            "tasks": ("mood",),
+            "source": TaskSource(own=(own,)),
+            "out": str(out),
+            "seeds": (1,),
+            "learning_rates": (3e-3,),
+            "batch_size": 16,
+            "max_steps": 20,
+            "max_length": 32,
+            "eval_steps": 10,
+        }
+        return FinetuneConfig(**{**values, **changed})
+
+    return make
 
 
 def weights_of(folder):
@@ -57,29 +54,28 @@ def quiet(_):
     pass
 
 
-def test_a_learnable_task_is_learned(tiny_model, tmp_path, mood):
-    config = settings(tiny_model, tmp_path, tasks=("mood",), source=mood, max_steps=60, subset=None)
+def test_a_learnable_task_is_learned(settings, tmp_path):
+    config = settings(tmp_path, max_steps=60)
     (result,) = finetune(config, quiet)
     assert result.majority["dev"]["accuracy"] == 0.5
     assert result.best["dev"]["accuracy"] > 0.95
 
 
-def test_results_predictions_and_a_stock_model_are_left_behind(tiny_model, tmp_path):
+def test_results_predictions_and_a_stock_model_are_left_behind(settings, tmp_path):
     said = []
-    (result,) = finetune(settings(tiny_model, tmp_path, predict_test=True), said.append)
+    (result,) = finetune(settings(tmp_path, tasks=("docs_package",), subset=320), said.append)
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["cells"][0]["best"] == result.best
-    assert "docs_summary" in said[-1]
+    assert "docs_package" in said[-1]
     folder = Path(result.folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    assert model.config.id2label == {0: "other", 1: "own"}
-    rows = prepare(settings(tiny_model, tmp_path), "docs_summary").data.splits["dev"][:20]
+    assert tuple(model.config.id2label.values()) == load_task("docs_package", TaskSource()).task.labels
+    rows = load_task("docs_package", TaskSource()).splits["dev"][:20]
     predicted = [json.loads(line)["prediction"] for line in (folder / "predictions_dev.jsonl").read_text().splitlines()]
     inputs = tokenizer(
         [row.first for row in rows],
-        [row.second for row in rows],
-        truncation="longest_first",
+        truncation=True,
         max_length=32,
         padding=True,
         return_tensors="pt",
@@ -95,9 +91,9 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_fine_tuning_ends_with_the_same_weights_bit_for_bit(tiny_model, tmp_path, monkeypatch):
+def test_a_killed_fine_tuning_ends_with_the_same_weights_bit_for_bit(settings, tmp_path, monkeypatch):
     def config(out):
-        return settings(tiny_model, tmp_path / out, max_steps=25, checkpoint_steps=7, eval_steps=5)
+        return settings(tmp_path / out, max_steps=25, checkpoint_steps=7, eval_steps=5)
 
     (whole,) = (run_cell(cell, say=quiet) for cell in cells(config("whole")))
     (cell,) = cells(config("killed"))
@@ -122,44 +118,44 @@ def test_a_killed_fine_tuning_ends_with_the_same_weights_bit_for_bit(tiny_model,
     assert metrics[0] == metrics[1]
 
 
-def test_a_finished_cell_is_read_back_and_other_settings_are_refused(tiny_model, tmp_path):
-    (cell,) = cells(settings(tiny_model, tmp_path, max_steps=2))
+def test_a_finished_cell_is_read_back_and_other_settings_are_refused(settings, tmp_path):
+    (cell,) = cells(settings(tmp_path, max_steps=2))
     first = run_cell(cell, say=quiet)
     assert run_cell(cell, say=quiet) == first
-    (other,) = cells(settings(tiny_model, tmp_path, max_steps=3))
+    (other,) = cells(settings(tmp_path, max_steps=3))
     with pytest.raises(UserError, match="holds a fine-tuning with other settings"):
         run_cell(other, say=quiet)
 
 
-def test_a_cell_and_what_it_shares_can_be_sent_to_another_process(tiny_model, tmp_path):
-    (cell,) = cells(settings(tiny_model, tmp_path / "a", max_steps=5))
+def test_a_cell_and_what_it_shares_can_be_sent_to_another_process(settings, tmp_path):
+    (cell,) = cells(settings(tmp_path / "a", max_steps=5))
     shared = pickle.loads(pickle.dumps(prepare(cell.config, cell.task)))
     with_shared = run_cell(pickle.loads(pickle.dumps(cell)), shared, quiet)
-    (alone,) = (run_cell(cell, say=quiet) for cell in cells(settings(tiny_model, tmp_path / "b", max_steps=5)))
+    (alone,) = (run_cell(cell, say=quiet) for cell in cells(settings(tmp_path / "b", max_steps=5)))
     assert with_shared.last == alone.last
     first, second = weights_of(Path(with_shared.folder) / "model"), weights_of(Path(alone.folder) / "model")
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_grid_runs_every_seed_and_rate_and_seeds_differ(tiny_model, tmp_path):
-    config = settings(tiny_model, tmp_path, seeds=(1, 2), learning_rates=(1e-3, 3e-3), max_steps=4, eval_steps=4)
+def test_the_grid_runs_every_seed_and_rate_and_seeds_differ(settings, tmp_path):
+    config = settings(tmp_path, seeds=(1, 2), learning_rates=(1e-3, 3e-3), max_steps=4, eval_steps=4)
     results = finetune(config, quiet)
     assert [(r.learning_rate, r.seed) for r in results] == [(1e-3, 1), (1e-3, 2), (3e-3, 1), (3e-3, 2)]
     heads = [weights_of(Path(r.folder) / "model")["classifier.weight"] for r in results[:2]]
     assert not torch.equal(*heads)
 
 
-def test_early_stopping_ends_a_run_that_gets_no_better(tiny_model, tmp_path):
+def test_early_stopping_ends_a_run_that_gets_no_better(settings, tmp_path):
     # A rate this small changes no prediction, so the second evaluation is no better than the first.
-    config = settings(tiny_model, tmp_path, learning_rates=(1e-12,), max_steps=100, eval_steps=2, patience=3)
+    config = settings(tmp_path, learning_rates=(1e-12,), max_steps=100, eval_steps=2, patience=3)
     (result,) = finetune(config, quiet)
     assert result.steps == 8
     assert result.best_step == 2
     assert "no better accuracy in 3 evaluations" in result.stopped
 
 
-def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(tiny_model, tmp_path, mood):
-    config = settings(tiny_model, tmp_path, tasks=("mood",), source=mood, max_steps=30, subset=None, keep_model="last")
+def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(settings, tmp_path):
+    config = settings(tmp_path, max_steps=30, keep_model="last")
     (result,) = finetune(config, quiet)
     lines = [json.loads(line) for line in (Path(result.folder) / "metrics.jsonl").read_text().splitlines()]
     evaluations = [(line["step"], line["dev"]) for line in lines if "dev" in line]
@@ -170,43 +166,44 @@ def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(tin
     assert result.last == evaluations[-1][1]
 
 
-def test_few_samples_are_drawn_by_the_seed(tiny_model, tmp_path):
-    config = settings(tiny_model, tmp_path, subset=40, max_steps=1, eval_steps=1)
-    shared = prepare(config, "docs_summary")
+def test_few_samples_are_drawn_by_the_seed(settings, tmp_path):
+    config = settings(tmp_path, subset=40, max_steps=1, eval_steps=1)
+    shared = prepare(config, config.tasks[0])
     runs = [
-        CellRun(FinetuneCell(config, "docs_summary", 1e-3, seed), shared, torch.device("cpu"), quiet) for seed in (1, 2)
+        CellRun(FinetuneCell(config, config.tasks[0], 1e-3, seed), shared, torch.device("cpu"), quiet)
+        for seed in (1, 2)
     ]
     assert [len(run.train) for run in runs] == [40, 40]
     assert runs[0].train.tokens.tolist() != runs[1].train.tokens.tolist()
 
 
-def test_a_token_budget_changes_the_passes_but_not_the_step(tiny_model, tmp_path):
+def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
     def run(out, tokens):
-        config = settings(tiny_model, tmp_path / out, tokens_per_batch=tokens)
-        shared = prepare(config, "docs_summary")
+        config = settings(tmp_path / out, tokens_per_batch=tokens)
+        shared = prepare(config, config.tasks[0])
         for module in (shared.base.config,):
             module.hidden_dropout_prob = module.attention_probs_dropout_prob = 0.0
-        made = CellRun(FinetuneCell(config, "docs_summary", 1e-3, 1), shared, torch.device("cpu"), quiet)
+        made = CellRun(FinetuneCell(config, config.tasks[0], 1e-3, 1), shared, torch.device("cpu"), quiet)
         losses = [float(made.one_step()) for _ in range(2)]
         return losses, [p.detach().double() for p in made.model.parameters()]
 
-    (losses, whole), (split_losses, split) = run("a", 10**6), run("b", 100)
+    (losses, whole), (split_losses, split) = run("a", 10**6), run("b", 30)
     assert losses == pytest.approx(split_losses, abs=1e-5)
     for one, other in zip(whole, split, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
-def test_a_diverged_run_says_so_and_keeps_its_best(tiny_model, tmp_path):
+def test_a_diverged_run_says_so_and_keeps_its_best(settings, tmp_path):
     said = []
-    config = settings(tiny_model, tmp_path, learning_rates=(1e30,), eval_steps=1, clip=1e30, max_steps=30)
+    config = settings(tmp_path, learning_rates=(1e30,), eval_steps=1, clip=1e30, max_steps=30)
     (result,) = finetune(config, said.append)
     assert "was not finite" in result.stopped
     assert result.steps < 30
     assert any("lower the learning rate" in line for line in said)
 
 
-def test_spans_are_trained_and_a_stock_question_answering_model_is_left(tiny_model, tmp_path):
-    config = settings(tiny_model, tmp_path, tasks=("docs_span",), max_length=96, max_steps=6, eval_steps=6, subset=100)
+def test_spans_are_trained_and_a_stock_question_answering_model_is_left(settings, tmp_path):
+    config = settings(tmp_path, tasks=("docs_span",), max_length=96, max_steps=6, eval_steps=6, subset=100)
     (result,) = finetune(config, quiet)
     assert set(result.best["dev"]) == {"f1", "exact_match"}
     AutoModelForQuestionAnswering.from_pretrained(Path(result.folder) / "model")
@@ -214,15 +211,15 @@ def test_spans_are_trained_and_a_stock_question_answering_model_is_left(tiny_mod
     assert line["n_best"][0][0] == line["prediction"]
 
 
-def test_a_head_is_kept_only_if_its_labels_are_the_tasks_in_the_same_order(tiny_model, tmp_path):
-    (result,) = finetune(settings(tiny_model, tmp_path, max_steps=2), quiet)
+def test_a_head_is_kept_only_if_its_labels_are_the_tasks_in_the_same_order(settings, tmp_path):
+    (result,) = finetune(settings(tmp_path, max_steps=2), quiet)
+    task = prepare(settings(tmp_path), "mood").data.task
     model = AutoModelForSequenceClassification.from_pretrained(Path(result.folder) / "model")
-    same = build_model(load_base(str(Path(result.folder) / "model"), TASKS["docs_summary"]), TASKS["docs_summary"], 9)
+    same = build_model(load_base(str(Path(result.folder) / "model"), task), task, 9)
     assert torch.equal(same.classifier.weight, model.classifier.weight)
-    swapped = model.config
-    swapped.id2label, swapped.label2id = {0: "own", 1: "other"}, {"own": 0, "other": 1}
+    model.config.id2label, model.config.label2id = {0: "yes", 1: "no"}, {"yes": 0, "no": 1}
     model.save_pretrained(tmp_path / "swapped")
-    drawn = build_model(load_base(str(tmp_path / "swapped"), TASKS["docs_summary"]), TASKS["docs_summary"], 9)
+    drawn = build_model(load_base(str(tmp_path / "swapped"), task), task, 9)
     assert not torch.equal(drawn.classifier.weight, model.classifier.weight)
     assert torch.equal(drawn.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
 
@@ -235,13 +232,13 @@ def test_a_runs_folder_stands_for_its_model(tiny_model, tmp_path):
     ("changed", "message"),
     [
         ({"model": "/nowhere/at/all"}, "cannot load a model from '/nowhere/at/all'"),
-        ({"metric": "bleu"}, "task 'docs_summary' has no metric 'bleu'; it has accuracy, f1"),
+        ({"metric": "bleu"}, "task 'mood' has no metric 'bleu'; it has accuracy, macro_f1"),
         ({"tasks": ("docs_sumary",)}, "did you mean 'docs_summary'"),
     ],
 )
-def test_bad_settings_are_one_clear_line(tiny_model, tmp_path, changed, message):
+def test_bad_settings_are_one_clear_line(settings, tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
-        finetune(settings(**{"model": tiny_model, "out": tmp_path, **changed}), quiet)
+        finetune(settings(tmp_path, **changed), quiet)
 
 
 def test_a_repeated_seed_is_refused(tiny_model):
