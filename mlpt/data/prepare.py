@@ -48,7 +48,9 @@ class DataConfig(Settings):
         32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
     )
     block_size: int = Field(128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document"] = Field("full", description="no padding, or one document a block")
+    packing: Literal["full", "document", "kd"] = Field(
+        "full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
+    )
     dev_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)")
     test_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named test")
     max_bytes: int | None = Field(None, gt=0, description="of text to use")
