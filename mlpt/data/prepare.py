@@ -43,7 +43,6 @@ class DataConfig(Settings):
     source: str | list[str] = Field(
         default="docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'"
     )
-<<<<<<< HEAD
     tokenizer: str = Field(
         default="wordpiece", description="'wordpiece' or 'bpe' to train one; or a folder, file or hub name"
     )
@@ -53,7 +52,9 @@ class DataConfig(Settings):
         default=32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
     )
     block_size: int = Field(default=128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document"] = Field(default="full", description="no padding, or one document a block")
+    packing: Literal["full", "document", "kd"] = Field(
+        default="full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
+    )
     dev_share: float = Field(
         default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
     )
@@ -61,17 +62,6 @@ class DataConfig(Settings):
     max_bytes: int | None = Field(default=None, gt=0, description="of text to use")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which documents go to dev and test")
     workers: int | None = Field(default=None, ge=1, description="processes; default: one a CPU core")
-=======
-    block_size: int = Field(128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document", "kd"] = Field(
-        "full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
-    )
-    dev_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)")
-    test_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named test")
-    max_bytes: int | None = Field(None, gt=0, description="of text to use")
-    seed: int = Field(0, ge=0, lt=2**63, description="which documents go to dev and test")
-    workers: int | None = Field(None, ge=1, description="processes; default: one a CPU core")
->>>>>>> sparse
 
     @field_validator("source")
     @classmethod
