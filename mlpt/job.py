@@ -16,7 +16,9 @@ from mlpt.meta.rules import RULES
 from mlpt.meta.rules.base import MetaRule
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.objectives import make_objectives
+from mlpt.sparsity.config import mask_encoder, mask_hooks, save_final_masks
 from mlpt.training.group import Group
+from mlpt.training.hooks import StepHook
 from mlpt.training.loop import Event, Loop, Splits
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
@@ -33,8 +35,10 @@ def build_model(config: RunConfig, splits: Splits) -> Encoder:
     """The encoder with its starting weights, the same in every process."""
     objectives = make_objectives(config.objectives, splits.train.vocabulary)
     model = build_encoder(config.model, splits.train.vocabulary, objectives, splits.train.block_size, config.seed)
+    if config.masks is not None:
+        mask_encoder(config.masks, model, config.model.pretrained, config.seed)
     for objective in objectives.values():
-        objective.prepare(model)
+        objective.prepare(model)  # after masking: a teacher shares the weights that masking froze
     return model
 
 
@@ -52,7 +56,16 @@ def mixture_rule(config: RunConfig) -> MetaRule:
 
 def learns(config: RunConfig) -> bool:
     """True if anything about this run is adapted while it runs."""
-    return config.meta.mixture.rule not in STATIC_RULES
+    return config.meta.mixture.rule not in STATIC_RULES or config.meta.masks is not None
+
+
+def step_hooks(config: RunConfig, model: Encoder, splits: Splits, run_dir: Path | None) -> list[StepHook]:
+    """What else happens between steps: mask training's threshold resets, iterative pruning."""
+    if config.masks is None:
+        return []
+    out = None if run_dir is None else run_dir / "masks"
+    steps_per_epoch = max(1, len(splits.train) // config.train.batch_size)
+    return mask_hooks(config.masks, model, config.seed, out, config.model.pretrained, steps_per_epoch)
 
 
 def run_rank(
@@ -75,7 +88,8 @@ def run_rank(
         source = LocalSource(build_learner(config, splits, group.device))
     rule = mixture_rule(config)
     policy = Policy(0, rule.first_mixture())
-    outer = Outer(policy, source, group, config.meta.interval, config.meta.lag, rule.needs_moments, learns(config))
+    moments = rule.needs_moments or config.meta.masks is not None
+    outer = Outer(policy, source, group, config.meta.interval, config.meta.lag, moments, learns(config))
     loop = Loop(
         config.train,
         model,
@@ -84,11 +98,14 @@ def run_rank(
         group,
         run_dir,
         config.seed,
+        hooks=step_hooks(config, model, splits, run_dir if group.leads else None),
         tell=tell,
         must_save=must_save,
         tensorboard=config.report.tensorboard,
     )
     summary = loop.run()
     if group.leads:
+        if config.masks is not None:
+            save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
         model.save(run_dir / "model", load_tokenizer(str(Path(blocks) / "tokenizer")))
     return summary

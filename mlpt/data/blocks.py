@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlpt.data.files import cache_directory, filesystem, is_local, one_line, readable_errors
+from mlpt.data.files import absolute, cache_directory, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -60,6 +60,7 @@ class Blocks:
         Raises UserError: not a prepared folder, no blocks in that split, a shard that is missing, truncated or (hashed
         for splits up to 1 GB) changed, a tokenizer that isn't the one the blocks were made with.
         """
+        path = absolute(path)
         manifest = read_manifest(path)
         if manifest is None:
             raise UserError(

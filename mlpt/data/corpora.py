@@ -6,6 +6,7 @@ same bytes.
 
 import glob
 import hashlib
+import itertools
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
@@ -37,8 +38,7 @@ _SPLIT_WORDS = {
     "val": "dev",
     "test": "test",
 }
-_SAMPLE = 1 << 20  # bytes hashed at either end of a file too big to be hashed whole
-_HASHED_WHOLE = 64 << 20
+HASHED_WHOLE = 1 << 30  # bytes of corpus that are hashed to know it again (a second or two)
 
 
 @dataclass(frozen=True)
@@ -118,22 +118,29 @@ def plan(files: Sequence[CorpusFile], max_bytes: int | None = None) -> list[Piec
     return pieces
 
 
-def fingerprint(files: Iterable[CorpusFile]) -> str:
-    """A hash of what the corpus holds: names and contents; of files above 64 MB their size, both ends and date."""
+def fingerprint(files: Sequence[CorpusFile]) -> str:
+    """A hash of what the corpus holds: names and contents; above HASHED_WHOLE bytes in all, names, sizes and dates."""
     digest = hashlib.sha256()
+    whole = sum(file.size for file in files) <= HASHED_WHOLE
     for file in files:
         digest.update(f"{posixpath.basename(file.path)}\0{file.size}\0{file.split}\0{file.domain}\0".encode())
-        with readable_errors(file.path, "read"), open_bytes(file.path) as stream:
-            if file.size <= _HASHED_WHOLE:
-                while chunk := stream.read(READ_BYTES):
-                    digest.update(chunk)
+        with readable_errors(file.path, "read"):
+            if whole:
+                with open_bytes(file.path) as stream:
+                    while chunk := stream.read(READ_BYTES):
+                        digest.update(chunk)
             else:
-                digest.update(stream.read(_SAMPLE))
-                stream.seek(file.size - _SAMPLE)
-                digest.update(stream.read())
-                fs, inner = filesystem(file.path)
-                digest.update(str(fs.ukey(inner)).encode())
+                digest.update(_version(file.path).encode())
     return digest.hexdigest()
+
+
+def _version(path: str) -> str:
+    """What changes when a file does: its date, or what a file system without dates has instead (an entity tag)."""
+    fs, inner = filesystem(path)
+    try:
+        return str(fs.modified(inner))
+    except NotImplementedError:
+        return str(fs.ukey(inner))
 
 
 def _paths(source: str) -> list[str]:
@@ -222,7 +229,7 @@ def _cut(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment
         ]
     # Only the last segment is cut short, and by whole documents.
     last = replace(whole, start=cuts[-1], limit=end - cuts[-1])
-    pairs = zip(cuts[:-1], cuts[1:], strict=True)
+    pairs = itertools.pairwise(cuts)
     return [
         *((replace(whole, start=start, stop=stop, limit=None), stop - start) for start, stop in pairs),
         (last, end - cuts[-1]),

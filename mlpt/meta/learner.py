@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.errors import UserError
@@ -20,6 +20,7 @@ from mlpt.meta.context import MetaContext, TextBlocks
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.meta.rules import RULES, MixtureConfig
 from mlpt.meta.rules.base import entropy_of
+from mlpt.meta.rules.mask_scores import MaskScores
 from mlpt.meta.rules.mometas import Mometas
 from mlpt.meta.snapshot import load_snapshot
 from mlpt.settings import Settings
@@ -32,15 +33,19 @@ class MetaConfig(Settings):
     lag          every rank adopts the answer at exactly this many steps after the snapshot; 0: training waits for it.
                  Default: 20, or the interval where that is shorter.
     mixture      the rule that learns the mixture, and its settings.
+    masks        learn the scores of a masked model too (rule `mask_scores`); null: no.
     """
 
     interval: int = Field(default=100, ge=1)
     lag: int = Field(default_factory=lambda data: min(LONGEST_DEFAULT_LAG, data.get("interval", 0)), ge=0)
     mixture: MixtureConfig = Field(default_factory=lambda: Mometas.Config())
+    masks: MaskScores.Config | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    @model_validator(mode="after")
+    def _one_answer_at_a_time(self) -> "MetaConfig":
         if self.lag > self.interval:
             raise ValueError(f"lag ({self.lag}) cannot exceed interval ({self.interval}): answers would overtake")
+        return self
 
 
 class MetaLearner:
@@ -68,17 +73,18 @@ class MetaLearner:
         self._train, self._dev = train, dev
         self._seed, self._batch_size = seed, batch_size
         self._rule = RULES[config.mixture.rule](config.mixture, list(model.objectives))
+        self._masks = None if config.masks is None else MaskScores(config.masks, list(model.objectives))
         model.eval()
 
     @property
     def needs_weights(self) -> bool:
         """False: the rule ignores the snapshot's weights (and an update is all but free)."""
-        return self._rule.needs_weights
+        return self._rule.needs_weights or self._masks is not None
 
     @property
     def needs_moments(self) -> bool:
         """True: snapshots must carry AdamW's moments."""
-        return self._rule.needs_moments
+        return self._rule.needs_moments or self._masks is not None
 
     def first_policy(self) -> Policy:
         """Version 0, in force before the first answer."""
@@ -96,6 +102,8 @@ class MetaLearner:
             raise UserError(f"rule '{self._rule.name}' looks ahead: take snapshots with moments=True")
         if self.needs_weights:
             load_snapshot(self._model, self._optimizer, snapshot)
+        if self._masks is not None:
+            self._masks.place(self._model)
         self._model.eval()
         context = MetaContext(
             self._model, self._optimizer, self._train, self._dev, self._seed, self._batch_size, snapshot.step
@@ -103,6 +111,8 @@ class MetaLearner:
         device = next(self._model.parameters()).device.type
         with torch.autocast(device, enabled=False):
             learned = self._rule.update(policy, evidence, context)
+            if self._masks is not None:
+                learned = self._masks.update(learned, evidence, context)
         learned = replace(learned, version=policy.version + 1)
         state, tensors = self.state()
         report = {**context.report, "entropy": entropy_of(learned.mixture.values()), "peak_bytes": _peak_bytes(device)}
@@ -111,7 +121,10 @@ class MetaLearner:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON values, which survive a round trip exactly, and tensors: all that the next update depends on."""
         state = {"rule": self._rule.name, "objectives": self._rule.objectives, "mixture": self._rule.state()}
-        return state, self._rule.tensors()
+        if self._masks is None:
+            return state, self._rule.tensors()
+        tensors = {f"masks/{name}": tensor for name, tensor in self._masks.tensors().items()}
+        return {**state, "masks": self._masks.state()}, {**self._rule.tensors(), **tensors}
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from `state()`. Raises `UserError` when it belongs to another rule or other objectives."""
@@ -120,7 +133,11 @@ class MetaLearner:
                 raise UserError(
                     f"the meta-learner's state has {key} {state[key]} and this run {mine}: resume it as it was"
                 )
-        self._rule.load_state(state["mixture"], tensors)
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks/")}
+        self._rule.load_state(state["mixture"], own)
+        if self._masks is not None:
+            learned = {name.removeprefix("masks/"): tensors[name] for name in tensors.keys() - own.keys()}
+            self._masks.load_state(state["masks"], learned)
 
 
 def _peak_bytes(device: str) -> int:

@@ -4,7 +4,7 @@ One flat buffer travels through Ray's object store in one copy; a state dict of 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,13 @@ def take_snapshot(
     parameters = trainable(model)
     size = sum(parameter.numel() for parameter in parameters)
     buffers = _buffers(out, size, len(parameters), moments)
-    _copy_in(buffers["parameters"], parameters)
+    _copy_in(buffers["parameters"], parameters, parameters)
     if moments:
         _refuse_amsgrad(optimizer)
-        _copy_in(buffers["exp_avg"], [optimizer.state.get(one, {}).get("exp_avg") for one in parameters], parameters)
-        second = [optimizer.state.get(one, {}).get("exp_avg_sq") for one in parameters]
-        _copy_in(buffers["exp_avg_sq"], second, parameters)
-        steps = [optimizer.state.get(one, {}).get("step", 0) for one in parameters]
-        buffers["optimizer_steps"][:] = [int(count) for count in steps]
+        states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+        _copy_in(buffers["exp_avg"], [state.get("exp_avg") for state in states], parameters)
+        _copy_in(buffers["exp_avg_sq"], [state.get("exp_avg_sq") for state in states], parameters)
+        buffers["optimizer_steps"][:] = [int(state.get("step", 0)) for state in states]
     return Snapshot(step=step, learning_rate=learning_rate, **buffers)
 
 
@@ -99,18 +98,13 @@ def _buffers(out: Snapshot | None, size: int, tensors: int, moments: bool) -> di
     return buffers
 
 
-def _copy_in(buffer: np.ndarray, tensors: list, like: list[nn.Parameter] | None = None) -> None:
-    """Join `tensors` in `buffer` (n,); a None counts as zeros of the size of its parameter in `like`."""
-    flat = torch.from_numpy(buffer)
-    start = 0
-    for index, tensor in enumerate(tensors):
-        length = tensor.numel() if tensor is not None else like[index].numel()  # type: ignore[index]
-        piece = flat[start : start + length]
+def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: list[nn.Parameter]) -> None:
+    """Join `tensors`, one for each of `parameters`, in `buffer` (n,); None counts as zeros."""
+    for tensor, (_, piece) in zip(tensors, _pieces(buffer, parameters), strict=True):
         if tensor is None:
             piece.zero_()
         else:
-            piece.copy_(tensor.detach().reshape(-1))
-        start += length
+            piece.copy_(tensor)
 
 
 def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:

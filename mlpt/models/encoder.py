@@ -16,6 +16,7 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config
 from mlpt.models.language_head import token_logits
+from mlpt.models.masked import dense_state
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
 
@@ -56,8 +57,11 @@ class Encoder(nn.Module):
         return token_logits(self.backbone, hidden)
 
     def save(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> None:
-        """Write a folder that stock `AutoModel` and `AutoModelForMaskedLM` load; other heads in heads.safetensors."""
-        self.backbone.save_pretrained(folder)
+        """Write a folder that stock `AutoModel` and `AutoModelForMaskedLM` load; other heads in heads.safetensors.
+
+        Masked weights are written dense: masks are artefacts of their own (`mlpt.sparsity.artefacts`).
+        """
+        self.backbone.save_pretrained(folder, state_dict=dense_state(self.backbone))
         if len(self.heads):
             weights = {name: weight.detach().contiguous() for name, weight in self.heads.state_dict().items()}
             save_file(weights, Path(folder) / HEADS_FILE, metadata={"objectives": json.dumps(list(self.heads))})
@@ -115,6 +119,8 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
 
 
 def _load_backbone(name: str, attention: str) -> Any:
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
+        raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
         return AutoModelForMaskedLM.from_pretrained(
             name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True

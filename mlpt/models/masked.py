@@ -134,12 +134,12 @@ def _add_scores(module: nn.Module, masked: type[nn.Module], scores: Tensor, thre
     module.register_buffer("threshold", torch.tensor(threshold, dtype=scores.dtype, device=scores.device))
 
 
-def backbone_of(model: nn.Module) -> nn.Module:
+def backbone_of(model: nn.Module) -> Any:
     """The stock transformers module inside an `Encoder` (or the model itself): mask names are relative to it."""
     return getattr(model, "backbone", model)
 
 
-def maskable_weights(model: nn.Module, modules: str = "tamt") -> dict[str, nn.Parameter]:
+def maskable_weights(model: nn.Module, modules: str = "tamt") -> dict[str, Tensor]:
     """The weights that `modules` names, by parameter name (`bert.encoder.layer.0....weight`), in module order.
 
     modules  a name of PRESETS, or a regular expression that the whole module name must match.
@@ -151,7 +151,7 @@ def maskable_weights(model: nn.Module, modules: str = "tamt") -> dict[str, nn.Pa
         raise UserError(
             f"mask.modules is neither one of {', '.join(PRESETS)} nor a regular expression: {error}"
         ) from error
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, Tensor] = {}
     for name, module in backbone_of(model).named_modules():
         if isinstance(module, nn.Linear | nn.Embedding) and pattern.fullmatch(name):
             found.setdefault(f"{name}.weight", module.weight)

@@ -8,7 +8,9 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives.atd import AddedTokenDetection
 from mlpt.objectives.base import Objective
+from mlpt.objectives.combined import Combined
 from mlpt.objectives.cse import ContrastiveSentences
+from mlpt.objectives.distill import Distillation
 from mlpt.objectives.dtd import DeletedTokenDetection
 from mlpt.objectives.guided import GuidedMaskedLM
 from mlpt.objectives.mlm import MaskedLM
@@ -16,7 +18,15 @@ from mlpt.settings import load_settings
 
 OBJECTIVES: dict[str, type[Objective]] = {
     objective.name: objective
-    for objective in (MaskedLM, GuidedMaskedLM, AddedTokenDetection, DeletedTokenDetection, ContrastiveSentences)
+    for objective in (
+        MaskedLM,
+        GuidedMaskedLM,
+        AddedTokenDetection,
+        DeletedTokenDetection,
+        ContrastiveSentences,
+        Distillation,
+        Combined,
+    )
 }
 
 

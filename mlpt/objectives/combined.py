@@ -24,8 +24,8 @@ class Combined(Objective):
     class Config(Settings):
         """mlm, distill  settings of the two objectives (`distill.corruption` has no part here)."""
 
-        mlm: MaskedLM.Config = Field(default_factory=MaskedLM.Config)
-        distill: Distillation.Config = Field(default_factory=Distillation.Config)
+        mlm: MaskedLM.Config = MaskedLM.Config()
+        distill: Distillation.Config = Distillation.Config()
         mlm_weight: float = Field(1.0, ge=0)
         distill_weight: float = Field(1.0, ge=0)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -52,7 +52,7 @@ class Distillation(Objective):
         padding: Literal["out", "in"] = "out"
         teacher_mode: Literal["eval", "train"] = "eval"
         corruption: Literal["one_token", "none"] = "one_token"
-        masking: MaskingConfig = Field(default_factory=MaskingConfig)
+        masking: MaskingConfig = MaskingConfig()
 
         @field_validator("layers")
         @classmethod
@@ -67,7 +67,7 @@ class Distillation(Objective):
 
     def __init__(self, config: Config, vocabulary: Vocabulary):
         super().__init__(config, vocabulary)
-        self._teacher: nn.Module | None = None
+        self._teacher: Any = None
 
     def prepare(self, model: Any) -> None:
         if self.config.teacher is None:
@@ -118,10 +118,10 @@ class Distillation(Objective):
                 terms.append(attention_distance(student, fixed, real))
         return torch.stack(terms).sum() / len(self._layers)
 
-    def _seen(self, real: Tensor | None) -> Tensor | None | slice:
+    def _seen(self, real: Tensor | None) -> Tensor | slice | None:
         return slice(0, 1) if self.config.positions == "cls" else real
 
-    def _ready_teacher(self, model: Any, device: torch.device) -> nn.Module:
+    def _ready_teacher(self, model: Any, device: torch.device) -> Any:
         if self._teacher is None:
             raise UserError("distill has no teacher yet: build the model, then call prepare(model) once")
         self._teacher.to(device)
@@ -137,14 +137,15 @@ def dense_copy(backbone: nn.Module) -> Any:
     }
     teacher = copy.deepcopy(backbone, shared)
     for module in list(teacher.modules()):
-        if hasattr(module, "unmask"):
-            module.unmask()
+        unmask = getattr(module, "unmask", None)
+        if callable(unmask):
+            unmask()
     for parameter in teacher.parameters():
         parameter.requires_grad_(False)
     return teacher
 
 
-def _load_teacher(name: str) -> nn.Module:
+def _load_teacher(name: str) -> Any:
     try:
         return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -208,16 +209,14 @@ def attention_scores(encoder: Any, layer: int, states: Tensor, attention_mask: T
         split = (*states.shape[:2], -1, attention.attention_head_size)
         query, key = (part(states).view(split).transpose(1, 2) for part in (attention.query, attention.key))
     except AttributeError as error:
-        raise UserError(
-            "attention can be distilled in BERT- and RoBERTa-like models only; set attention=false"
-        ) from error
+        raise UserError("only BERT- and RoBERTa-like models can distil attention; set attention=false") from error
     scores = (query @ key.transpose(2, 3)).float() / attention.attention_head_size**0.5
     scores = torch.where(scores <= BLOCKED, 0.0, scores)
     return scores if attention_mask is None else scores * attention_mask[:, None, None, :]
 
 
 def attention_distance(student: Tensor, teacher: Tensor, real: Tensor | None = None) -> Tensor:
-    """MSE of two (batch, heads, length, length) score tensors; with `real` (batch, length), between real tokens only."""
+    """MSE of two (batch, heads, length, length) tensors; with `real` (batch, length), between real tokens only."""
     pairs = None if real is None else (real.unsqueeze(2) & real.unsqueeze(1)).unsqueeze(1).expand(student.shape)
     return _mean((student - teacher).pow(2), pairs)
 

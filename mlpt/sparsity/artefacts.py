@@ -238,7 +238,7 @@ def _load_published(source: Path) -> MaskFile:
         stored = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{source} is refused: it holds more than tensors, and loading it could run code") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # arbitrary bytes make the unpickler stumble in any way
         raise UserError(f"{source} is damaged or not a file that torch.save wrote") from error
     if not isinstance(stored, dict) or not stored or not all(_is_mask(key, mask) for key, mask in stored.items()):
         raise UserError(f"{source} is not a published mask: it must be a dict of weight names to bool tensors")

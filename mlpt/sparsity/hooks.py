@@ -3,7 +3,7 @@
 Both keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import Ties
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig, fraction_of_remaining, prune_further
 from mlpt.sparsity.scores import reset_thresholds, scores_of_mask
+from mlpt.sparsity.structured import Kind, reset_group_thresholds, save_groups
 
 
 class _Hook:
@@ -40,16 +41,25 @@ class _Hook:
 
 
 class MaskSaver:
-    """Writes `OUT/<label>/masks.safetensors` with what is known of the run; does nothing without a folder."""
+    """Writes `OUT/<label>/masks.safetensors` with what is known of the run; does nothing without a folder.
 
-    def __init__(self, model: nn.Module, out: Path | None, method: str, **known: Any):
-        self._out, self._method = out, method
-        self._known = known | {"base_hash": base_hash(model, list(masked_modules(model)))} if out else known
+    The masks belong to the weights that `model` has now, as iterative pruning's and TAMT's do, or, with `base_moves`,
+    to those it has when they are saved (weights that train along with their masks).
+    """
+
+    def __init__(self, model: nn.Module, out: Path | None, method: str, base_moves: bool = False, **known: Any):
+        self._out, self._method, self._known, self._base_moves = out, method, known, base_moves
+        self._base_hash = _hash(model) if out is not None and not base_moves else None
 
     def __call__(self, label: str, model: nn.Module, step: int, **known: Any) -> None:
         if self._out is not None:
-            file = MaskFile.of(current_masks(model), self._method, **self._known | {"step": step} | known)
-            save_masks(file, self._out / label)
+            belongs_to = _hash(model) if self._base_moves else self._base_hash
+            known = self._known | {"step": step, "base_hash": belongs_to} | known
+            save_masks(MaskFile.of(current_masks(model), self._method, **known), self._out / label)
+
+
+def _hash(model: nn.Module) -> str:
+    return base_hash(model, list(masked_modules(model)))
 
 
 class ThresholdReset(_Hook):
@@ -80,6 +90,39 @@ class ThresholdReset(_Hook):
         reset_thresholds(model, self.sparsity, self.ties)
         if self._save is not None:
             self._save(f"step_{step}", model, step)
+
+
+class MaskKeeper(_Hook):
+    """Writes the masks at every save, where something other than this process's gradients sets the scores."""
+
+    name = "mask_keeper"
+
+    def __init__(self, save: Callable[..., None]):
+        self._save = save
+
+    def before_save(self, step: int, model: nn.Module) -> None:
+        self._save(f"step_{step}", model, step)
+
+
+class StructuredReset(_Hook):
+    """Structured masks: before every step and save, exactly the target of heads or neurons is pruned."""
+
+    name = "structured_reset"
+
+    def __init__(self, kinds: Sequence[Kind], sparsity: float, out: Path | None = None):
+        self.kinds, self.sparsity, self._out = list(kinds), sparsity, out
+
+    def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._reset(model)
+
+    def _reset(self, model: nn.Module) -> None:
+        for kind in self.kinds:
+            reset_group_thresholds(model, kind, self.sparsity)
+
+    def before_save(self, step: int, model: nn.Module) -> None:
+        self._reset(model)
+        if self._out is not None:
+            save_groups(model, self.kinds, self._out / f"step_{step}")
 
 
 class IterativePruning(_Hook):

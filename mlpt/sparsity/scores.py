@@ -89,6 +89,16 @@ def exact_threshold(scores: Tensor, count: int, ties: Ties = "exact", second: Te
 
 
 @torch.no_grad()
+def at_threshold(scores: Tensor, count: int, threshold: float) -> Tensor:
+    """`scores` moved as a whole until exactly their `count` smallest are at or below `threshold`; ties by position."""
+    pruned = lowest(scores, count)
+    bound = torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
+    above = torch.nextafter(bound, torch.full_like(bound, torch.inf))
+    moved = scores if count == 0 else scores + (bound - scores[pruned].max())
+    return torch.where(pruned, moved.clamp(max=bound), moved.clamp(min=above))
+
+
+@torch.no_grad()
 def reset_thresholds(model: nn.Module, sparsity: float | Mapping[str, int], ties: Ties = "exact") -> None:
     """Bring every masked matrix back to its sparsity, in place, by its own threshold (local, as published).
 

@@ -83,6 +83,10 @@ class Loop:
                 "lower train.micro_batch_size or raise train.batch_size"
             )
         check_schedule(config.schedule, self.total_steps)
+        if config.precision != "float32":
+            # With dropout the CPU's attention takes its plain path, which without this flag (it is not only for CUDA)
+            # casts to float32 and back.
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
         self.sampler = Sampler(len(splits.train), config.batch_size, seed)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")

@@ -1,6 +1,7 @@
 """AdamW with the usual parameter groups."""
 
 from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -8,11 +9,17 @@ from torch import nn
 
 from mlpt.errors import UserError
 from mlpt.settings import Settings
+from mlpt.sparsity.optim import BertAdam, TransformersAdamW
 
 
 class OptimizerConfig(Settings):
-    """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay."""
+    """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay.
 
+    kind  `adamw`: torch's. `transformers_adamw` and `bert_adam`: the two that TAMT's published code trains masks with
+          (`mlpt.sparsity.optim`); bert_adam clips each tensor on its own, so that train.clip should be 0.
+    """
+
+    kind: Literal["adamw", "transformers_adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
@@ -29,11 +36,14 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`, fused into one kernel for each group."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Any:
+    """The optimiser over the trainable parameters of `model`; AdamW is fused into one kernel for each group."""
     groups = parameter_groups(model.named_parameters(), config.weight_decay)
     if not groups:
         raise UserError("nothing to train: every parameter of the model is frozen")
+    if config.kind != "adamw":
+        published = TransformersAdamW if config.kind == "transformers_adamw" else BertAdam
+        return published(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

@@ -1,0 +1,180 @@
+"""Folders other programs load: dense with zeros (any stock class), or physically smaller (structured masks only).
+
+Zeros make no model faster: only the smaller folder is, and its latency is measured, not claimed.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from mlpt.errors import UserError
+from mlpt.models.masked import backbone_of, remove_scores
+from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
+from mlpt.sparsity.structured import shrink
+
+COMPACT_FILE = "compact.json"
+
+
+def export_dense(
+    model: nn.Module, file: MaskFile, out: str | Path, tokenizer: Any = None, check_base: bool = True
+) -> Path:
+    """Write a folder with zeros where `file` prunes, for stock `AutoModel...`; the masks lie beside the weights.
+
+    model  the untouched base (a stock `...ForMaskedLM` or an `Encoder`); it is not changed. Where the word embeddings
+    are masked and a decoder is tied to them, the decoder is untied and stays dense, as in mask training.
+    """
+    smaller = copy.deepcopy(backbone_of(model))
+    remove_scores(smaller)
+    masks = fit(file, smaller, check_base)
+    _untie_decoder(smaller, masks)
+    zero_pruned(smaller, masks)
+    folder = Path(out)
+    smaller.save_pretrained(folder)
+    save_masks(file, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _untie_decoder(backbone: Any, masks: Mapping[str, Tensor]) -> None:
+    decoder, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
+    if decoder is None or decoder.weight is not embeddings.weight:
+        return
+    if not any(name.endswith("word_embeddings.weight") for name in masks):
+        return
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone())
+    backbone.config.tie_word_embeddings = False
+
+
+def export_compact(
+    model: nn.Module,
+    out: str | Path,
+    heads: Tensor | None = None,
+    neurons: Tensor | None = None,
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    """Write a folder whose matrices lack the pruned heads and neurons (bool (layers, groups), True = kept).
+
+    Stock transformers loads it where its configuration can say so: all layers keep equally many neurons, and all heads.
+    Otherwise `load_compact` does, by the sizes in `compact.json`. Returns {folder, loader, parameters_before,
+    parameters}.
+    """
+    full = backbone_of(model)
+    smaller = copy.deepcopy(full)
+    shrink(smaller, heads, neurons)
+    sizes = _sizes(smaller)
+    is_stock = set(sizes["heads"]) == {full.config.num_attention_heads} and len(set(sizes["neurons"])) == 1
+    if is_stock:
+        smaller.config.intermediate_size = sizes["neurons"][0]
+    folder = Path(out)
+    smaller.save_pretrained(folder)
+    if not is_stock:
+        (folder / COMPACT_FILE).write_text(json.dumps(sizes) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return {
+        "folder": str(folder),
+        "loader": "transformers.AutoModelForMaskedLM" if is_stock else "mlpt.sparsity.export.load_compact",
+        "parameters_before": sum(parameter.numel() for parameter in full.parameters()),
+        "parameters": sum(parameter.numel() for parameter in smaller.parameters()),
+    }
+
+
+def load_compact(folder: str | Path) -> Any:
+    """The stock `...ForMaskedLM` of a folder that `export_compact` wrote, with its smaller layers.
+
+    Raises `UserError` when the folder is not such a one.
+    """
+    source = Path(folder)
+    if not (source / COMPACT_FILE).is_file():
+        raise UserError(f"{source} has no {COMPACT_FILE}; load it with transformers.AutoModelForMaskedLM")
+    sizes = json.loads((source / COMPACT_FILE).read_text(encoding="utf-8"))
+    model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source))
+    config = model.config
+    kept = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
+    first = {kind: _first(sizes[kind], total) for kind, total in kept.items()}
+    shrink(model, first["heads"], first["neurons"])
+    missing, unexpected = model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or {})
+    if unexpected or set(missing) - tied:
+        raise UserError(f"the weights in {source} do not fit its {COMPACT_FILE}; export the model again")
+    return model.eval()
+
+
+def _first(counts: list[int], total: int) -> Tensor:
+    """(layers, total) bool with the first `counts` of each layer kept: the shapes are all that matters."""
+    return torch.arange(total).unsqueeze(0) < torch.tensor(counts).unsqueeze(1)
+
+
+def _sizes(backbone: Any) -> dict[str, list[int]]:
+    layers = backbone.base_model.encoder.layer
+    return {
+        "heads": [layer.attention.self.num_attention_heads for layer in layers],
+        "neurons": [layer.intermediate.dense.out_features for layer in layers],
+    }
+
+
+@torch.no_grad()
+def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: int = 20) -> dict[str, float]:
+    """Median and best milliseconds of a forward pass of the encoder body, eval mode, where the model is."""
+    backbone = backbone_of(model)
+    was_training = backbone.training
+    backbone.eval()
+    device = next(backbone.parameters()).device
+    tokens = torch.full((batch_size, length), 5 % backbone.config.vocab_size, device=device)
+    taken = []
+    for measured in range(rounds + 2):
+        start = time.perf_counter()
+        backbone.base_model(tokens)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if measured >= 2:  # the first passes warm caches
+            taken.append(1000 * (time.perf_counter() - start))
+    backbone.train(was_training)
+    return {"median_ms": sorted(taken)[len(taken) // 2], "best_ms": min(taken)}
+
+
+def latency_before_and_after(before: nn.Module, after: nn.Module, batch_size: int = 1, length: int = 128) -> dict:
+    """Both latencies, measured in one run on one machine, and their ratio (above 1: the second model is faster)."""
+    first, second = latency(before, batch_size, length), latency(after, batch_size, length)
+    threads = torch.get_num_threads()
+    ratio = first["median_ms"] / second["median_ms"]
+    return {
+        "batch_size": batch_size,
+        "length": length,
+        "threads": threads,
+        "before": first,
+        "after": second,
+        "ratio": ratio,
+    }
+
+
+def export_onnx(model: nn.Module, out: str | Path, length: int = 128) -> Path:
+    """Write the encoder body as ONNX (inputs `input_ids`, `attention_mask`); needs the packages onnx and onnxscript."""
+    backbone = backbone_of(model)
+    tokens = torch.zeros((2, length), dtype=torch.int64, device=next(backbone.parameters()).device)
+    batch, positions = (
+        torch.export.Dim("batch"),
+        torch.export.Dim("length", max=backbone.config.max_position_embeddings),
+    )
+    dynamic = {"input_ids": {0: batch, 1: positions}, "attention_mask": {0: batch, 1: positions}}
+    try:
+        torch.onnx.export(
+            backbone.base_model.eval(),
+            kwargs={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+            f=str(out),
+            dynamic_shapes=dynamic,
+            dynamo=True,
+        )
+    except ImportError as error:
+        raise UserError("exporting ONNX needs two more packages: pip install onnx onnxscript") from error
+    return Path(out)

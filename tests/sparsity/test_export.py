@@ -1,0 +1,134 @@
+"""Folders for other programs, and the losses of subnetworks."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_bert import VOCABULARY, tiny_bert, tiny_roberta, token_batch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from mlpt.errors import UserError
+from mlpt.models.encoder import Encoder
+from mlpt.models.masked import attach_scores, maskable_weights, masked_modules
+from mlpt.objectives import make_objectives
+from mlpt.sparsity.artefacts import MaskFile, base_hash, load_masks
+from mlpt.sparsity.evaluate import evaluate_pretraining
+from mlpt.sparsity.export import export_compact, export_dense, latency_before_and_after, load_compact
+from mlpt.sparsity.making import magnitude_masks
+from mlpt.sparsity.scores import scores_of_mask
+from mlpt.sparsity.structured import attach_group_mask, random_group_mask
+
+
+def masks_of(model, sparsity=0.7) -> MaskFile:
+    weights = maskable_weights(model)
+    known = {"sparsity": sparsity, "base_hash": base_hash(model, list(weights))}
+    return MaskFile.of(magnitude_masks(weights, sparsity), "magnitude", **known)
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_roberta])
+def test_a_dense_export_loads_in_stock_classes_and_equals_the_masked_model(tmp_path, make):
+    model, file = make(), masks_of(make())
+    export_dense(model, file, tmp_path)
+    masked = make()
+    attach_scores(masked, {name: scores_of_mask(mask) for name, mask in file.masks.items()})
+    tokens = token_batch()
+    torch.testing.assert_close(AutoModelForMaskedLM.from_pretrained(tmp_path)(tokens).logits, masked(tokens).logits)
+    body = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
+    torch.testing.assert_close(body(tokens)[0], masked.base_model(tokens)[0])
+    zeros = (body.encoder.layer[0].output.dense.weight == 0).float().mean()
+    assert float(zeros) == pytest.approx(0.7, abs=1e-3)
+    assert load_masks(tmp_path).description == file.description
+    assert torch.equal(model(tokens).logits, make()(tokens).logits)  # the base is untouched
+
+
+def test_a_dense_export_refuses_masks_of_another_model(tmp_path):
+    with pytest.raises(UserError, match="another base model"):
+        export_dense(tiny_bert(seed=1), masks_of(tiny_bert()), tmp_path)
+
+
+def test_equal_neuron_counts_give_a_folder_for_stock_transformers(tmp_path):
+    neurons = torch.arange(64).expand(2, 64) % 2 == 0
+    made = export_compact(tiny_bert(), tmp_path, neurons=neurons)
+    assert made["loader"] == "transformers.AutoModelForMaskedLM"
+    assert made["parameters"] < made["parameters_before"]
+    assert json.loads((tmp_path / "config.json").read_text())["intermediate_size"] == 32
+    masked = tiny_bert()
+    attach_group_mask(masked, "neurons", neurons)
+    tokens = token_batch()
+    torch.testing.assert_close(AutoModelForMaskedLM.from_pretrained(tmp_path)(tokens).logits, masked(tokens).logits)
+    with pytest.raises(UserError, match="AutoModelForMaskedLM"):
+        load_compact(tmp_path)
+
+
+def test_other_shapes_give_a_folder_for_the_stated_loader(tmp_path):
+    heads = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    neurons = random_group_mask((2, 64), 0.6, torch.Generator().manual_seed(1))
+    made = export_compact(tiny_bert(), tmp_path, heads, neurons)
+    assert made["loader"] == "mlpt.sparsity.export.load_compact"
+    masked = tiny_bert()
+    attach_group_mask(masked, "heads", heads)
+    attach_group_mask(masked, "neurons", neurons)
+    loaded, tokens = load_compact(tmp_path), token_batch()
+    torch.testing.assert_close(loaded(tokens).logits, masked(tokens).logits)
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == made["parameters"]
+    found = latency_before_and_after(tiny_bert(), loaded, length=16)
+    assert found["before"]["median_ms"] > 0
+    assert found["ratio"] == pytest.approx(found["before"]["median_ms"] / found["after"]["median_ms"])
+
+
+class Rows:
+    block_size = 12
+
+    def __len__(self) -> int:
+        return 8
+
+    def tokens(self, rows: np.ndarray) -> torch.Tensor:
+        return token_batch(8, 12)[torch.from_numpy(rows)]
+
+
+def encoder() -> Encoder:
+    return Encoder(tiny_bert(), make_objectives({"mlm": {}}, VOCABULARY))
+
+
+def test_evaluation_gives_the_two_losses_of_the_paper_and_leaves_the_model_as_it_was():
+    model = encoder().train()
+    dense = evaluate_pretraining(model, Rows(), VOCABULARY, batches=2, batch_size=4)
+    assert dense["perplexity"] == pytest.approx(math.exp(dense["mlm_loss"]))
+    assert dense["kd_cosine"] == dense["kd_mse"] == 0
+    assert dense["density"] == 1
+    file = masks_of(model)
+    sparse = evaluate_pretraining(model, Rows(), VOCABULARY, file, batches=2, batch_size=4)
+    assert sparse["density"] == pytest.approx(0.3, abs=1e-3)
+    assert sparse["layers"].keys() == file.masks.keys()
+    assert sparse["kd_cosine"] > 0
+    assert sparse["kd_mse"] > 0
+    assert masked_modules(model) == {}
+    assert model.training
+    assert evaluate_pretraining(model, Rows(), VOCABULARY, file, batches=2, batch_size=4) == sparse
+
+
+def test_evaluation_s_kd_losses_are_layer_means_of_batch_means():
+    """On plain texts (one text a batch, corruption known) against states taken from two stock models."""
+    model, file = encoder().eval(), masks_of(encoder())
+    found = evaluate_pretraining(model, Rows(), VOCABULARY, file, batches=1, batch_size=8, seed=5)
+    from mlpt.objectives.distill import Distillation
+    from mlpt.randomness import torch_generator
+
+    tokens = token_batch(8, 12)
+    inputs = Distillation(Distillation.Config(), VOCABULARY).corrupt(
+        tokens, torch_generator(5, "evaluation-noise/distill", 0)
+    )
+    masked = tiny_bert()
+    attach_scores(masked, {name: scores_of_mask(mask) for name, mask in file.masks.items()})
+    with torch.no_grad():
+        student = masked.bert(inputs.input_ids, output_hidden_states=True).hidden_states[1:]
+        teacher = tiny_bert().bert(inputs.input_ids, output_hidden_states=True).hidden_states[1:]
+    cosine = (
+        sum(float((1 - F.cosine_similarity(s, t, dim=-1)).mean()) for s, t in zip(student, teacher, strict=True)) / 2
+    )
+    mse = sum(float((s - t).pow(2).mean()) for s, t in zip(student, teacher, strict=True)) / 2
+    assert found["kd_cosine"] == pytest.approx(cosine, rel=1e-5)
+    assert found["kd_mse"] == pytest.approx(mse, rel=1e-5)

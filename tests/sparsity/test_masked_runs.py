@@ -1,0 +1,204 @@
+"""Mask training through the one loop: real text, real blocks, one process; killed and resumed bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from mlpt.config import RunConfig, load_run_config, recipe_names
+from mlpt.data.prepare import DataConfig, prepare
+from mlpt.job import build_model, open_splits, run_rank
+from mlpt.models.masked import attach_scores
+from mlpt.settings import load_settings
+from mlpt.sparsity.artefacts import base_hash, fit, load_masks
+from mlpt.sparsity.making import pruned_count
+from mlpt.sparsity.scores import scores_of_mask
+from mlpt.training.group import Group
+
+SENTENCE = "a mask keeps some weights of the dense model and prunes others so that a small network remains within it"
+MODEL = {"hidden_size": 32, "layers": 2, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("masked")
+    words = SENTENCE.split()
+    generator = torch.Generator().manual_seed(0)
+    lines = []
+    for _ in range(400):
+        picked = torch.randint(len(words), (30,), generator=generator).tolist()
+        lines.append(" ".join(words[word] for word in picked))
+    (folder / "text.txt").write_text("\n\n".join(lines))
+    prepare(
+        DataConfig(
+            source=str(folder / "text.txt"), vocab_size=80, block_size=16, dev_share=0.2, test_share=0.2, workers=1
+        ),
+        str(folder / "blocks"),
+    )
+    return str(folder / "blocks")
+
+
+@pytest.fixture(scope="module")
+def dense(blocks, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dense")
+    run(blocks, folder, masks=None, steps=20, model=MODEL)
+    return folder / "model"
+
+
+def config_of(model, steps=12, **values) -> RunConfig:
+    values = {
+        "objectives": {"mlm": {}},
+        "meta": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}},
+        "model": model if isinstance(model, dict) else {"pretrained": str(model)},
+        **values,
+    }
+    train = {
+        "steps": steps,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "evaluate_batches": 2,
+        "checkpoint_every": 5,
+        "optimizer": {"lr": 5e-3, "weight_decay": 0},
+        **values.pop("train", {}),
+    }
+    return load_settings(RunConfig, {**values, "train": train, "report": {"tensorboard": False}})
+
+
+def run(blocks, folder, model, **values):
+    must_save = values.pop("must_save", lambda step: False)
+    folder.mkdir(parents=True, exist_ok=True)
+    return run_rank(config_of(model, **values), blocks, folder, Group(), must_save=must_save)
+
+
+MASKS = {"sparsity": 0.6, "reset": {"interval": 4}}
+KD = {
+    "objectives": {"distill": {}, "mlm": {}},
+    "meta": {"mixture": {"rule": "fixed", "weights": {"distill": 1}}},
+    "masks": {**MASKS, "train": ["scores"], "reset": {"cadence": "before", "interval": 5}},
+}
+
+
+def counts(file) -> dict[str, int]:
+    return {name: int((~mask).sum()) for name, mask in file.masks.items()}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"masks": MASKS},
+        KD,
+        {
+            "objectives": {"combined": {}, "mlm": {}},
+            "meta": {"mixture": {"rule": "fixed", "weights": {"combined": 1}}},
+            "masks": MASKS,
+        },
+    ],
+    ids=["tamt_mlm", "tamt_kd", "tamt_mlm_kd"],
+)
+def test_mask_training_leaves_the_base_untouched_and_masks_exact_beside_it(blocks, dense, tmp_path, values):
+    summary = run(blocks, tmp_path, dense, **values)
+    assert summary["steps"] == 12
+    before, after = load_file(dense / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
+    body = [name for name in before if name.startswith("bert.")]
+    assert all(torch.equal(before[name], after[name]) for name in body)
+    assert not any("scores" in name for name in after)
+    for folder in (tmp_path / "model", tmp_path / "masks" / "step_5"):
+        saved = load_masks(folder)
+        assert counts(saved) == {name: pruned_count(mask.numel(), 0.6) for name, mask in saved.masks.items()}
+        assert fit(saved, AutoModelForMaskedLM.from_pretrained(dense))
+    assert not torch.equal(*(load_masks(tmp_path / "masks" / f"step_{n}").masks[WORD] for n in (5, 10)))
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill(step: int) -> bool:
+    if step == 8:
+        raise KilledError
+    return False
+
+
+WORD = "bert.encoder.layer.0.output.dense.weight"
+
+
+@pytest.mark.parametrize("values", [{"masks": MASKS}, KD], ids=["tamt_mlm", "tamt_kd"])
+def test_a_killed_mask_training_resumes_bit_for_bit(blocks, dense, tmp_path, values):
+    run(blocks, tmp_path / "whole", dense, **values)
+    with pytest.raises(KilledError):
+        run(blocks, tmp_path / "killed", dense, must_save=kill, **values)
+    summary = run(blocks, tmp_path / "killed", dense, **values)
+    assert summary["resumed_at"] == 5
+    whole, resumed = (load_masks(tmp_path / one / "model") for one in ("whole", "killed"))
+    assert all(torch.equal(whole.masks[name], mask) for name, mask in resumed.masks.items())
+    states = [load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "killed")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_iterative_pruning_runs_in_the_loop_and_its_masks_belong_to_the_pretrained_weights(blocks, dense, tmp_path):
+    masks = {
+        "method": "imp",
+        "train": ["weights", "heads"],
+        "iterative": {"interval": 4, "levels": [0.2, 0.4, 0.6]},
+    }
+    run(blocks, tmp_path, dense, masks=masks, steps=10)
+    base = AutoModelForMaskedLM.from_pretrained(dense)
+    for level in ("0.2", "0.4", "0.6"):
+        saved = load_masks(tmp_path / "masks" / level)
+        assert fit(saved, base)
+        assert saved.description.density == pytest.approx(1 - float(level), abs=1e-3)
+        assert saved.description.method == "imp"
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(blocks, tmp_path, lag):
+    values = {
+        "masks": {"sparsity": 0.5, "train": ["weights", "heads"]},
+        "meta": {
+            "interval": 3,
+            "lag": lag,
+            "mixture": {"rule": "fixed", "weights": {"mlm": 1}},
+            "masks": {"start": 3, "lr": 0.02, "batch_size": 4, "dev_batch_size": 4},
+        },
+        "train": {"checkpoint_every": 6},
+    }
+    run(blocks, tmp_path / "whole", MODEL, **values)
+    start = build_model(config_of(MODEL, **values), open_splits(blocks))
+    saved = load_masks(tmp_path / "whole" / "model")
+    assert counts(saved) == {name: pruned_count(mask.numel(), 0.5) for name, mask in saved.masks.items()}
+    started = start.get_parameter(f"backbone.{WORD.replace('weight', 'scores')}") > 0.01
+    assert not torch.equal(saved.masks[WORD], started)
+    trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole" / "model")
+    assert saved.description.base_hash == base_hash(trained, list(saved.masks))
+
+    with pytest.raises(KilledError):
+        run(blocks, tmp_path / "killed", MODEL, must_save=kill, **values)
+    assert run(blocks, tmp_path / "killed", MODEL, **values)["resumed_at"] == 6
+    resumed = load_masks(tmp_path / "killed" / "model")
+    assert resumed.description == saved.description
+    assert all(torch.equal(resumed.masks[name], mask) for name, mask in saved.masks.items())
+
+
+def test_plain_joint_training_moves_weights_and_scores(blocks, dense, tmp_path):
+    masks = {**MASKS, "train": ["scores", "weights", "heads"]}
+    run(blocks, tmp_path, dense, masks=masks)
+    saved = load_masks(tmp_path / "model")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    assert fit(saved, model)  # the hash is that of the trained weights
+    attach_scores(model, {name: scores_of_mask(mask) for name, mask in fit(saved, model).items()})
+    before = load_file(dense / "model.safetensors")[WORD]
+    assert not torch.equal(model.bert.encoder.layer[0].output.dense.weight, before)
+
+
+def test_the_published_optimiser_trains_scores_in_the_loop(blocks, dense, tmp_path):
+    train = {"optimizer": {"kind": "bert_adam", "lr": 1e-2, "weight_decay": 0.01}, "clip": 0}
+    assert run(blocks, tmp_path, dense, **{**KD, "train": train})["steps"] == 12
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("tamt")])
+def test_every_recipe_is_a_valid_configuration(name):
+    config = load_run_config(name, {})
+    assert config.masks is not None
+    assert config.name == name

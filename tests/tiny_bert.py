@@ -1,0 +1,44 @@
+"""Tiny stock models for the tests of masks."""
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+from mlpt.data.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(size=101, pad=0, mask=4, cls=2, sep=3, unk=1)
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+
+
+def tiny_bert(seed: int = 0, dropout: float = 0.0) -> BertForMaskedLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = BertConfig(**SIZES, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+        return BertForMaskedLM(config).eval()
+
+
+def tiny_roberta() -> RobertaForMaskedLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return RobertaForMaskedLM(RobertaConfig(**SIZES)).eval()
+
+
+def linear(values: list[list[float]]) -> nn.Linear:
+    layer = nn.Linear(len(values[0]), len(values), bias=False)
+    layer.weight = nn.Parameter(torch.tensor(values))
+    return layer
+
+
+def token_batch(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(5, VOCABULARY.size, (rows, length), generator=generator)
+    tokens[:, 0], tokens[:, -1] = VOCABULARY.cls, VOCABULARY.sep
+    return tokens
