@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
-from mlpt.downstream.loading import load_tokenizer, mask_gradients, model_folder
+from mlpt.downstream.loading import load_tokenizer, mask_gradients, model_folder, quiet
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
@@ -57,7 +57,7 @@ def run_multitask(config: MultitaskConfig, say: Say = print) -> MultitaskResult:
     folder.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(_identity(config), indent=1))
     device = default_device()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(config, folder, device, say).result()
 
 
