@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,7 +52,7 @@ def prepare(
     config = load_settings(DataConfig, {"source": words, **parse_overrides(given)}, "data")
     with Display(console=console) as display, display.bytes_done("preparing text") as progress:
         manifest = prepare_blocks(config, out, progress=progress)
-    console.print(describe(manifest, out), highlight=False)
+    _print(describe(manifest, out))
 
 
 @app.command()
@@ -70,6 +71,76 @@ def pretrain(
         raise UserError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
     settings = parse_overrides(word for word in words or [] if "=" in word)
     run(recipes[0] if recipes else None, settings, resume=resume, console=console, debug=_debugging())
+
+
+@app.command()
+def tune(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SPACE [key=value ...]", help="a shipped space or a .py file; sweep.* settings are the sweep's"
+        ),
+    ] = None,
+    spaces: Annotated[bool, typer.Option("--list", help="show the shipped spaces and what they ask")] = False,
+    resume: Annotated[str | None, typer.Option(help="go on with the sweep in this folder")] = None,
+) -> None:
+    """Ray Tune over a space: many runs side by side, the best recipe or the Pareto front."""
+    from mlpt.runtime.space import shipped_spaces
+    from mlpt.runtime.sweep import resume_sweep, start_sweep
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    names = [word for word in words or [] if "=" not in word]
+    if spaces:
+        for space in shipped_spaces():
+            say(f"{space.name:10}  {space.question}")
+    elif resume is not None and not words:
+        resume_sweep(resume, say, debug=_debugging())
+    elif len(names) == 1 and resume is None:
+        start_sweep(names[0], [word for word in words or [] if "=" in word], say, debug=_debugging())
+    else:
+        raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
+
+
+@app.command()
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all of them")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
+) -> None:
+    """Throughput, memory and overhead on this machine, as ratios against named peers measured in the same run."""
+    from mlpt.bench.cases import run_cases, write_json
+
+    rows = []
+    for row in run_cases(cases or []):
+        rows.append(row)
+        peer = "" if row.peer is None else f"  peer {row.peer:,.4g}"
+        ratio = "" if row.ratio is None else f"  ratio {row.ratio:.2f}"
+        peak = f"peak {row.peak_bytes / 2**20:,.0f} MiB"
+        _print(f"{row.case}: {row.name}: {row.ours:,.4g} {row.unit}{peer}{ratio}  {peak}")
+    if rows:
+        _print(rows[0].machine)
+    if json_file is not None:
+        write_json(rows, json_file)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, what Ray sees, what will not work and why."""
+    from mlpt.runtime.doctor import examine
+
+    marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
+    findings = list(examine())
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        _print(f"{marks[finding.state]}  {finding.subject:{width}}  {finding.text}")
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print(text: str) -> None:
+    """One line, never wrapped or coloured: it may go to a file or a pipe."""
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _debugging() -> bool:

@@ -26,6 +26,7 @@ class RuntimeConfig(Settings):
     num_workers        Ray Train workers; 0: everything in this process, for a debugger; [min, max]: elastic.
     cpus_per_worker    logical CPUs, and torch threads, of a worker. Fractions share a core.
     gpus_per_worker    GPUs of a worker.
+    worker_resources   custom resources of a worker, such as {train: 1}, to keep workers off the meta-learner's node.
     meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
     meta_resources     custom resources of the actor, such as {meta: 1}, to place it on a node of its own.
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
@@ -36,6 +37,7 @@ class RuntimeConfig(Settings):
     num_workers: int | tuple[int, int] = 1
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    worker_resources: dict[str, float] = Field(default_factory=dict)
     meta_cpus: float = Field(1, ge=0)
     meta_gpus: float = Field(0, ge=0)
     meta_resources: dict[str, float] = Field(default_factory=dict)
@@ -66,6 +68,10 @@ class ReportConfig(Settings):
     )
 
 
+def _plain_mlm() -> dict[str, dict[str, Any]]:
+    return {"mlm": {}}
+
+
 class RunConfig(Settings):
     """One pretraining run.
 
@@ -80,7 +86,7 @@ class RunConfig(Settings):
     blocks: str | None = None
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
-    objectives: dict[str, dict[str, Any]] = {"mlm": {}}
+    objectives: dict[str, dict[str, Any]] = Field(default_factory=_plain_mlm)
     masks: MaskConfig | None = None
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

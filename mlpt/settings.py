@@ -61,10 +61,18 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
             value: Any = _number(yaml.safe_load(text)) if text else None
         except yaml.YAMLError as error:
             raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        overrides = merge(overrides, value)
+        overrides = merge(overrides, nested({key.strip(): value}))
     return overrides
+
+
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.steps": 200}` as `{"train": {"steps": 200}}`; later keys are laid on earlier ones."""
+    tree: dict[str, Any] = {}
+    for key, value in dotted.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    return tree
 
 
 def _number(value: Any) -> Any:

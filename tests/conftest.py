@@ -25,6 +25,6 @@ def small_blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
     from mlpt.data.prepare import DataConfig, prepare
 
     folder = tmp_path_factory.mktemp("blocks") / "docs"
-    config = DataConfig(source="docs", max_bytes=300_000, vocab_size=512, block_size=32, workers=1)
+    config = DataConfig(source="docs", max_bytes=600_000, vocab_size=512, block_size=32, dev_share=0.1, workers=1)
     prepare(config, str(folder))
     return str(folder)

@@ -23,14 +23,13 @@ HEIGHT = {
     "downstream": 6,
     "config": 7,
     "recipes": 7,
-    "bench": 7,
     "job": 8,
     "rundir": 8,
     "runtime": 9,
     "launch": 10,
-    "doctor": 10,
-    "cli": 11,
-    "__main__": 12,
+    "bench": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 
 

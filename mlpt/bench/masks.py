@@ -61,9 +61,7 @@ def step_of(kind: str) -> Callable[[], None]:
 
 
 def _steps() -> list[Row]:
-    seconds = dict(
-        zip(KINDS, seconds_interleaved(*(step_of(kind) for kind in KINDS), rounds=7, warmup=1), strict=True)
-    )
+    seconds = dict(zip(KINDS, seconds_interleaved(*(step_of(kind) for kind in KINDS), rounds=7, warmup=1), strict=True))
     peaks = {kind: _peak_of(kind) for kind in KINDS}
     rows = []
     for kind, limit in (("mask_training", 1.15), ("tamt_kd", 1.9)):

@@ -19,6 +19,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_callback import PrinterCallback
 
 from mlpt.bench.harness import Row, machine, peak_bytes, wait_for_device
 from mlpt.data.vocabulary import Vocabulary
@@ -29,6 +30,7 @@ from mlpt.objectives.base import Objective
 from mlpt.randomness import torch_generator
 
 VOCABULARY = 8192
+LAYERS, HIDDEN = 4, 256
 BATCH, LENGTH = 32, 128
 STEPS = 4  # of one timing; the step before them is not counted
 ROUNDS = 5
@@ -55,15 +57,11 @@ def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tu
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     float32 = OurTraining(_encoder(objectives).to(device), tokens, bf16=False)
     bf16 = OurTraining(_encoder(objectives).to(device), tokens, bf16=True)
-    times: tuple[list[float], ...] = ([], [], [])
     with tempfile.TemporaryDirectory() as folder:
         peer = TrainerTraining(_encoder(objectives).backbone, tokens, folder)
-        for training in (float32, bf16, peer):
-            training.seconds()
-        for _ in range(ROUNDS):
-            for taken, training in zip(times, (float32, bf16, peer), strict=True):
-                taken.append(training.seconds())
-    one, two, three = (statistics.median(taken) for taken in times)
+        trainings: tuple[OurTraining | TrainerTraining, ...] = (float32, bf16, peer)
+        rounds = [[training.seconds() for training in trainings] for _ in range(1 + ROUNDS)]
+    one, two, three = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first one warms up
     return one, two, three
 
 
@@ -102,7 +100,7 @@ class TrainerTraining:
     """The same steps by the stock `Trainer` with its defaults."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, folder: str):
-        self.clock = _StepClock()
+        self.clock = StepClock()
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=STEPS + 1,
@@ -122,6 +120,7 @@ class TrainerTraining:
             train_dataset=[{"input_ids": row} for row in tokens],
             callbacks=[self.clock],
         )
+        self.trainer.remove_callback(PrinterCallback)  # it writes to the standard output, where our rows go
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""
@@ -130,7 +129,7 @@ class TrainerTraining:
         return (self.clock.times[-1] - self.clock.times[0]) / STEPS
 
 
-class _StepClock(TrainerCallback):
+class StepClock(TrainerCallback):
     """Notes when each step of `Trainer` ended."""
 
     def on_train_begin(self, args, state, control, **_):
@@ -151,7 +150,7 @@ def _seconds_to_corrupt(objective: Objective, tokens: Tensor, repeats: int = 50)
 
 
 def _encoder(objectives: Mapping[str, Objective]) -> Encoder:
-    config = ModelConfig(architecture="bert", hidden_size=256, layers=4, heads=4)
+    config = ModelConfig(architecture="bert", hidden_size=HIDDEN, layers=LAYERS, heads=4)
     return build_encoder(config, _vocabulary(), objectives, LENGTH, seed=0)
 
 

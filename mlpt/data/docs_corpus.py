@@ -68,10 +68,11 @@ def documents(max_bytes: int | None = None) -> Iterator[dict[str, str]]:
     left = max_bytes
     order = sorted(packages, key=lambda name: (_source_bytes(packages[name]), name))  # ascending: leftovers flow up
     for rank, name in enumerate(order):
-        share = None if left is None else left // (len(order) - rank)
+        share = sys.maxsize if left is None else left // (len(order) - rank)
         used = 0
-        for module, text in _modules(packages[name], seen):
-            if share is not None and used >= share:
+        for module, texts in _modules(packages[name], seen):
+            text = _beginning("\n\n".join(texts), share - used)
+            if not text:
                 break
             used += len(text.encode())
             yield {"text": text, "domain": name, "module": module}
@@ -93,9 +94,9 @@ def docstrings(source: str) -> Iterator[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             if text:
-                yield inspect.cleandoc(text)
+                yield inspect.cleandoc(text).strip()
         # Definitions stand in bodies of statements; expressions, most of the tree, hold none.
-        stack.extend(child for child in reversed(list(_statements(node))))
+        stack.extend(reversed(list(_statements(node))))
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
@@ -105,8 +106,8 @@ def _statements(node: ast.AST) -> Iterator[ast.AST]:
             yield from children
 
 
-def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, str]]:
-    """(module name, its docstrings joined by blank lines) of a package's files, without docstrings seen before."""
+def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[str, list[str]]]:
+    """(module name, its docstrings) of a package's files, without docstrings seen before."""
     # By the hash of the name: a share that ends early is then spread over the package's parts.
     for module, path in sorted(files, key=lambda one: hashlib.blake2b(one[0].encode(), digest_size=8).digest()):
         fresh: list[str] = []
@@ -114,9 +115,15 @@ def _modules(files: list[tuple[str, Path]], seen: set[bytes]) -> Iterator[tuple[
             key = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=12).digest()
             if len(text) >= SHORTEST and key not in seen:
                 seen.add(key)
-                fresh.append(text)
+                fresh.append(text.encode("utf-8", "replace").decode())  # a source can spell half a character
         if fresh:
-            yield module, "\n\n".join(fresh).encode("utf-8", "replace").decode()
+            yield module, fresh
+
+
+def _beginning(text: str, most: int) -> str:
+    """The whole lines of `text` that fit into `most` bytes of UTF-8."""
+    raw = text.encode()
+    return text if len(raw) <= most else raw[: raw.rfind(b"\n", 0, most) + 1].decode().strip()
 
 
 def _docstrings_of(path: Path) -> list[str]:

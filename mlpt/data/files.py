@@ -36,6 +36,12 @@ def is_local(filesystem_: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
 
+def absolute(path: str) -> str:
+    """A local path as an absolute one, which means the same in any process; a URI as it is."""
+    fs, inner = filesystem(path)
+    return inner if is_local(fs) else path
+
+
 @contextmanager
 def readable_errors(path: str, doing: str) -> Iterator[None]:
     """Turn the OSError of an operation on `path` into one UserError line; `doing` is "read" or "write"."""

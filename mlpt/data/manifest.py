@@ -55,7 +55,8 @@ class Manifest(Settings):
     @property
     def digest(self) -> str:
         """A name for these very blocks: equal manifests list equal shards, by their hashes."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)  # a manifest read back has its keys sorted
+        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
     @property
     def reused(self) -> bool:

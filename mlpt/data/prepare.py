@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mlpt.data.corpora import SPLITS, Piece, find_files, fingerprint, missing_splits, plan
-from mlpt.data.files import filesystem, readable_errors
+from mlpt.data.files import absolute, filesystem, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
 from mlpt.data.readers import read_segment
@@ -40,22 +40,28 @@ log = logging.getLogger(__name__)
 class DataConfig(Settings):
     """What to prepare, and how."""
 
-    source: str | list[str] = Field("docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'")
-    tokenizer: str = Field("wordpiece", description="'wordpiece' or 'bpe' to train one; or a folder, file or hub name")
-    vocab_size: int = Field(8192, gt=0, description="of a trained tokenizer")
-    lowercase: bool = Field(True, description="of a trained WordPiece")
+    source: str | list[str] = Field(
+        default="docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'"
+    )
+    tokenizer: str = Field(
+        default="wordpiece", description="'wordpiece' or 'bpe' to train one; or a folder, file or hub name"
+    )
+    vocab_size: int = Field(default=8192, gt=0, description="of a trained tokenizer")
+    lowercase: bool = Field(default=True, description="of a trained WordPiece")
     tokenizer_bytes: int = Field(
-        32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
+        default=32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
     )
-    block_size: int = Field(128, ge=4, le=65535, description="tokens a block, special ones included")
+    block_size: int = Field(default=128, ge=4, le=65535, description="tokens a block, special ones included")
     packing: Literal["full", "document", "kd"] = Field(
-        "full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
+        default="full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
     )
-    dev_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)")
-    test_share: float = Field(0.05, ge=0, lt=1, description="of the documents, where no file is named test")
-    max_bytes: int | None = Field(None, gt=0, description="of text to use")
-    seed: int = Field(0, ge=0, lt=2**63, description="which documents go to dev and test")
-    workers: int | None = Field(None, ge=1, description="processes; default: one a CPU core")
+    dev_share: float = Field(
+        default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
+    )
+    test_share: float = Field(default=0.05, ge=0, lt=1, description="of the documents, where no file is named test")
+    max_bytes: int | None = Field(default=None, gt=0, description="of text to use")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="which documents go to dev and test")
+    workers: int | None = Field(default=None, ge=1, description="processes; default: one a CPU core")
 
     @field_validator("source")
     @classmethod
@@ -88,6 +94,7 @@ def prepare(
 
     Raises UserError for bad input, too little text, a folder with other content, a full disk.
     """
+    out = absolute(out)
     files = find_files(config.sources, config.max_bytes)
     settings = _recorded(config)
     source_hash = fingerprint(files)
@@ -236,7 +243,9 @@ def _in_processes(
     """Run the jobs in fresh processes that, unlike multiprocessing's, don't import the caller's main script again."""
     from joblib import Parallel, delayed
 
-    parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+    parallel = Parallel(
+        n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes=None
+    )
     return parallel(delayed(_one_threaded)(function, job) for job in jobs)
 
 
@@ -293,10 +302,10 @@ def _check_enough(manifest: Manifest, config: DataConfig) -> None:
     train, dev = manifest.splits["train"], manifest.splits["dev"]
     if not train.rows:
         raise UserError(
-            f"too little text: {train.tokens} training tokens don't fill one block of {config.block_size}; give more text"
+            f"too little text: {train.tokens} training tokens don't fill one block of {config.block_size}; give more"
         )
     if config.dev_share and not dev.rows:
         raise UserError(
-            f"too little text: {dev.documents} of {train.documents + dev.documents} documents went to dev and don't fill "
-            f"one block of {config.block_size}; give more text, a larger dev_share, or a file named dev"
+            f"too little text: {dev.documents} of {train.documents + dev.documents} documents went to dev and don't "
+            f"fill one block of {config.block_size}; give more text, a larger dev_share, or a file named dev"
         )

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,7 +107,7 @@ def next_start(path: str, style: str, offset: int) -> int | None:
     return None
 
 
-def open_bytes(path: str, gzipped: bool = False) -> IO[Any]:
+def open_bytes(path: str, gzipped: bool = False) -> Any:
     """Open a local or remote file for reading bytes, unpacked if `gzipped`."""
     fs, inner = filesystem(path)
     raw = fs.open(inner, "rb")

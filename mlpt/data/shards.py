@@ -229,6 +229,7 @@ class ShardFile:
         )
         self.rows = 0
         self.waiting: list[tuple[Packed, str]] = []
+        self.waiting_bytes = 0
         with readable_errors(path, "write"):
             fs, inner = filesystem(path)
             self.stream = _Hashed(fs.open(inner, "wb"))
@@ -237,7 +238,8 @@ class ShardFile:
     def write(self, packed: Packed, domain: str) -> None:
         """Add blocks of one domain; they reach the disk ROWS_BYTES at a time."""
         self.waiting.append((packed, domain))
-        if sum(one.tokens.nbytes for one, _ in self.waiting) >= ROWS_BYTES:
+        self.waiting_bytes += packed.tokens.nbytes
+        if self.waiting_bytes >= ROWS_BYTES:
             self._flush()
 
     def close(self) -> tuple[int, int, str]:
@@ -264,7 +266,7 @@ class ShardFile:
         with readable_errors(self.path, "write"):
             self.writer.write_batch(pa.record_batch(columns, schema=self.schema))
         self.rows += len(tokens)
-        self.waiting = []
+        self.waiting, self.waiting_bytes = [], 0
 
 
 class _Hashed:

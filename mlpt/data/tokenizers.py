@@ -153,7 +153,9 @@ def _stock(path_or_name: str, path: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else path_or_name, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(path) if path.exists() else path_or_name, trust_remote_code=False
+        )
     except Exception as error:  # no network, no such name, broken files: transformers raises many kinds
         raise UserError(
             f"cannot load a tokenizer from {path_or_name} ({one_line(error)[:200]}); give {' or '.join(TRAINED)} to "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.errors import UserError
@@ -41,9 +41,11 @@ class MetaConfig(Settings):
     mixture: MixtureConfig = Field(default_factory=lambda: Mometas.Config())
     masks: MaskScores.Config | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    @model_validator(mode="after")
+    def _one_answer_at_a_time(self) -> "MetaConfig":
         if self.lag > self.interval:
             raise ValueError(f"lag ({self.lag}) cannot exceed interval ({self.interval}): answers would overtake")
+        return self
 
 
 class MetaLearner:

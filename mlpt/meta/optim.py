@@ -15,9 +15,10 @@ from mlpt.errors import UserError
 
 Moments = tuple[Tensor, ...]  # first moment, second moment, and with amsgrad the largest second moment so far
 
-# What a parameter group may hold: settings that `adam_step` reads, and settings that change speed or bookkeeping only.
+# What a parameter group may hold: settings that `adam_step` reads, and settings that change speed or bookkeeping only
+# (`scale` multiplies the scheduled rate and is in `lr` already).
 READ = {"params", "lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay"}
-NEUTRAL = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names", "name"}
+NEUTRAL = {"foreach", "fused", "capturable", "differentiable", "initial_lr", "param_names", "name", "scale"}
 
 
 def adam_step(

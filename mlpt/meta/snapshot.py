@@ -4,7 +4,8 @@ One flat buffer travels through Ray's object store in one copy; a state dict of 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +41,13 @@ def take_snapshot(
     parameters = trainable(model)
     size = sum(parameter.numel() for parameter in parameters)
     buffers = _buffers(out, size, len(parameters), moments)
-    _copy_in(buffers["parameters"], parameters)
+    _copy_in(buffers["parameters"], parameters, parameters)
     if moments:
         _refuse_amsgrad(optimizer)
-        _copy_in(buffers["exp_avg"], [optimizer.state.get(one, {}).get("exp_avg") for one in parameters], parameters)
-        second = [optimizer.state.get(one, {}).get("exp_avg_sq") for one in parameters]
-        _copy_in(buffers["exp_avg_sq"], second, parameters)
-        steps = [optimizer.state.get(one, {}).get("step", 0) for one in parameters]
-        buffers["optimizer_steps"][:] = [int(count) for count in steps]
+        states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+        _copy_in(buffers["exp_avg"], [state.get("exp_avg") for state in states], parameters)
+        _copy_in(buffers["exp_avg_sq"], [state.get("exp_avg_sq") for state in states], parameters)
+        buffers["optimizer_steps"][:] = [int(state.get("step", 0)) for state in states]
     return Snapshot(step=step, learning_rate=learning_rate, **buffers)
 
 
@@ -55,8 +55,8 @@ def take_snapshot(
 def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snapshot) -> None:
     """Write a snapshot into a model of the same parameters and, where it holds moments, into its AdamW.
 
-    Sets the learning rate of every parameter group. A parameter that AdamW has not stepped yet gets no state, as in
-    a fresh AdamW. Raises `UserError` when the sizes differ.
+    Sets the learning rate of every parameter group (times the group's own `scale`, where it has one). A parameter that
+    AdamW has not stepped yet gets no state, as in a fresh AdamW. Raises `UserError` when the sizes differ.
     """
     parameters = trainable(model)
     size = sum(parameter.numel() for parameter in parameters)
@@ -68,18 +68,19 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
     for parameter, values in _pieces(snapshot.parameters, parameters):
         parameter.copy_(values)
     for group in optimizer.param_groups:
-        group["lr"] = snapshot.learning_rate
+        group["lr"] = snapshot.learning_rate * group.get("scale", 1.0)
     if snapshot.exp_avg is None or snapshot.exp_avg_sq is None or snapshot.optimizer_steps is None:
         return
     _refuse_amsgrad(optimizer)
     counts = snapshot.optimizer_steps.tolist()
+    on_device = {id(one) for group in optimizer.param_groups if _counts_on_device(group) for one in group["params"]}
     first, second = _pieces(snapshot.exp_avg, parameters), _pieces(snapshot.exp_avg_sq, parameters)
     for (parameter, exp_avg), (_, exp_avg_sq), count in zip(first, second, counts, strict=True):
         if count == 0:
             optimizer.state.pop(parameter, None)
         else:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(count), dtype=torch.float32),
+                "step": torch.tensor(float(count), device=parameter.device if id(parameter) in on_device else None),
                 "exp_avg": exp_avg.to(parameter, copy=True),
                 "exp_avg_sq": exp_avg_sq.to(parameter, copy=True),
             }
@@ -97,18 +98,13 @@ def _buffers(out: Snapshot | None, size: int, tensors: int, moments: bool) -> di
     return buffers
 
 
-def _copy_in(buffer: np.ndarray, tensors: list, like: list[nn.Parameter] | None = None) -> None:
-    """Join `tensors` in `buffer` (n,); a None counts as zeros of the size of its parameter in `like`."""
-    flat = torch.from_numpy(buffer)
-    start = 0
-    for index, tensor in enumerate(tensors):
-        length = tensor.numel() if tensor is not None else like[index].numel()  # type: ignore[index]
-        piece = flat[start : start + length]
+def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: list[nn.Parameter]) -> None:
+    """Join `tensors`, one for each of `parameters`, in `buffer` (n,); None counts as zeros."""
+    for tensor, (_, piece) in zip(tensors, _pieces(buffer, parameters), strict=True):
         if tensor is None:
             piece.zero_()
         else:
-            piece.copy_(tensor.detach().reshape(-1))
-        start += length
+            piece.copy_(tensor)
 
 
 def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -121,6 +117,10 @@ def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tupl
     for parameter in parameters:
         yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()
+
+
+def _counts_on_device(group: dict[str, Any]) -> bool:
+    return bool(group.get("fused") or group.get("capturable"))
 
 
 def _refuse_amsgrad(optimizer: torch.optim.AdamW) -> None:

@@ -27,13 +27,13 @@ class ModelConfig(Settings):
 
     architecture: str = "bert"
     pretrained: str | None = None
-    hidden_size: int = Field(256, gt=0)
-    layers: int = Field(4, gt=0)
-    heads: int = Field(4, gt=0)
-    intermediate_size: int | None = Field(None, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    hidden_size: int = Field(default=256, gt=0)
+    layers: int = Field(default=4, gt=0)
+    heads: int = Field(default=4, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     attention: Literal["sdpa", "eager"] = "sdpa"
-    vocabulary_multiple: int | None = Field(None, gt=0)
+    vocabulary_multiple: int | None = Field(default=None, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -119,6 +119,8 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
 
 
 def _load_backbone(name: str, attention: str) -> Any:
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
+        raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
         return AutoModelForMaskedLM.from_pretrained(
             name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True

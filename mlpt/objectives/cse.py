@@ -43,8 +43,10 @@ class ContrastiveSentences(Objective):
 
 def contrastive_loss(pooled: Tensor) -> Tensor:
     """Cross-entropy of cosine similarities / 0.05 of `pooled` (rows, hidden), where row i's target is row i xor 1."""
-    unit = F.normalize(pooled.float(), dim=1)
-    similarity = unit @ unit.T / TEMPERATURE  # (rows, rows)
+    # Divided by 0.05, bf16's third digit would already be noise of tenths: the scores stay float32 under autocast.
+    with torch.autocast(pooled.device.type, enabled=False):
+        unit = F.normalize(pooled.float(), dim=1)
+        similarity = unit @ unit.T / TEMPERATURE  # (rows, rows)
     itself = torch.eye(len(pooled), dtype=torch.bool, device=pooled.device)
     target = torch.arange(len(pooled), device=pooled.device) ^ 1
     return F.cross_entropy(similarity.masked_fill(itself, float("-inf")), target)

@@ -21,7 +21,7 @@ class TokenDetection(Objective):
         the MOMETAS code does (specs, MO-2). Default `recomputed`: the other hides shifted text and rewards zeros.
         """
 
-        probability: float = Field(0.15, ge=0, le=1)
+        probability: float = Field(default=0.15, ge=0, le=1)
         padding: Literal["recomputed", "published"] = "recomputed"
 
     def head(self, encoder_config: Any) -> nn.Module:

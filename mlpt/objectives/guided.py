@@ -27,9 +27,9 @@ class GuidedMaskedLM(Objective):
                      0.5 of 0.3, choose 15 % of the positions, as `mlm` does.
         """
 
-        probability: float = Field(0.5, gt=0, le=1)
+        probability: float = Field(default=0.5, gt=0, le=1)
         guide: Literal["rare", "all"] = "rare"
-        rare_share: float = Field(0.3, gt=0, le=1)
+        rare_share: float = Field(default=0.3, gt=0, le=1)
 
     def __init__(self, config: Any, vocabulary: Vocabulary, token_counts: Tensor | None = None):
         """token_counts: (vocabulary,) how often each token occurs in the corpus; None: counted in each micro-batch."""

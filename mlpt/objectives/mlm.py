@@ -21,8 +21,8 @@ class MaskingConfig(Settings):
                    and MOMETAS's code do (the default, for comparability), or `non_special`.
     """
 
-    mask_share: float = Field(0.8, ge=0, le=1)
-    random_share: float = Field(0.1, ge=0, le=1)
+    mask_share: float = Field(default=0.8, ge=0, le=1)
+    random_share: float = Field(default=0.1, ge=0, le=1)
     random_tokens: Literal["whole_vocabulary", "non_special"] = "whole_vocabulary"
 
     @model_validator(mode="after")
@@ -40,7 +40,7 @@ class MaskedLM(Objective):
     class Config(MaskingConfig):
         """probability: chance of a non-special position to be chosen."""
 
-        probability: float = Field(0.15, gt=0, le=1)
+        probability: float = Field(default=0.15, gt=0, le=1)
 
     def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
         draw = torch.rand(tokens.shape, generator=generator)

@@ -44,7 +44,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays, in every mode."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def bytes_done(self, what: str) -> Iterator[Callable[[int, int], None]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -22,11 +22,18 @@ _QUIET = {
 
 
 @contextlib.contextmanager
-def ray_session(runtime: RuntimeConfig, cpus: float, debug: bool = False, dashboard: bool = False) -> Iterator[None]:
+def ray_session(
+    runtime: RuntimeConfig,
+    cpus: float,
+    debug: bool = False,
+    dashboard: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block.
 
-    cpus       logical CPUs of our own Ray; more than the machine has is fine, they are a count of places.
-    dashboard  sweeps need it: without it Ray leaks the resources of stopped trials.
+    cpus         logical CPUs of our own Ray; more than the machine has is fine, they are a count of places.
+    dashboard    sweeps need it: without it Ray leaks the resources of stopped trials.
+    environment  variables that every process of the job gets.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -34,6 +41,8 @@ def ray_session(runtime: RuntimeConfig, cpus: float, debug: bool = False, dashbo
         yield
         return
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": debug}
+    if environment:
+        options["runtime_env"] = {"env_vars": dict(environment)}
     try:
         if runtime.address == "local":
             ray.init(address="local", num_cpus=max(1, round(cpus)), include_dashboard=dashboard, **options)
@@ -67,6 +76,7 @@ def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[s
     needs = {
         "CPU": least * runtime.cpus_per_worker + learner * runtime.meta_cpus,
         "GPU": least * runtime.gpus_per_worker + learner * runtime.meta_gpus,
+        **{name: least * amount for name, amount in runtime.worker_resources.items()},
         **{name: learner * amount for name, amount in runtime.meta_resources.items()},
     }
     for name, amount in needs.items():

@@ -5,6 +5,8 @@ dies is given the state back and its update again: nothing is lost, nothing is d
 """
 
 import logging
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from mlpt.training.group import default_device
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
 _START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
+_RETRY_S = 0.25
+_MOST_DEATHS = 10  # in one run; more are no accident
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +40,8 @@ class MetaLearnerActor:
         device = default_device() if resolved.runtime.meta_gpus else torch.device("cpu")
         self._learner = build_learner(resolved, open_splits(blocks), device)
         self._first_state = self._learner.state()
-        _log.info("meta-learner ready: rule %s on %s", resolved.meta.mixture.rule, device)
+        rule = resolved.meta.mixture.rule
+        _log.info("meta-learner ready: rule %s on %s, process %d", rule, device, os.getpid())
 
     def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
         """Put the learner into `state`; None: into its first state."""
@@ -72,10 +77,10 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path) -> Any:
 class ActorSource:
     """Rank 0's way to the actor (a `PolicySource`). A death of the actor costs time, never an update."""
 
-    def __init__(self, actor: Any, create: Callable[[], Any], restarts: int = 5):
+    def __init__(self, actor: Any, create: Callable[[], Any]):
         self._actor = actor
         self._create = create  # for an actor that is dead for good: killed, or out of its own restarts
-        self._restarts_left = restarts
+        self._deaths = 0
         self._state: Mapping[str, Any] | None = None
         self._tensors: Mapping[str, Tensor] = {}
         self._launched: tuple[Policy, Any, Evidence] | None = None
@@ -109,12 +114,22 @@ class ActorSource:
 
     def _again(self, error: Exception) -> None:
         """Give a restarted actor its state and the update that it lost."""
-        self._count_death(error)
+        _log.warning("the meta-learner died (%s); it gets its state and its update again", type(error).__name__)
+        self._count(error)
         self._push()
         assert self._launched is not None
         self._future = self._actor.update.remote(*self._launched)
 
+    def _count(self, error: Exception) -> None:
+        self._deaths += 1
+        if self._deaths > _MOST_DEATHS:
+            raise UserError(
+                f"the meta-learner's actor keeps dying ({_cause(error)}); look into logs/meta_learner.log and resume"
+            ) from error
+
     def _push(self) -> None:
+        """Hand over the state, as soon as there is an actor to take it."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
                 ray.get(self._actor.start.remote(self._state, self._tensors), timeout=_START_TIMEOUT_S)
@@ -122,17 +137,12 @@ class ActorSource:
             except RayTaskError as error:
                 raise UserError(f"the meta-learner cannot start: {_cause(error)}") from error
             except (RayActorError, GetTimeoutError) as error:
-                self._count_death(error)
-
-    def _count_death(self, error: Exception) -> None:
-        self._restarts_left -= 1
-        if self._restarts_left < 0:
-            raise UserError(
-                f"the meta-learner's actor keeps dying ({_cause(error)}); look into logs/meta_learner.log and resume"
-            ) from error
-        _log.warning("the meta-learner died (%s); it gets its state and its update again", type(error).__name__)
-        if isinstance(error, ActorDiedError):
-            self._actor = self._create()
+                if time.monotonic() > deadline:
+                    raise UserError(f"the meta-learner's actor does not start: {_cause(error)}") from error
+                if isinstance(error, ActorDiedError):
+                    self._count(error)
+                    self._actor = self._create()
+                time.sleep(_RETRY_S)  # it is restarting
 
 
 def _cause(error: BaseException) -> str:

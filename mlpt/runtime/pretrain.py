@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 import uuid
@@ -45,7 +46,8 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
     hub = ray.remote(num_cpus=0)(Hub).remote()
     runtime = config.runtime
     on_gpus = runtime.gpus_per_worker > 0
-    resources = {"CPU": runtime.cpus_per_worker} | ({"GPU": runtime.gpus_per_worker} if on_gpus else {})
+    resources = {"CPU": runtime.cpus_per_worker, **runtime.worker_resources}
+    resources |= {"GPU": runtime.gpus_per_worker} if on_gpus else {}
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -94,7 +96,7 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     if rank == 0 and settings["actor"] is not None:
         source = ActorSource(settings["actor"], lambda: create_actor(config, settings["blocks"], run_dir))
     try:
-        _log.info("rank %d of %d on %s", rank, group.world, group.device)
+        _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         return run_rank(
             config, settings["blocks"], run_dir, group, source, _teller(hub, run_dir), _preemption_notice(config)
         )
@@ -143,14 +145,16 @@ class _Relay:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
 
     def _run(self) -> None:
         stopping = False
         while True:
             try:
-                for event in ray.get(self._hub.drain.remote(), timeout=10):
+                for event in ray.get(self._hub.drain.remote(), timeout=60):
                     self._display.handle(event)
+            except ray.exceptions.GetTimeoutError:
+                continue  # a busy machine
             except ray.exceptions.RayError:
                 return  # Ray is going away; `fit` says why
             if stopping:

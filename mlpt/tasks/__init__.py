@@ -1,1 +1,7 @@
-"""Labelled tasks, their files and their metrics."""
+"""Labelled tasks: what they are, where their rows come from, and how malformed rows are told."""
+
+from mlpt.tasks.own import OwnTask
+from mlpt.tasks.sources import TASKS, TaskSource, load_task
+from mlpt.tasks.task import Example, Task, TaskData
+
+__all__ = ["TASKS", "Example", "OwnTask", "Task", "TaskData", "TaskSource", "load_task"]

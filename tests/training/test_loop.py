@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import spawn
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
 from mlpt.job import run_rank
+from mlpt.meta.learner import MetaLearner
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
@@ -48,14 +49,14 @@ def losses(folder: Path) -> list[tuple]:
     return [tuple(json.dumps(line.get(key)) for key in kept) for line in read_metrics(folder)]
 
 
-class Killed(Exception):
-    pass
+class KilledError(Exception):
+    """Stands for a process that ends here."""
 
 
 def killed_at(step: int):
     def must_save(now: int) -> bool:
         if now == step:
-            raise Killed
+            raise KilledError
         return False
 
     return must_save
@@ -66,7 +67,7 @@ def killed_at(step: int):
 def test_a_resumed_run_repeats_the_losses_bit_for_bit(small_blocks, tmp_path, lag, step):
     config = config_with(meta={"lag": lag})
     whole = run(config, small_blocks, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, small_blocks, tmp_path / "killed", must_save=killed_at(step))
     resumed = run(config, small_blocks, tmp_path / "killed")
     assert resumed["resumed_at"] == (step - 1) // 4 * 4  # killed before the checkpoint of this very step
@@ -79,7 +80,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(small_blocks, tmp_path, la
 def test_a_checkpoint_between_the_boundaries_keeps_the_answer_that_is_under_way(small_blocks, tmp_path):
     config = config_with(meta={"lag": 3})
     run(config, small_blocks, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(
             config,
             small_blocks,
@@ -95,7 +96,7 @@ def test_a_checkpoint_between_the_boundaries_keeps_the_answer_that_is_under_way(
 def test_a_damaged_checkpoint_costs_steps_but_not_the_run(small_blocks, tmp_path):
     config = config_with()
     run(config, small_blocks, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, small_blocks, tmp_path / "killed", must_save=killed_at(10))
     (tmp_path / "killed/checkpoints/step_00000008/model.safetensors").write_bytes(b"torn")
     warnings = []
@@ -127,7 +128,7 @@ def test_two_ranks_train_like_one_on_the_same_global_batch(small_blocks, tmp_pat
 def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, tmp_path):
     config = config_with()
     run(config, small_blocks, tmp_path / "one")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, small_blocks, tmp_path / "grown", must_save=killed_at(10))
     spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "grown")), nprocs=2)
     one, grown = (
@@ -141,9 +142,7 @@ def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, t
 
 def test_weighted_draws_train_every_objective_in_every_step(small_blocks, tmp_path):
     run(config_with(train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
-    assert all(
-        set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line
-    )
+    assert all(set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line)
 
 
 def test_bf16_trains_close_to_float32(small_blocks, tmp_path):
@@ -183,3 +182,20 @@ def test_what_is_trained_on_is_learned(small_blocks, tmp_path):
         tmp_path,
     )
     assert summary["held_out"]["mlm"] < summary["held_out_before"]["mlm"] - 0.5
+
+
+@pytest.mark.parametrize("draw", ["step", "stratified", "weighted"])
+def test_the_evidence_counts_steps_however_a_step_is_cut(small_blocks, tmp_path, monkeypatch, draw):
+    seen = []
+    update = MetaLearner.update
+
+    def watched(self, policy, snapshot, evidence):
+        seen.append(dict(evidence.draws))
+        return update(self, policy, snapshot, evidence)
+
+    monkeypatch.setattr(MetaLearner, "update", watched)
+    run(config_with(train={"draw": draw}), small_blocks, tmp_path)
+    assert seen[0] == {}
+    assert [sum(draws.values()) for draws in seen[1:]] == pytest.approx([4.0] * 3)  # the interval
+    if draw == "step":
+        assert all(float(count).is_integer() for draws in seen for count in draws.values())

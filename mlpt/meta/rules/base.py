@@ -87,6 +87,6 @@ def with_floor(mixture: Mapping[str, float], floor: float) -> dict[str, float]:
     rest = 1 - len(mixture) * floor
     if rest < 0:
         raise UserError(
-            f"mixture.floor={floor} is too much for {len(mixture)} objectives: at most {1 / len(mixture):g}"
+            f"meta.mixture.floor={floor} is too much for {len(mixture)} objectives: at most {1 / len(mixture):g}"
         )
     return {name: floor + rest * probability for name, probability in mixture.items()}

@@ -19,7 +19,10 @@ from mlpt.settings import Settings
 
 
 class Exp3(MetaRule):
-    """Probabilities (1 - n e_t) softmax(e_{t-1} R) + e_t, with e_t = min(1/n, sqrt(ln n / (n t))) at update t."""
+    """Probabilities (1 - n e_t) softmax(e_{t-1} R) + e_t, with e_t = min(1/n, sqrt(ln n / (n t))) at update t.
+
+    An update is one turn of the bandit; the first few (n = 4: five) explore uniformly.
+    """
 
     name = "exp3"
 

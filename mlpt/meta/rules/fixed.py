@@ -34,7 +34,7 @@ class Fixed(MetaRule):
 
     def __init__(self, config: Config, objectives: Sequence[str]):
         super().__init__(config, objectives)
-        check_objectives(list(config.weights), objectives, "mixture.weights")
+        check_objectives(list(config.weights), objectives, "meta.mixture.weights")
 
     def first_mixture(self) -> dict[str, float]:
         total = sum(self.config.weights.values())

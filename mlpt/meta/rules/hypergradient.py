@@ -25,7 +25,7 @@ BETA1, BETA2, EPS = 0.9, 0.99, 1e-12  # of the outer Adam; hypergradients are sm
 
 
 class Hypergradient(MetaRule):
-    """One outer step on the logits at every update, once AdamW is warm."""
+    """One outer step on the logits at every update, once AdamW is warm. The inner steps do not clip gradients."""
 
     name = "hypergradient"
     needs_weights = True
@@ -67,7 +67,7 @@ class Hypergradient(MetaRule):
 
     def __init__(self, config: Config, objectives: Sequence[str]):
         super().__init__(config, objectives)
-        check_objectives(config.target, objectives, "mixture.target")
+        check_objectives(config.target, objectives, "meta.mixture.target")
         with_floor(self.first_mixture(), config.floor)  # a floor that does not fit is refused now
         self._engine = ENGINES[config.engine]()
         self._targets = list(config.target) or self.objectives

@@ -1,0 +1,34 @@
+"""The benchmarks by name; each module has a `run() -> list[Row]`."""
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from mlpt.bench.harness import Row
+from mlpt.errors import UserError
+
+CASES = {
+    "step": ("mlpt.bench.step",),
+    "data": ("mlpt.bench.data",),
+    "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
+    "finetune": ("mlpt.bench.finetune",),
+    "multitask": ("mlpt.bench.multitask",),
+}
+
+
+def run_cases(names: Iterable[str]) -> Iterator[Row]:
+    """Rows of the named cases (none: of all), as they are measured. Raises `UserError` for an unknown name."""
+    chosen = list(names) or list(CASES)
+    for name in chosen:
+        if name not in CASES:
+            raise UserError(f"there is no benchmark '{name}'; there are {', '.join(CASES)}")
+    for name in chosen:
+        for module in CASES[name]:
+            yield from importlib.import_module(module).run()
+
+
+def write_json(rows: Iterable[Row], path: Path) -> None:
+    """Rows as a JSON list of objects."""
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -1,0 +1,133 @@
+"""What a look-ahead costs: one update of rule `hypergradient` in training steps of the same batch size, and its memory.
+
+BERT 4 x 256, vocabulary 8,192, four objectives, 32 x 128 tokens; an inner step and the meta-dev loss take as many texts
+as a training step. Loading the snapshot and corrupting the texts are part of the update.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.meta.learner import MetaConfig, MetaLearner
+from mlpt.meta.policy import Evidence
+from mlpt.meta.rules.hypergradient import Hypergradient
+from mlpt.meta.snapshot import take_snapshot
+from mlpt.models.config import ModelConfig
+from mlpt.models.encoder import Encoder, build_encoder
+from mlpt.objectives import make_objectives
+from mlpt.randomness import torch_generator
+from mlpt.settings import load_settings
+from mlpt.training.optimizer import OptimizerConfig, make_optimizer
+
+VOCABULARY = Vocabulary(size=8192, pad=0, unk=1, cls=2, sep=3, mask=4)
+OBJECTIVES = ("mlm", "atd", "dtd", "cse")
+BATCH, LENGTH = 32, 128
+SHORT = (("higher", 1), ("one_step", 1), ("finite_difference", 1))  # engine, inner steps
+LONG = (("higher", 4), ("finite_difference", 4))
+
+
+class RandomBlocks:
+    """Blocks of random tokens, in memory."""
+
+    def __len__(self) -> int:
+        return 4 * BATCH
+
+    def tokens(self, rows: np.ndarray) -> Tensor:
+        """(len(rows), LENGTH) int64."""
+        generator = torch_generator(0, "tokens")
+        every = torch.randint(5, VOCABULARY.size, (len(self), LENGTH), generator=generator)
+        every[:, 0], every[:, -1] = VOCABULARY.cls, VOCABULARY.sep
+        return every[torch.from_numpy(rows)]
+
+
+def run() -> list[Row]:
+    """Each engine's update in training steps, timed in turn with real steps; then the peak memory of each alone."""
+    training = Training(RandomBlocks())
+    step_seconds, rows = _compare(training, SHORT, rounds=3, warmup=1)
+    _, longer = _compare(training, LONG, rounds=1, warmup=0)
+    step = _row("training step, float32", step_seconds, "s", peak_of(training.one_step_each))
+    return [step, *rows, *longer]
+
+
+class Training:
+    """A model in training with each of the objectives in turn."""
+
+    def __init__(self, blocks: RandomBlocks):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.blocks = blocks
+        self.model = make_model().to(self.device)
+        self.optimizer = make_optimizer(self.model, load_settings(OptimizerConfig, {}))
+
+    def one_step_each(self) -> None:
+        """One step with each objective: corrupt, forward, backward, clip, AdamW."""
+        for name in OBJECTIVES:
+            tokens = self.blocks.tokens(np.arange(BATCH))
+            inputs = self.model.objectives[name].corrupt(tokens, torch_generator(0, name)).to(self.device)
+            self.optimizer.zero_grad()
+            self.model(name, inputs).backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+
+
+def lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
+    """A function that runs one update of the rule on a snapshot of `training` after a few steps."""
+    rule = Hypergradient.Config.model_validate({"engine": engine, "inner_steps": steps, "start": 0})
+    model = make_model().to(training.device)
+    config = MetaConfig(mixture=rule)
+    optimizer = make_optimizer(model, load_settings(OptimizerConfig, {}))
+    learner = MetaLearner(config, model, optimizer, training.blocks, training.blocks, 0, BATCH)
+    training.one_step_each()
+    snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True)
+    return lambda: learner.update(learner.first_policy(), snapshot, Evidence())
+
+
+def make_model() -> Encoder:
+    """The benchmark's encoder on the CPU."""
+    objectives = make_objectives({name: {} for name in OBJECTIVES}, VOCABULARY)
+    config = load_settings(ModelConfig, {"architecture": "bert", "hidden_size": 256, "layers": 4, "heads": 4})
+    return build_encoder(config, VOCABULARY, objectives, LENGTH, seed=0)
+
+
+def peak_of(function: Callable[[], object]) -> int:
+    """Peak memory during one call, in bytes: of the device, else resident memory of this process.
+
+    Linux can reset its high-water mark; elsewhere this is the peak of the process so far.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated()
+    marks = Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would count as used
+        marks.write_text("5")
+    except (OSError, AttributeError):  # not Linux, or not glibc
+        function()
+        return peak_bytes()
+    function()
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def _compare(
+    training: Training, lookaheads: Iterable[tuple[str, int]], rounds: int, warmup: int
+) -> tuple[float, list[Row]]:
+    """Seconds of a training step, and a row for each look-ahead in units of it, timed in turn."""
+    updates = {pair: lookahead(training, *pair) for pair in lookaheads}
+    taken = seconds_interleaved(training.one_step_each, *updates.values(), rounds=rounds, warmup=warmup)
+    step_seconds, *seconds = (taken[0] / len(OBJECTIVES), *taken[1:])
+    rows = []
+    for (engine, steps), one in zip(updates, seconds, strict=True):
+        name = f"hypergradient, {engine}, K={steps}"
+        rows.append(_row(name, one / step_seconds, "training steps", peak_of(updates[engine, steps])))
+    return step_seconds, rows
+
+
+def _row(name: str, value: float, unit: str, peak: int) -> Row:
+    return Row("meta", name, value, None, None, unit, peak, machine())

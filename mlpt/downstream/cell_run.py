@@ -1,0 +1,279 @@
+"""The step loop of one fine-tuning cell, with its evaluations, best weights, checkpoints and written results.
+
+Dropout, order and head are addressed by (seed, step), so a killed cell goes on from its last checkpoint to the very
+weights that it would have had.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mlpt.downstream.batching import draw_subset, epoch_batches, passes
+from mlpt.downstream.config import FinetuneCell
+from mlpt.downstream.evaluate import Predictions, autocast, check_metric, majority, outputs_of, predict, score
+from mlpt.downstream.features import Features
+from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradients, quiet
+from mlpt.downstream.results import CellResult, Scores
+from mlpt.downstream.submission import write_predictions, write_submission
+from mlpt.errors import UserError
+from mlpt.randomness import address
+from mlpt.tasks import Task, TaskData
+from mlpt.training.checkpoint import Checkpoints
+from mlpt.training.optimizer import make_optimizer, set_learning_rate
+from mlpt.training.schedule import check_schedule, learning_rate
+from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
+from mlpt.training.tracker import Tracker
+
+RESULT, SETTINGS = "result.json", "cell.json"
+_LOG_STEPS = 10  # steps between looks at the loss; each waits for the device
+
+
+@dataclass
+class Prepared:
+    """What the cells of one task share: rows, token ids and the saved weights. Picklable; treat it as read-only."""
+
+    data: TaskData
+    features: dict[str, Features]
+    base: Base
+    tokenizer: Any
+
+
+class CellRun:
+    """The state of one cell while it trains."""
+
+    def __init__(
+        self, cell: FinetuneCell, prepared: Prepared, device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        self.cell, self.config, self.prepared, self.device, self.say = cell, cell.config, prepared, device, say
+        self.task: Task = prepared.data.task
+        self.metric = check_metric(self.task, self.config.metric)
+        self.train = self._training_rows()
+        self._plan()
+        model = build_model(prepared.base, self.task, cell.seed)
+        self.masks = apply_masks(self.config.masks, model) if self.config.masks else {}
+        self.model: nn.Module = model.to(device).train()
+        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        self.optimizer = make_optimizer(self.model, self.config.optimizer)
+        self.step = 0
+        self.loss = torch.zeros((), device=device)  # summed since the last line of metrics.jsonl
+        self.evaluations: list[tuple[int, Scores]] = []
+        self.best: dict[str, Tensor] = {}
+        self.stopped = ""
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(cell.folder / "checkpoints", keep=1)
+
+    def _training_rows(self) -> Features:
+        features = self.prepared.features["train"]
+        if self.config.subset is None:
+            return features
+        kept = draw_subset(len(self.prepared.data.splits["train"]), self.config.subset, self.cell.seed)
+        return features.take(kept)
+
+    def _plan(self) -> None:
+        self.lengths = self.train.lengths
+        self.per_epoch = math.ceil(len(self.train) / self.config.batch_size)
+        self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
+        check_schedule(self.config.schedule, self.total)
+        self.every = self.config.eval_steps or max(1, round(self.config.eval_epochs * self.per_epoch))
+
+    def result(self) -> CellResult:
+        """Train to the end, from the last checkpoint if there is one, and write what was found."""
+        position = self._resume()
+        (self.cell.folder / SETTINGS).write_text(json.dumps(self.cell.identity(), indent=1))
+        self.tracker = Tracker(self.cell.folder, self.step, position, tensorboard=False)
+        begun, first_step = time.perf_counter(), self.step
+        try:
+            self._train()
+        finally:
+            self.tracker.close()
+        seconds = time.perf_counter() - begun
+        self.checkpoints.wait()
+        result = self._finish(seconds, (self.step - first_step) * self.config.batch_size / max(seconds, 1e-9))
+        (self.cell.folder / RESULT).write_text(json.dumps(result.to_json(), indent=1))
+        shutil.rmtree(self.cell.folder / "checkpoints", ignore_errors=True)
+        return result
+
+    def _train(self) -> None:
+        while self.step < self.total and not self.stopped:
+            self.loss += self.one_step()
+            self.step += 1
+            if self.step % _LOG_STEPS == 0 or self.step == self.total:
+                self._log(float(self.loss) / ((self.step - 1) % _LOG_STEPS + 1))
+                self.loss.zero_()
+            if (self.step % self.every == 0 or self.step == self.total) and not self.stopped:
+                self._evaluate()
+            if self.step % self.config.checkpoint_steps == 0 and self.step < self.total and not self.stopped:
+                self._save()
+
+    def one_step(self) -> Tensor:
+        """One optimiser step; returns its mean loss, on the device."""
+        rows = self._rows()
+        rate = learning_rate(self.config.schedule, self.step, self.total, self.cell.learning_rate)
+        set_learning_rate(self.optimizer, rate)
+        torch.manual_seed(address(self.cell.seed, "finetune/dropout", self.step))
+        loss = torch.zeros((), device=self.device)
+        for part in passes(rows, self.lengths, self.config.tokens_per_batch):
+            with autocast(self.device, self.config.precision):
+                outputs = self.model(**self.train.batch(part, self.device))
+            share = loss_of(self.task, outputs, self.train.targets(part, self.device)) * (len(part) / len(rows))
+            share.backward()
+            loss += share.detach()
+        if self.masks:
+            mask_gradients(self.model, self.masks)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _rows(self) -> np.ndarray:
+        epoch, place = divmod(self.step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            window = self.config.length_window
+            batches = epoch_batches(self.lengths, self.config.batch_size, self.cell.seed, epoch, window)
+            self._epoch = (epoch, batches)
+        return self._epoch[1][place]
+
+    def _log(self, loss: float) -> None:
+        self.tracker.log(self.step, {"loss": loss if math.isfinite(loss) else None})
+        if not math.isfinite(loss):
+            self.stopped = f"the loss was not finite at step {self.step}; lower the learning rate"
+            self.say(f"{self._name()}: {self.stopped}")
+
+    def _evaluate(self) -> None:
+        scores = {split: self._scores(split) for split in self.prepared.data.dev_splits}
+        better = self._is_better(scores)
+        self.evaluations.append((self.step, scores))
+        self.tracker.log(self.step, {"dev": scores})
+        if better:
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in model_tensors(self.model).items()}
+        elif self.config.patience and self._evaluations_since_best() >= self.config.patience:
+            self.stopped = f"no better {self.metric} in {self.config.patience} evaluations"
+
+    def _scores(self, split: str) -> dict[str, float]:
+        return score(self.task, self.prepared.data.splits[split], self._predict(split).values)
+
+    def _predict(self, split: str) -> Predictions:
+        features, examples = self.prepared.features[split], self.prepared.data.splits[split]
+        outputs = outputs_of(
+            self.model,
+            features,
+            self.config.tokens_per_batch,
+            self.device,
+            self.config.precision,
+            self.task.kind == "span",
+        )
+        return predict(self.task, examples, features, outputs, self.config.span)
+
+    def _value(self, scores: Scores) -> float:
+        return scores[self.prepared.data.dev_splits[0]][self.metric]
+
+    def _is_better(self, scores: Scores) -> bool:
+        return all(self._value(scores) > self._value(earlier) for _, earlier in self.evaluations)
+
+    def _best_evaluation(self) -> tuple[int, Scores]:
+        return max(self.evaluations, key=lambda one: self._value(one[1]))  # the earliest of equals
+
+    def _evaluations_since_best(self) -> int:
+        best = self._best_evaluation()[0]
+        return sum(step > best for step, _ in self.evaluations)
+
+    def _save(self) -> None:
+        state = {
+            "evaluations": self.evaluations,
+            "loss": float(self.loss),
+            "metrics_position": self.tracker.position(),
+        }
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "model": model_tensors(self.model),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+            "best": self.best,
+        }
+        self.checkpoints.save(self.step, state, tensors)
+
+    def _resume(self) -> int:
+        """Take up the last whole checkpoint if there is one; returns the position in `metrics.jsonl`."""
+        saved = self.checkpoints.latest(self.say)
+        if saved is None:
+            return 0
+        load_model_tensors(self.model, saved.tensors["model"])
+        load_optimizer_tensors(self.model, self.optimizer, saved.tensors["optimizer"])
+        self.best = saved.tensors.get("best", {})
+        self.evaluations = [(step, scores) for step, scores in saved.state["evaluations"]]
+        self.step = saved.step
+        self.loss.fill_(saved.state["loss"])
+        self.say(f"{self._name()}: going on from step {self.step}")
+        return int(saved.state["metrics_position"])
+
+    def _finish(self, seconds: float, speed: float) -> CellResult:
+        if not self.evaluations:
+            raise UserError(f"{self._name()}: {self.stopped or 'nothing was evaluated'}")
+        best_step, best = self._best_evaluation()
+        if self.config.keep_model != "last":
+            load_model_tensors(self.model, self.best)
+        if self.config.keep_model != "none":
+            self._save_model()
+        self._write_predictions()
+        data = self.prepared.data
+        return CellResult(
+            task=self.cell.task,
+            learning_rate=self.cell.learning_rate,
+            seed=self.cell.seed,
+            metric=self.metric,
+            best=best,
+            best_step=best_step,
+            last=self.evaluations[-1][1],
+            steps=self.step,
+            majority={split: majority(self.task, data.splits["train"], data.splits[split]) for split in best},
+            rows=len(self.train),
+            seconds=seconds,
+            examples_per_second=speed,
+            folder=str(self.cell.folder),
+            stopped=self.stopped,
+            warnings=data.warnings(),
+        )
+
+    def _save_model(self) -> None:
+        """A folder that the stock Auto classes load."""
+        with quiet():
+            self.model.save_pretrained(self.cell.folder / "model")  # type: ignore[operator]
+        self.prepared.tokenizer.save_pretrained(self.cell.folder / "model")
+
+    def _write_predictions(self) -> None:
+        """Of the kept model: every dev split, and test splits as the benchmark's server wants them."""
+        data = self.prepared.data
+        for split in self.prepared.features:
+            if split == "train":
+                continue
+            predictions = self._predict(split)
+            path = self.cell.folder / f"predictions_{split}.jsonl"
+            write_predictions(path, self.task, data.splits[split], predictions)
+            if split in data.test_splits:
+                write_submission(self.cell.folder / "submission", self.task, split, data.splits[split], predictions)
+
+    def _name(self) -> str:
+        return f"{self.cell.task} (lr {self.cell.learning_rate:g}, seed {self.cell.seed})"
+
+
+def loss_of(task: Task, outputs: Any, targets: Tensor) -> Tensor:
+    """Mean loss of a batch in float32: cross entropy; squared error of a regression; for spans the mean of the start's
+    and the end's cross entropy over all positions of the window."""
+    if task.kind == "span":
+        both = [
+            functional.cross_entropy(logits.float(), targets[:, side])
+            for side, logits in enumerate((outputs.start_logits, outputs.end_logits))
+        ]
+        return (both[0] + both[1]) / 2
+    logits = outputs.logits.float()
+    if task.kind == "regression":
+        return functional.mse_loss(logits[:, 0], targets)
+    return functional.cross_entropy(logits, targets)

@@ -1,0 +1,129 @@
+"""Outputs of a model on a split, the predictions that they mean, and their scores."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mlpt.downstream import metrics
+from mlpt.downstream.batching import passes
+from mlpt.downstream.config import SpanConfig
+from mlpt.downstream.features import Features
+from mlpt.downstream.spans import Scored, best_answers
+from mlpt.errors import UserError
+from mlpt.tasks import Example, Task
+
+_ROWS_A_PASS = 128  # enough to keep a device busy, few enough that sorted rows are padded little
+_TEXT_METRICS = {"f1", "exact_match"}
+
+
+@dataclass
+class Predictions:
+    """What a model says of a split.
+
+    values  one a row or question: class id, float, 0 or 1 (rows decided one by one), or text (span).
+            For questions with one right row: the number of that row within `examples`.
+    n_best  spans: every question's answers with their scores, best first.
+    """
+
+    values: list[Any]
+    n_best: list[list[Scored]] | None = None
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bfloat16 autocast where asked for; "auto" means on a GPU."""
+    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+@torch.no_grad()
+def outputs_of(
+    model: nn.Module, features: Features, tokens: int, device: torch.device, precision: str, spans: bool = False
+) -> np.ndarray:
+    """Float32 logits, (rows, outputs) in the order of the rows; for spans (all tokens, 2) start and end logits."""
+    training = model.training
+    model.eval()
+    lengths = features.lengths
+    parts = []
+    order = []
+    for rows in passes(np.arange(len(features)), lengths, tokens, _ROWS_A_PASS):
+        with autocast(device, precision):
+            result = model(**features.batch(rows, device))
+        if spans:
+            both = torch.stack([result.start_logits, result.end_logits], dim=-1).float().cpu().numpy()
+            parts += [both[place, : lengths[row]] for place, row in enumerate(rows)]
+        else:
+            parts.append(result.logits.float().cpu().numpy())
+        order.append(rows)
+    model.train(training)
+    back = np.argsort(np.concatenate(order), kind="stable")
+    return np.concatenate([parts[at] for at in back]) if spans else np.concatenate(parts)[back]
+
+
+def predict(
+    task: Task, examples: Sequence[Example], features: Features, outputs: np.ndarray, span: SpanConfig
+) -> Predictions:
+    """What `outputs` mean for a task of this kind."""
+    if task.kind == "span":
+        may_be_empty = any(example.label == 0 for example in examples)
+        n_best = best_answers(examples, features, outputs, span, may_be_empty)
+        return Predictions([answers[0][0] for answers in n_best], n_best)
+    if task.kind == "regression":
+        return Predictions([float(value) for value in outputs[:, 0]])
+    if task.kind == "multiple_rows":
+        margin = outputs[:, 1] - outputs[:, 0]
+        if task.choose == "any":
+            return Predictions([int(value > 0) for value in margin])
+        return Predictions([max(rows, key=lambda row: margin[row]) for rows in questions(examples).values()])
+    return Predictions([int(value) for value in outputs.argmax(axis=1)])
+
+
+def questions(examples: Sequence[Example]) -> dict[tuple[int, ...], list[int]]:
+    """Row numbers of each question, in the order of the rows."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, example in enumerate(examples):
+        groups.setdefault(example.group, []).append(number)
+    return groups
+
+
+def score(task: Task, examples: Sequence[Example], values: Sequence[Any]) -> dict[str, float]:
+    """The task's metrics of `Predictions.values` against the examples' labels."""
+    if task.kind == "span":
+        return metrics.score_texts(task.metrics, [example.answers for example in examples], values)
+    if task.kind == "multiple_rows" and task.choose == "one":
+        chosen = [examples[row] for row in values]
+        texts = [name for name in task.metrics if name in _TEXT_METRICS]
+        scores = metrics.score_texts(texts, [row.answers for row in chosen], [row.choice for row in chosen])
+        right = metrics.accuracy(np.ones(len(chosen)), np.array([row.label for row in chosen]))
+        return {name: scores.get(name, right) for name in task.metrics}
+    labels, predicted = np.array([example.label for example in examples]), np.array(values)
+    if task.kind == "regression":
+        return metrics.score_numbers(task.metrics, labels, predicted)
+    if task.kind == "multiple_rows":
+        return metrics.score_rows(task.metrics, labels, predicted, [example.group for example in examples])
+    return metrics.score_ids(task.metrics, labels, predicted)
+
+
+def majority(task: Task, train: Sequence[Example], examples: Sequence[Example]) -> dict[str, float]:
+    """Scores of saying the same of every row: the commonest training label, the mean score, the first choice, ""."""
+    if task.kind == "span":
+        values: list[Any] = [""] * len(examples)
+    elif task.kind == "regression":
+        values = [float(np.mean([example.label for example in train]))] * len(examples)
+    elif task.kind == "multiple_rows" and task.choose == "one":
+        values = [rows[0] for rows in questions(examples).values()]
+    else:
+        values = [Counter(example.label for example in train).most_common(1)[0][0]] * len(examples)
+    return score(task, examples, values)
+
+
+def check_metric(task: Task, metric: str | None) -> str:
+    """The metric that picks the best checkpoint. Raises `UserError` where the task has none of that name."""
+    if metric is not None and metric not in task.metrics:
+        raise UserError(f"task '{task.name}' has no metric '{metric}'; it has {', '.join(task.metrics)}")
+    return metric or task.select

@@ -1,0 +1,218 @@
+"""Examples as token ids, tokenised once: ragged arrays that pickle cheaply and pad only when a batch is made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlpt.downstream.config import SpanConfig
+from mlpt.errors import UserError
+from mlpt.tasks import Example, Task
+
+_CHUNK = 4096  # examples tokenised at once: bounds the memory of the tokenizer's Python lists
+
+
+@dataclass
+class Features:
+    """Rows of token ids.
+
+    tokens    (all tokens,) int32; row r is `tokens[offsets[r]:offsets[r + 1]]`.
+    types     (all tokens,) uint8 token types, or None where the model has one type only.
+    offsets   (rows + 1,) int64.
+    labels    (rows,) int64 class ids or float32 scores; (rows, 2) int64 token positions of start and end for spans;
+              None where the examples are unlabelled.
+    example   (rows,) int64: the example that a row comes from. Only spans have several rows an example.
+    pad       id of the padding token.
+    characters  spans: (all tokens, 2) int32, characters of the context that a token covers; (-1, -1) outside of it.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray | None
+    offsets: np.ndarray
+    labels: np.ndarray | None
+    example: np.ndarray
+    pad: int
+    characters: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) tokens a row."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+        """Model inputs of `rows`, padded to the longest of them, (rows, length) int64.
+
+        There is no attention mask where nothing is padded: attention is then free to take its fastest path.
+        """
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        longest = int(lengths.max())
+        columns = np.arange(longest)
+        real = columns < lengths[:, None]  # (rows, length)
+        at = np.minimum(starts[:, None] + columns, len(self.tokens) - 1)
+        inputs = {"input_ids": np.where(real, self.tokens[at], self.pad).astype(np.int64)}
+        if self.types is not None:
+            inputs["token_type_ids"] = np.where(real, self.types[at], 0).astype(np.int64)
+        if not real.all():
+            inputs["attention_mask"] = real.astype(np.int64)
+        return {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in inputs.items()}
+
+    def targets(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """Labels of `rows`."""
+        if self.labels is None:
+            raise ValueError("unlabelled rows have no targets")
+        return torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
+
+    def take(self, examples: np.ndarray) -> "Features":
+        """The rows of some examples, which are counted anew from 0 in the order given."""
+        place = {int(one): number for number, one in enumerate(examples)}
+        rows = np.array([row for row, one in enumerate(self.example) if int(one) in place], dtype=np.int64)
+        at = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        return Features(
+            self.tokens[at],
+            None if self.types is None else self.types[at],
+            np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+            None if self.labels is None else self.labels[rows],
+            np.array([place[int(self.example[row])] for row in rows], dtype=np.int64),
+            self.pad,
+            None if self.characters is None else self.characters[at],
+        )
+
+
+def make_features(
+    task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, types: bool, span: SpanConfig
+) -> Features:
+    """Tokenise `examples`, longest text first where a pair is too long; a span's context in overlapping windows.
+
+    `types`: whether the model tells first and second text apart by token types.
+    """
+    if not examples:
+        raise UserError(f"task '{task.name}' has a split without rows; check its file")
+    builder = _Builder(types)
+    for start in range(0, len(examples), _CHUNK):
+        chunk = examples[start : start + _CHUNK]
+        if task.kind == "span":
+            _add_windows(builder, chunk, start, tokenizer, max_length, span)
+        else:
+            _add_rows(builder, chunk, start, tokenizer, max_length)
+    labels = _span_labels(builder) if task.kind == "span" else _labels(task, examples)
+    return builder.features(labels, tokenizer.pad_token_id)
+
+
+class _Builder:
+    """Grows the ragged arrays chunk by chunk."""
+
+    def __init__(self, types: bool) -> None:
+        self.wants_types = types
+        self.tokens: list[np.ndarray] = []
+        self.types: list[np.ndarray] = []
+        self.characters: list[np.ndarray] = []
+        self.lengths: list[int] = []
+        self.example: list[int] = []
+        self.spans: list[tuple[int, int]] = []
+
+    def add(self, tokens: list[int], types: list[int], example: int) -> None:
+        self.tokens.append(np.array(tokens, dtype=np.int32))
+        self.types.append(np.array(types, dtype=np.uint8))
+        self.lengths.append(len(tokens))
+        self.example.append(example)
+
+    def features(self, labels: np.ndarray | None, pad: int) -> Features:
+        types = np.concatenate(self.types) if self.wants_types else None
+        return Features(
+            np.concatenate(self.tokens),
+            types if types is not None and types.any() else None,
+            np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64),
+            labels,
+            np.array(self.example, dtype=np.int64),
+            pad,
+            np.concatenate(self.characters) if self.characters else None,
+        )
+
+
+def _labels(task: Task, examples: Sequence[Example]) -> np.ndarray | None:
+    """The type follows from the task, never from the first label seen: a score of 3.8 must not become 3 (CA-1)."""
+    if any(example.label is None for example in examples):
+        return None
+    return np.array([e.label for e in examples], dtype=np.float32 if task.kind == "regression" else np.int64)
+
+
+def _add_rows(builder: _Builder, chunk: Sequence[Example], start: int, tokenizer: Any, max_length: int) -> None:
+    pairs = chunk[0].second is not None
+    encoded = tokenizer(
+        [example.first for example in chunk],
+        [example.second for example in chunk] if pairs else None,
+        truncation="longest_first" if pairs else True,
+        max_length=max_length,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    for number, (tokens, types) in enumerate(zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)):
+        builder.add(tokens, types, start + number)
+
+
+def _add_windows(
+    builder: _Builder, chunk: Sequence[Example], start: int, tokenizer: Any, max_length: int, span: SpanConfig
+) -> None:
+    """Windows of `max_length` tokens whose starts in the context are `doc_stride` tokens apart.
+
+    The tokenizer's `stride` is the overlap, so it depends on the question's length; equal ones go together.
+    """
+    questions = _shortened([example.first for example in chunk], tokenizer, span.question_length)
+    alone = tokenizer(questions, [""] * len(questions), return_attention_mask=False)["input_ids"]
+    groups: dict[int, list[int]] = {}
+    for number, tokens in enumerate(alone):
+        groups.setdefault(max_length - len(tokens), []).append(number)
+    for room, numbers in groups.items():
+        if room < 8:
+            raise UserError(f"max_length {max_length} leaves no room for the text beside the question; raise it")
+        encoded = tokenizer(
+            [questions[number] for number in numbers],
+            [chunk[number].second for number in numbers],
+            truncation="only_second",
+            max_length=max_length,
+            stride=max(0, room - span.doc_stride),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        for window, source in enumerate(encoded["overflow_to_sample_mapping"]):
+            inside = np.array([one == 1 for one in encoded.sequence_ids(window)])
+            characters = np.where(inside[:, None], np.array(encoded["offset_mapping"][window]), -1).astype(np.int32)
+            number = numbers[source]
+            builder.add(encoded["input_ids"][window], encoded["token_type_ids"][window], start + number)
+            builder.characters.append(characters)
+            builder.spans.append(_token_span(chunk[number], characters))
+
+
+def _shortened(questions: list[str], tokenizer: Any, tokens: int) -> list[str]:
+    """Questions without the tokens beyond the first `tokens`."""
+    encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return [
+        question if len(offsets) <= tokens else question[: offsets[tokens - 1][1]]
+        for question, offsets in zip(questions, encoded, strict=True)
+    ]
+
+
+def _token_span(example: Example, characters: np.ndarray) -> tuple[int, int]:
+    """First and last token of the answer in a window; (0, 0), the [CLS] position, where it isn't all inside."""
+    if example.answer_start < 0:
+        return 0, 0
+    first, last = example.answer_start, example.answer_start + len(example.answers[0])
+    covering = np.flatnonzero((characters[:, 1] > first) & (characters[:, 0] < last) & (characters[:, 0] >= 0))
+    if not len(covering):
+        return 0, 0
+    start, end = int(covering[0]), int(covering[-1])
+    # An answer that is cut by the window's edge isn't in this window.
+    whole = characters[start, 0] <= first and characters[end, 1] >= last
+    return (start, end) if whole else (0, 0)
+
+
+def _span_labels(builder: _Builder) -> np.ndarray:
+    return np.array(builder.spans, dtype=np.int64)

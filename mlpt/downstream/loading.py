@@ -1,0 +1,128 @@
+"""A saved model with the head of a task: any run, Hugging Face folder or hub name becomes a stock classifier."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
+from transformers.utils import logging
+
+from mlpt.data import tokenizers
+from mlpt.errors import UserError
+from mlpt.randomness import address
+from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
+from mlpt.tasks import Task
+
+
+@dataclass
+class Base:
+    """What every cell of a task starts from; picklable, so that a runtime can share it.
+
+    config   the Hugging Face configuration with the task's head.
+    weights  (name -> array) of the saved model. What is missing, a new head first of all, each seed draws anew.
+    """
+
+    config: PreTrainedConfig
+    weights: dict[str, Any]
+
+
+def model_folder(name: str) -> str:
+    """`name`, or the `model/` of a run's folder."""
+    inner = Path(name) / "model"
+    return os.fspath(inner) if (inner / "config.json").is_file() else name
+
+
+def load_base(name: str, task: Task) -> Base:
+    """Read the saved model once. Raises `UserError` where there is none or it can't be read.
+
+    The head of a model that was already fine-tuned is kept only if its label names are the task's, in the same order.
+    """
+    folder = model_folder(name)
+    try:
+        saved = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, **_head_settings(task))
+        with quiet():  # a missing head is what we expect
+            model, report = _auto(task).from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load a model from '{name}' ({reason}); give a run's folder, a Hugging Face folder or a hub name"
+        ) from error
+    missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+    if saved.id2label != config.id2label:
+        missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
+    weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
+    return Base(config, weights)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings and progress bars from the terminal."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer saved with a model. Raises `UserError` where there is none that an encoder can use."""
+    return tokenizers.load_tokenizer(model_folder(name))
+
+
+def build_model(base: Base, task: Task, seed: int) -> nn.Module:
+    """The stock model of the task: saved weights where there are any, the rest drawn by `seed`. Float32, on the CPU."""
+    with torch.random.fork_rng(devices=[]):  # transformers draws from the global stream
+        torch.manual_seed(address(seed, "finetune/head"))
+        model = _auto(task).from_config(base.config, dtype=torch.float32)
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, value in base.weights.items():
+            own[name].copy_(torch.tensor(value))
+    return model
+
+
+def apply_masks(path: str, model: nn.Module) -> dict[str, Tensor]:
+    """Prune `model` by a masks file and return the masks (bool, True: kept) by the model's own parameter names.
+
+    Raises `UserError` where the masks are of another model.
+    """
+    masks = fit(load_masks(path), model)
+    zero_pruned(model, masks)
+    return masks
+
+
+def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Zero the gradients of pruned weights, in place: AdamW then leaves a weight of zero at zero, decay included."""
+    for name, parameter in model.named_parameters():
+        if name in masks and parameter.grad is not None:
+            parameter.grad.mul_(masks[name])
+
+
+def _auto(task: Task) -> Any:
+    return AutoModelForQuestionAnswering if task.kind == "span" else AutoModelForSequenceClassification
+
+
+def _head_settings(task: Task) -> dict[str, Any]:
+    if task.kind == "span":
+        return {}
+    names = ["score"] if task.kind == "regression" else list(task.labels)
+    kind = "regression" if task.kind == "regression" else "single_label_classification"
+    id2label = dict(enumerate(names))
+    return {"id2label": id2label, "label2id": {name: n for n, name in id2label.items()}, "problem_type": kind}

@@ -1,0 +1,332 @@
+"""Multi-task fine-tuning: one encoder, many decoders, a sampler that picks the task of each row (CA-MTL and baselines).
+
+Everything drawn is addressed by (seed, step), so a killed run goes on from its last checkpoint to the weights that it
+would have had. Optimiser, schedule, checkpoints, tracker, features and metrics are those of the other rooms.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlpt.downstream.config import SpanConfig
+from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
+from mlpt.downstream.loading import load_tokenizer, mask_gradients, model_folder
+from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
+from mlpt.downstream.multitask_learner import TaskLearner
+from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch, losses_of, mean_of_tasks
+from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected
+from mlpt.downstream.multitask_saving import build_multitask_model, export_stock_classifier, save_multitask_model
+from mlpt.downstream.multitask_scoring import Scorer
+from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
+from mlpt.downstream.submission import write_submission
+from mlpt.errors import UserError
+from mlpt.models.conditional_encoder import load_stock_config
+from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
+from mlpt.randomness import address
+from mlpt.training.checkpoint import Checkpoints
+from mlpt.training.group import default_device
+from mlpt.training.optimizer import make_optimizer, set_learning_rate
+from mlpt.training.schedule import check_schedule, learning_rate
+from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
+from mlpt.training.tracker import Tracker
+
+Say = Callable[[str], None]
+Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
+_LOG_STEPS = 10
+
+
+def run_multitask(config: MultitaskConfig, say: Say = print) -> MultitaskResult:
+    """Train, evaluate and write everything to `config.out`.
+
+    A finished run is read back; a killed one resumes. Raises `UserError` where the folder holds another configuration.
+    """
+    folder = Path(config.out)
+    written = folder / "config.json"
+    if written.is_file() and json.loads(written.read_text()) != _identity(config):
+        raise UserError(f"{folder} holds a multi-task run with other settings; choose another out, or remove it")
+    if (folder / "results.json").is_file():
+        return MultitaskResult.from_json(json.loads((folder / "results.json").read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    written.write_text(json.dumps(_identity(config), indent=1))
+    device = default_device()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _Run(config, folder, device, say).result()
+
+
+class TaskView(nn.Module):
+    """One task of a `MultitaskModel` behind the interface of a stock classifier, for evaluation."""
+
+    def __init__(self, model: MultitaskModel, task: int):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Any:
+        """`.logits` (batch, outputs) of rows that all belong to the task."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        batch = TaskBatch(
+            input_ids, mask.bool(), torch.full_like(rows, self.task), {self.task: rows}, None, token_type_ids
+        )
+        return SimpleNamespace(logits=self.model.logits(batch)[self.task])
+
+
+class _Run:
+    """The state of one run while it trains."""
+
+    def __init__(self, config: MultitaskConfig, folder: Path, device: torch.device, say: Say):
+        self.config, self.folder, self.device, self.say = config, folder, device, say
+        self.tokenizer = load_tokenizer(config.model)
+        self.tasks = self._load_tasks()
+        self.model, masks = build_multitask_model(config, self.tasks.outputs)
+        self.masks = {name: mask.to(device) for name, mask in masks.items()}
+        self.frozen = self._freeze()
+        self.model.to(device)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self._prepare_sampling()
+        self._plan()
+        self.step = 0
+        self.evaluations: list[tuple[int, Scores]] = []
+        self.best: dict[str, Tensor] = {}
+        self.rows_trained = dict.fromkeys(self.tasks.names, 0)
+        self.losses: dict[str, tuple[float, int]] = {}  # sum and count of each task's losses since the last update
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+
+    def _load_tasks(self) -> TaskSet:
+        cache = None if self.config.feature_cache is None else Path(self.config.feature_cache)
+        encoder_config = load_stock_config(model_folder(self.config.model))
+        length = self.config.conditional.max_length
+        return load_tasks(
+            self.config.tasks,
+            self.config.source,
+            self.tokenizer,
+            encoder_config,
+            length,
+            cache,
+            self.config.predict_test,
+        )
+
+    def _freeze(self) -> list[str]:
+        layers = self.config.freeze
+        if layers == "none" or (layers == "lower_half" and self.config.encoder == "shared"):
+            return []
+        if layers == "lower_half":
+            layers = f"0-{self.model.encoder.config.num_hidden_layers // 2 - 1}"
+        return freeze_layers(self.model, layers, self.config.modulation)
+
+    def _prepare_sampling(self) -> None:
+        config, outputs = self.config, self.tasks.outputs
+        train, dev = [features["train"] for features in self.tasks.features], []
+        learns = config.sampler.rule == "policy"
+        if learns:
+            parts = [held_out(t, config.meta_dev_rows, config.seed, n) for t, n in zip(train, outputs, strict=True)]
+            train, dev = [part[0] for part in parts], [part[1] for part in parts]
+        self.collate = Collator(train, config.label_dtype)
+        sizes = [len(features) for features in train]
+        self.sampler = make_sampler(
+            config.sampler, self.tasks.names, sizes, list(outputs.values()), config.batch_size, config.seed
+        )
+        self.scorer = Scorer(config.scoring, self.model, self.collate)
+        self.learner = None
+        if isinstance(self.sampler, PolicySampler):
+            self.learner = TaskLearner(self.sampler, self.model, self.optimizer, train, dev)
+
+    def _plan(self) -> None:
+        per_epoch = self.sampler.steps_per_epoch
+        self.total = self.config.max_steps or max(1, round(self.config.epochs * per_epoch))
+        self.every = self.config.eval_steps or max(1, round(self.config.eval_epochs * per_epoch))
+        check_schedule(self.config.schedule, self.total)
+
+    def result(self) -> MultitaskResult:
+        position = self._resume()
+        self.tracker = Tracker(self.folder, self.step, position, tensorboard=False)
+        begun, first_step = time.perf_counter(), self.step
+        try:
+            self._train()
+        finally:
+            self.tracker.close()
+        seconds = time.perf_counter() - begun
+        result = self._finish(seconds, (self.step - first_step) / max(seconds, 1e-9))
+        self.checkpoints.wait()
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return result
+
+    def _train(self) -> None:
+        while self.step < self.total:
+            self._update_policy()
+            loss = self._one_step()
+            self.step += 1
+            if self.step % _LOG_STEPS == 0 or self.step == self.total:
+                self._log(float(loss))
+            if self.step % self.every == 0 or self.step == self.total:
+                self._evaluate()
+            if self.step % self.config.checkpoint_steps == 0 and self.step < self.total:
+                self._save()
+
+    def _update_policy(self) -> None:
+        if self.learner is None:
+            return
+        losses = {name: total / count for name, (total, count) in self.losses.items()}
+        report = self.learner.update_if_due(self.step, losses)
+        if report is not None:
+            self.losses = {}
+            self.tracker.log(self.step, {"policy": report})
+
+    def _one_step(self) -> Tensor:
+        """Choose the rows, take one optimiser step on them; returns the loss, on the device."""
+        torch.manual_seed(address(self.config.seed, "multitask/score dropout", self.step))
+        rows = self.sampler.batch(self.step, self.scorer)
+        self._count(rows)
+        batch = self.collate(rows).to(self.device)
+        config = self.config
+        set_learning_rate(self.optimizer, learning_rate(config.schedule, self.step, self.total, config.optimizer.lr))
+        self.model.train()
+        torch.manual_seed(address(config.seed, "multitask/dropout", self.step))
+        with autocast(self.device, config.precision):
+            logits = self.model.logits(batch)
+        losses = losses_of(logits, batch)
+        loss = mean_of_tasks(losses)
+        loss.backward()
+        if self.masks:
+            mask_gradients(self.model, self.masks)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.learner is not None:
+            self._remember(losses)
+        return loss.detach()
+
+    def _count(self, rows: list[Row]) -> None:
+        for task, _ in rows:
+            self.rows_trained[self.tasks.names[task]] += 1
+
+    def _remember(self, losses: dict[int, Tensor]) -> None:
+        for task, loss in losses.items():
+            total, count = self.losses.get(self.tasks.names[task], (0.0, 0))
+            self.losses[self.tasks.names[task]] = (total + float(loss.detach()), count + 1)
+
+    def _log(self, loss: float) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(f"the loss was not finite at step {self.step}; lower optimizer.lr and start again")
+        self.tracker.log(self.step, {"loss": loss, "rows": dict(self.rows_trained)})
+
+    def _evaluate(self) -> None:
+        """Every task on each of its dev splits (MNLI on both of its own)."""
+        scores: Scores = {
+            data.task.name: {
+                split: score(data.task, data.splits[split], self._predict(task, split).values)
+                for split in data.dev_splits
+            }
+            for task, data in enumerate(self.tasks.data)
+        }
+        means = [mean_selected(self.tasks, earlier) for _, earlier in self.evaluations]
+        self.evaluations.append((self.step, scores))
+        self.tracker.log(self.step, {"dev": scores})
+        if all(mean_selected(self.tasks, scores) > mean for mean in means):
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in model_tensors(self.model).items()}
+        self.model.eval()  # as published: candidates after an evaluation are scored without dropout
+
+    def _predict(self, task: int, split: str) -> Predictions:
+        data, features = self.tasks.data[task], self.tasks.features[task][split]
+        view = TaskView(self.model, task)
+        outputs = outputs_of(view, features, self.config.eval_tokens, self.device, self.config.precision)
+        return predict(data.task, data.splits[split], features, outputs, SpanConfig())
+
+    def _save(self) -> None:
+        learner = ({}, {}) if self.learner is None else self.learner.state()
+        state = {
+            "evaluations": self.evaluations,
+            "sampler": self.sampler.state(),
+            "learner": learner[0],
+            "losses": self.losses,
+            "rows_trained": self.rows_trained,
+            "training": self.model.training,
+            "metrics_position": self.tracker.position(),
+        }
+        tensors = {
+            "model": model_tensors(self.model),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+            "best": self.best,
+            "learner": learner[1],
+        }
+        self.checkpoints.save(self.step, state, tensors)
+
+    def _resume(self) -> int:
+        """Take up the last whole checkpoint if there is one; returns the position in `metrics.jsonl`."""
+        saved = self.checkpoints.latest(self.say)
+        if saved is None:
+            return 0
+        state = saved.state
+        load_model_tensors(self.model, saved.tensors["model"])
+        load_optimizer_tensors(self.model, self.optimizer, saved.tensors["optimizer"])
+        self.best = saved.tensors.get("best", {})
+        self.evaluations = [(step, scores) for step, scores in state["evaluations"]]
+        self.sampler.load_state(state["sampler"])
+        if self.learner is not None:
+            self.learner.load_state(state["learner"], saved.tensors.get("learner", {}))
+        self.losses = {name: (total, count) for name, (total, count) in state["losses"].items()}
+        self.rows_trained = state["rows_trained"]
+        self.model.train(state["training"])
+        self.step = saved.step
+        self.say(f"{self.folder}: going on from step {self.step}")
+        return int(state["metrics_position"])
+
+    def _finish(self, seconds: float, speed: float) -> MultitaskResult:
+        best_step, best = max(self.evaluations, key=lambda one: mean_selected(self.tasks, one[1]))
+        if self.config.keep_model != "last":
+            load_model_tensors(self.model, self.best)
+        self._write_models()
+        running = RunningBest()
+        for _, scores in self.evaluations:
+            running.update(scores)
+        sizes = {data.task.name: len(data.splits["train"]) for data in self.tasks.data}
+        result = MultitaskResult(
+            seed=self.config.seed,
+            sampler=self.config.sampler.rule,
+            encoder=self.config.encoder,
+            best=best,
+            best_step=best_step,
+            last=self.evaluations[-1][1],
+            running_best=running.scores,
+            majority={
+                data.task.name: {
+                    split: majority(data.task, data.splits["train"], data.splits[split]) for split in data.dev_splits
+                }
+                for data in self.tasks.data
+            },
+            selects={data.task.name: data.task.select for data in self.tasks.data},
+            steps=self.step,
+            rows={name: [self.rows_trained[name], size] for name, size in sizes.items()},
+            parameters=parameter_counts(self.model),
+            seconds=seconds,
+            steps_per_second=speed,
+            warnings=[warning for data in self.tasks.data for warning in data.warnings()],
+        )
+        result.write(self.folder / "results.json")
+        return result
+
+    def _write_models(self) -> None:
+        """The kept model whole, as stock classifiers where it is one, and its submission files."""
+        if self.config.keep_model != "none":
+            save_multitask_model(self.model, self.folder / "model", self.tokenizer)
+        for task, data in enumerate(self.tasks.data):
+            if self.config.export and self.config.encoder == "shared" and self.config.keep_model != "none":
+                export_stock_classifier(self.model, data.task, self.folder / "stock" / data.task.name, self.tokenizer)
+            for split in data.test_splits if self.config.predict_test else []:
+                predictions = self._predict(task, split)
+                write_submission(self.folder / "submission", data.task, split, data.splits[split], predictions)
+
+
+def _identity(config: MultitaskConfig) -> dict[str, Any]:
+    """What must be equal for two runs to be the same: all that changes weights or scores."""
+    aside = {"out", "checkpoint_steps", "keep_model", "predict_test", "export", "feature_cache", "eval_tokens"}
+    return json.loads(config.model_dump_json(exclude=aside))

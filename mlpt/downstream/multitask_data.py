@@ -1,0 +1,173 @@
+"""Tasks for multi-task fine-tuning: loaded, tokenised once, and collated into mixed batches."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.downstream.batching import passes
+from mlpt.downstream.config import SpanConfig
+from mlpt.downstream.features import Features, make_features
+from mlpt.downstream.multitask_model import LabelDtype, TaskBatch, label_tensor, rows_of_tasks
+from mlpt.downstream.samplers import Row
+from mlpt.errors import UserError
+from mlpt.models.config import positions_needed
+from mlpt.randomness import numpy_generator
+from mlpt.tasks import Example, Task, TaskData, TaskSource, load_task
+
+
+@dataclass
+class TaskSet:
+    """The tasks of one run, by task id: `data[i]` holds the rows, `features[i]` the tokens of each split in use."""
+
+    data: list[TaskData]
+    features: list[dict[str, Features]]
+
+    @property
+    def names(self) -> list[str]:
+        return [data.task.name for data in self.data]
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Task name -> outputs of its decoder (1 for a regression)."""
+        return {data.task.name: data.task.outputs for data in self.data}
+
+
+def load_tasks(
+    names: Sequence[str],
+    source: TaskSource,
+    tokenizer: Any,
+    encoder_config: Any,
+    max_length: int,
+    cache: Path | None = None,
+    predict_test: bool = True,
+) -> TaskSet:
+    """Read and tokenise every task. Raises `UserError` for a span task and for a task without train or dev rows."""
+    room = encoder_config.max_position_embeddings - positions_needed(
+        encoder_config.model_type, Vocabulary.of(tokenizer), 0
+    )
+    length = min(max_length, room, tokenizer.model_max_length)
+    types = encoder_config.type_vocab_size > 1
+    taken = TaskSet([], [])
+    for name in names:
+        data = load_task(name, source)
+        if data.task.kind == "span":
+            raise UserError(f"task '{name}' has answers inside a text; fine-tune it alone, without other tasks")
+        if "train" not in data.splits or not data.dev_splits:
+            there = ", ".join(data.splits) or "none"
+            raise UserError(f"task '{name}' needs a train and a dev file to fine-tune on; splits found: {there}")
+        wanted = ["train", *data.dev_splits, *(data.test_splits if predict_test else [])]
+        taken.data.append(data)
+        taken.features.append(
+            {split: cached_features(cache, data.task, data.splits[split], tokenizer, length, types) for split in wanted}
+        )
+    return taken
+
+
+def cached_features(
+    folder: Path | None, task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, types: bool
+) -> Features:
+    """The tokens of `examples`, from `folder` if they were tokenised before.
+
+    The file is named by a digest of all that they depend on: the task, every example, the whole tokenizer, the length
+    and the types. It holds no task ids, so the order of tasks cannot make it stale (CA-8).
+    """
+    if folder is None:
+        return make_features(task, examples, tokenizer, max_length, types, SpanConfig())
+    path = folder / f"{task.name}-{_digest(task, examples, tokenizer, max_length, types)}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as arrays:
+            kept = {name: arrays[name] for name in arrays.files if name != "pad"}
+            return Features(**{"types": None, "labels": None, **kept}, pad=int(arrays["pad"]))
+    made = make_features(task, examples, tokenizer, max_length, types, SpanConfig())
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        arrays = {name: value for name, value in vars(made).items() if value is not None}
+        np.savez(file, **arrays)
+    partial.replace(path)
+    return made
+
+
+def _digest(task: Task, examples: Sequence[Example], tokenizer: Any, max_length: int, types: bool) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(json.dumps([asdict(task), max_length, types], default=str).encode())
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for call in ("truncation", "padding"):  # what the last call asked for, which is no part of the tokenizer
+        described.pop(call, None)
+    digest.update(json.dumps([described, tokenizer.pad_token_id, tokenizer.truncation_side]).encode())
+    for example in examples:
+        digest.update(repr(example).encode())
+    return digest.hexdigest()
+
+
+def held_out(features: Features, rows: int, seed: int, name: str) -> tuple[Features, Features]:
+    """(training rows, at most `rows` rows and a fifth that a policy's rule may look at), drawn by `seed`."""
+    count = len(features)
+    order = numpy_generator(seed, f"meta-dev rows of {name}").permutation(count)
+    kept = max(1, min(rows, count // 5)) if count > 1 else 0
+    return features.take(np.sort(order[kept:])), features.take(np.sort(order[: kept or 1]))
+
+
+class Collator:
+    """Makes a `TaskBatch` of (task, row) pairs, padded to the longest row; `tasks` are the rows of each task by id."""
+
+    def __init__(self, tasks: Sequence[Features], label_dtype: LabelDtype = "task"):
+        self.tasks, self.label_dtype = list(tasks), label_dtype
+        self.lengths = [features.lengths for features in self.tasks]
+
+    def __call__(self, rows: Sequence[Row]) -> TaskBatch:
+        """A batch of `rows`, in their order."""
+        lengths = torch.from_numpy(np.array([self.lengths[task][row] for task, row in rows]))
+        mask = torch.arange(int(lengths.max())).unsqueeze(0) < lengths.unsqueeze(1)  # (batch, longest)
+        tasks = [task for task, _ in rows]
+        ids = [_row(self.tasks[task], self.tasks[task].tokens, row) for task, row in rows]
+        return TaskBatch(
+            input_ids=_padded(ids, mask, self.tasks[0].pad),
+            attention_mask=mask,
+            task_ids=torch.tensor(tasks),
+            rows=rows_of_tasks(tasks),
+            labels=self._labels(rows),
+            token_type_ids=self._types(rows, mask),
+        )
+
+    def chunks(self, rows: Sequence[Row], tokens: int) -> Iterator[np.ndarray]:
+        """Places in `rows`, rows of similar length together, in parts of at most `tokens` padded tokens."""
+        lengths = np.array([self.lengths[task][row] for task, row in rows])
+        for places in passes(np.arange(len(rows)), lengths, tokens):
+            yield places.copy()  # some are views that run backwards, which torch does not take
+
+    def _labels(self, rows: Sequence[Row]) -> Tensor | None:
+        labels = [self.tasks[task].labels for task, _ in rows]
+        if any(own is None for own in labels):
+            return None
+        return label_tensor([own[row].item() for own, (_, row) in zip(labels, rows, strict=True)], self.label_dtype)  # type: ignore[index]
+
+    def _types(self, rows: Sequence[Row], mask: Tensor) -> Tensor | None:
+        """None where no task of the run has a second text: the model then takes zeros by itself."""
+        if all(features.types is None for features in self.tasks):
+            return None
+        types = []
+        for task, row in rows:
+            own = self.tasks[task]
+            length = int(self.lengths[task][row])
+            types.append(np.zeros(length, dtype=np.int64) if own.types is None else _row(own, own.types, row))
+        return _padded(types, mask, 0)
+
+
+def _row(features: Features, values: np.ndarray, row: int) -> np.ndarray:
+    return values[features.offsets[row] : features.offsets[row + 1]]
+
+
+def _padded(values: Sequence[np.ndarray], mask: Tensor, fill: int) -> Tensor:
+    """(batch, longest) int64: `values` where `mask` is True, `fill` elsewhere."""
+    padded = torch.full(mask.shape, fill, dtype=torch.int64)
+    padded[mask] = torch.from_numpy(np.concatenate(values).astype(np.int64))
+    return padded

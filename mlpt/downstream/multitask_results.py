@@ -1,0 +1,70 @@
+"""What a multi-task run found, by three ways of choosing: one best checkpoint, the last one, each metric's own best."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mlpt.downstream.multitask_data import TaskSet
+
+Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
+
+
+class RunningBest:
+    """Each metric's greatest value over evaluations, on its own: no single checkpoint need have them all.
+
+    That is what the published code reports (its losses keep the last value); it flatters, and stands beside `best`.
+    """
+
+    def __init__(self) -> None:
+        self.scores: Scores = {}
+
+    def update(self, scores: Scores) -> None:
+        """Take one evaluation in."""
+        for task, splits in scores.items():
+            for split, metrics in splits.items():
+                kept = self.scores.setdefault(task, {}).setdefault(split, {})
+                for name, value in metrics.items():
+                    kept[name] = value if name == "loss" else max(value, kept.get(name, value))
+
+
+@dataclass(frozen=True)
+class MultitaskResult:
+    """`best` is the evaluation with the greatest mean of the tasks' selecting metrics (first dev split of each).
+
+    rows        task -> [rows trained on, rows in its training split].
+    parameters  `total` and `trainable`.
+    """
+
+    seed: int
+    sampler: str
+    encoder: str
+    best: Scores
+    best_step: int
+    last: Scores
+    running_best: Scores
+    majority: Scores
+    selects: dict[str, str]
+    steps: int
+    rows: dict[str, list[int]]
+    parameters: dict[str, int]
+    seconds: float
+    steps_per_second: float
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "MultitaskResult":
+        """The inverse of what `write` writes."""
+        return cls(**values)
+
+    def write(self, path: Path) -> None:
+        """`results.json`, replaced in one step."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(partial, path)
+
+
+def mean_selected(tasks: TaskSet, scores: Scores) -> float:
+    """Mean over tasks of the metric that selects, on the first dev split."""
+    chosen = [scores[data.task.name][data.dev_splits[0]][data.task.select] for data in tasks.data]
+    return sum(chosen) / len(chosen)

@@ -1,0 +1,148 @@
+"""What a sweep tells and leaves: a line for each trial, `trials.parquet`, the winners as recipes, and a table."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from rich.console import Console
+from rich.table import Table
+
+from mlpt.runtime.ranking import Mode, Score, Trial, scores
+from mlpt.runtime.space import Space
+
+_METRIC_PREFIXES = ("dev/", "held_out/", "sparsity")
+Say = Callable[[str], None]
+
+
+class ProgressLines(tune.Callback):
+    """One line on standard error for every trial that ends. Tune keeps it with the sweep, so it holds plain values."""
+
+    def __init__(self, metrics: Mapping[str, Mode]):
+        self._metrics = dict(metrics)
+        self._ended = 0
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Say how far it got and what it scored."""
+        last = trial.last_result
+        scored = ", ".join(f"{name} {last[name]:.4f}" for name in self._metrics if name in last)
+        early = "" if last.get("tokens", 0) >= last.get("budget", 0) else ", stopped early"
+        what = f"{scored} after {last.get('tokens', 0):,} tokens{early}"
+        self._line(trial, f"failed: {last['error']}" if "error" in last else what)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Say that its retries are used up."""
+        self._line(trial, f"crashed {trial.num_failures} times and was given up")
+
+    def _line(self, trial: TuneTrial, what: str) -> None:
+        self._ended += 1
+        point = _words(trial.config["point"])
+        print(f"trial {self._ended}: {what}  [{point} seed={trial.config['seed']}]", file=sys.stderr, flush=True)
+
+
+def finished_trials(results: tune.ResultGrid) -> list[Trial]:
+    """Tune's results as plain values. A trial that its scheduler ended has fewer tokens than its budget."""
+    return [_trial(results[at]) for at in range(len(results))]
+
+
+def _trial(result: Any) -> Trial:
+    last = result.metrics or {}
+    error = last.get("error") or (None if result.error is None else str(result.error).strip().splitlines()[-1])
+    done = last.get("tokens", 0) >= last.get("budget", float("inf"))
+    metrics = {name: float(value) for name, value in last.items() if name.startswith(_METRIC_PREFIXES)}
+    return Trial(
+        trial_id=last.get("trial_id", ""),
+        point=result.config["point"],
+        seed=result.config["seed"],
+        metrics={} if error else metrics,
+        tokens=int(last.get("tokens", 0)),
+        seconds=float(last.get("seconds", 0.0)),
+        status="failed" if error else "finished" if done else "stopped early",
+        error=error,
+        run_dir=last.get("run_dir", ""),
+    )
+
+
+def write_outcome(
+    folder: Path, space: Space, trials: Sequence[Trial], winners: Sequence[Score], recipes: Sequence[str], say: Say
+) -> None:
+    """Write `trials.parquet` and the winners' recipes into `folder`, and show the table."""
+    pq.write_table(pa.Table.from_pylist(_rows(trials)), folder / "trials.parquet")
+    Console(stderr=True).print(_table(space, trials, winners))
+    for trial in trials:
+        if trial.status == "failed":
+            say(f"failed: {_words(trial.point)} seed {trial.seed}: {trial.error}")
+    if not winners:
+        say(f"no trial reached the end, so there is no best recipe; see {folder / 'trials.parquet'}")
+        return
+    paths = _write_recipes(folder, space, winners, recipes)
+    say(f"trials:  {folder / 'trials.parquet'}")
+    say(f"best:    {', '.join(map(str, paths))}")
+    say(f"next:    mlpt pretrain {paths[0]} train.tokens=N")
+
+
+def _write_recipes(folder: Path, space: Space, winners: Sequence[Score], recipes: Sequence[str]) -> list[Path]:
+    paths = [folder / "best.yaml"]
+    if len(space.metrics) > 1:
+        (folder / "front").mkdir(exist_ok=True)
+        paths = [folder / "front" / f"{at}.yaml" for at in range(1, len(winners) + 1)]
+    for path, winner, recipe in zip(paths, winners, recipes, strict=True):
+        path.write_text(
+            f"# {space.question}\n# {_measured(winner)} over {winner.seeds} seeds: {_words(winner.point)}\n{recipe}"
+        )
+    return paths
+
+
+def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    parameters = sorted({name for trial in trials for name in trial.point})
+    metrics = sorted({name for trial in trials for name in trial.metrics})
+    return [
+        {
+            "trial_id": trial.trial_id,
+            "status": trial.status,
+            "error": trial.error,
+            "seed": trial.seed,
+            "tokens": trial.tokens,
+            "seconds": trial.seconds,
+            "run_dir": trial.run_dir,
+            **{f"parameter/{name}": _cell(trial.point.get(name)) for name in parameters},
+            **{name: trial.metrics.get(name) for name in metrics},
+        }
+        for trial in trials
+    ]
+
+
+def _cell(value: Any) -> Any:
+    """Parameters that are lists or mappings go into the table as JSON."""
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
+
+
+def _table(space: Space, trials: Sequence[Trial], winners: Sequence[Score]) -> Table:
+    table = Table(title=f"{space.name}: means over seeds, ± their standard deviation")
+    for heading in ("", *space.metrics, "seeds", "point"):
+        table.add_column(heading)
+    ranked = sorted(
+        scores(trials, list(space.metrics)),
+        key=lambda score: (-score.seeds, score.means[space.metric] * (1 if space.mode == "min" else -1)),
+    )
+    winning = [winner.point for winner in winners]
+    for score in ranked:
+        mark = "*" if score.point in winning else ""
+        figures = [f"{score.means[name]:.4f} ± {score.spreads[name]:.4f}" for name in space.metrics]
+        table.add_row(mark, *figures, str(score.seeds), _words(score.point))
+    return table
+
+
+def _measured(score: Score) -> str:
+    return ", ".join(f"{name} {mean:.4f} ± {score.spreads[name]:.4f}" for name, mean in score.means.items())
+
+
+def _words(point: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in point.items()
+    )

@@ -1,0 +1,111 @@
+"""The user's own labelled data: CSV, TSV, JSONL or Parquet files with named columns."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mlpt.errors import UserError
+from mlpt.settings import Settings
+from mlpt.tasks.reading import FileReport, label_of, number_of, parse_rows, read_table, score_of, text_of
+from mlpt.tasks.squad import span_example
+from mlpt.tasks.task import Example, Task, TaskData
+
+
+class OwnTask(Settings):
+    """One task from own files. Which columns hold the texts and the label is said, never guessed."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    train: str | None = Field(None, description="file of the labelled training rows")
+    dev: str | None = Field(None, description="file of the labelled rows that are scored")
+    test: str | None = Field(None, description="file of rows that are predicted; labels are ignored")
+    kind: Literal["classification", "regression", "span"] = "classification"
+    first: str = Field(description="column of the text, or of the question of a span")
+    second: str | None = Field(None, description="column of the second text, or of the context of a span")
+    label: str = Field("label", description="column of the label, the score, or the answer's text")
+    answer_start: str = Field("answer_start", description="span: column of the answer's first character in the context")
+    labels: tuple[str, ...] | None = Field(None, description="label names in order; default: those of train, sorted")
+    metrics: tuple[str, ...] | None = Field(None, description="default: accuracy, macro_f1; or correlations; or f1, EM")
+    max_length: int = Field(128, gt=0, description="tokens")
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> "OwnTask":
+        if not (self.train or self.dev):
+            raise ValueError("give train or dev, a file with labelled rows")
+        if self.kind == "span" and not self.second:
+            raise ValueError("a span task needs second, the column of the context")
+        return self
+
+
+_METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("pearson", "spearman", "pearson_and_spearman"),
+    "span": ("f1", "exact_match"),
+}
+
+
+def load_own(own: OwnTask, max_malformed_share: float, splits: Iterable[str] | None = None) -> TaskData:
+    """Read the files of an own task. Raises `UserError` for missing columns and too many malformed rows."""
+    labels = _label_names(own) if own.kind == "classification" else ()
+    metrics = own.metrics or _METRICS[own.kind]
+    columns = tuple(name for name in (own.first, own.second, own.label) if name)
+    template = (f"{{{own.first}}}", own.second and f"{{{own.second}}}")
+    task = Task(own.name, "own", own.kind, labels, metrics, metrics[0], columns, template, max_length=own.max_length)
+    data = TaskData(task, {})
+    for split in ("train", "dev", "test"):
+        path = getattr(own, split)
+        if path and (splits is None or split in splits):
+            report = FileReport(path)
+            data.splits[split] = _read_split(own, labels, split, report)
+            data.reports.append(report)
+            report.check(0.0 if split == "test" else max_malformed_share)
+    return data
+
+
+def _read_split(own: OwnTask, labels: tuple[str, ...], split: str, report: FileReport) -> list[Example]:
+    needed = [name for name in (own.first, own.second, None if split == "test" else own.label) if name]
+    rows = list(read_table(Path(report.path), report))
+    if rows and (missing := [name for name in needed if name not in rows[0][1]]):
+        known = ", ".join(rows[0][1])
+        raise UserError(f"{report.path} has no column '{missing[0]}'; its columns: {known}; name the right one")
+
+    def parse(row: tuple[int, dict]) -> Iterable[Example]:
+        number, record = row
+        first = text_of(record, own.first)
+        second = text_of(record, own.second) if own.second else None
+        if split == "test":
+            yield Example(number, first, second)
+        elif own.kind == "span":
+            answer = str(record.get(own.label) or "")
+            answers = [(answer, number_of(record, own.answer_start))] if answer else []
+            yield span_example(number, first, second or "", answers)
+        elif own.kind == "regression":
+            yield Example(number, first, second, score_of(record.get(own.label)))
+        else:
+            yield Example(number, first, second, label_of(_name(record.get(own.label)), labels))
+
+    numbered = ((line, (place, record)) for place, (line, record) in enumerate(rows))
+    return list(parse_rows(numbered, parse, report))
+
+
+def _label_names(own: OwnTask) -> tuple[str, ...]:
+    if own.labels:
+        return own.labels
+    path = own.train or own.dev
+    found = {_name(record.get(own.label)) for _, record in read_table(Path(path or ""), FileReport(str(path)))}
+    names = tuple(sorted(found - {""}, key=lambda name: (len(name), name) if name.isdigit() else (0, name)))
+    if len(names) < 2:
+        raise UserError(f"column '{own.label}' of {path} has {len(names)} different labels; a classification needs two")
+    if len(names) > 1000:
+        raise UserError(f"column '{own.label}' of {path} has {len(names)} different labels; is it kind=regression?")
+    return names
+
+
+def _name(value: Any) -> str:
+    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)

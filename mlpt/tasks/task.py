@@ -1,0 +1,87 @@
+"""What a labelled task is: its columns, labels, kind, metrics and the text pair that is made of a row."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlpt.tasks.reading import FileReport
+
+Kind = Literal["classification", "regression", "span", "multiple_rows"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One labelled task.
+
+    kind           classification: `labels` by id. regression: a float. span: a stretch of the second text answers the
+                   first. multiple_rows: a question has several rows (answers, choices, entities), each right or wrong.
+    choose         multiple_rows only: "one" row of each question is the answer (the best scored), or "any" number.
+    labels         names in the order of the ids; a row of multiple_rows is "0" (wrong) or "1" (right).
+    metrics        names in `mlpt.downstream.metrics`; `select` picks the best checkpoint, higher is better.
+    columns        the named columns of the source that make a row.
+    template       (first, second) text in terms of those columns, for people.
+    dev, test      splits that are scored and reported one by one (MNLI has two of each).
+    """
+
+    name: str
+    benchmark: Literal["glue", "superglue", "squad", "docs", "own"]
+    kind: Kind
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    select: str
+    columns: tuple[str, ...]
+    template: tuple[str, str | None]
+    choose: Literal["one", "any"] = "any"
+    dev: tuple[str, ...] = ("dev",)
+    test: tuple[str, ...] = ("test",)
+    max_length: int = 128
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head: classes, 1 for a regression, 2 for (wrong, right) and for (start, end)."""
+        return {"classification": len(self.labels), "regression": 1, "span": 2, "multiple_rows": 2}[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a task.
+
+    index         the row's official id, as submissions want it back.
+    label         class id; float of a regression; 1 or 0 for a right or wrong row; for a span, 1 answerable or 0 not.
+                  None: unlabelled.
+    group         multiple_rows: ids of the question, outermost first. Rows of one question share it.
+    choice        multiple_rows: the text that this row proposes.
+    answers       span, and choices scored by text (ReCoRD): the gold texts, the first of them at `answer_start`.
+    answer_start  span: character of `second` where `answers[0]` begins; -1 where there is none.
+    """
+
+    index: int | str
+    first: str
+    second: str | None = None
+    label: int | float | None = None
+    group: tuple[int, ...] = ()
+    choice: str = ""
+    answers: tuple[str, ...] = ()
+    answer_start: int = -1
+
+
+@dataclass
+class TaskData:
+    """A task's examples by split, and what its files said about malformed rows."""
+
+    task: Task
+    splits: dict[str, list[Example]]
+    reports: list[FileReport] = field(default_factory=list)
+
+    @property
+    def dev_splits(self) -> list[str]:
+        """Labelled splits that are scored, in the task's order."""
+        return [split for split in self.task.dev if split in self.splits]
+
+    @property
+    def test_splits(self) -> list[str]:
+        """Splits that are only predicted."""
+        return [split for split in self.task.test if split in self.splits]
+
+    def warnings(self) -> list[str]:
+        """One line a file that has malformed rows: how many, and the first few by file and line."""
+        return [report.summary() for report in self.reports if report.malformed]

@@ -1,0 +1,76 @@
+"""A tiny saved encoder and tiny learnable tasks that several tests of multi-task fine-tuning share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+WORDS = ["good", "bad", "fine", "poor", "cat", "dog", "sat", "ran", "the", "a", "on", "mat", "big", "small", "very"]
+
+
+def write_tokenizer(folder: Path) -> int:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=30, **special).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def saved_encoder(folder: Path, roberta: bool = False) -> str:
+    """A masked language model of 2 layers x 32 with its tokenizer, as pretraining saves them."""
+    sizes = {
+        "vocab_size": write_tokenizer(folder),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model = (
+        RobertaForMaskedLM(RobertaConfig(**sizes, type_vocab_size=1))
+        if roberta
+        else BertForMaskedLM(BertConfig(**sizes))
+    )
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def own_tasks(folder: Path) -> dict:
+    """Two learnable classifications of one and of two texts, and a regression, in the user's own files."""
+    generator = np.random.default_rng(0)
+
+    def text(*extra: str) -> str:
+        words = [*extra, *generator.choice(WORDS[4:], generator.integers(2, 7))]
+        return " ".join(generator.permutation(words))
+
+    def write(name: str, rows: list[dict]) -> dict:
+        for split, part in (("train", rows[:-16]), ("dev", rows[-16:])):
+            (folder / f"{name}_{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        return {"name": name, **{split: str(folder / f"{name}_{split}.jsonl") for split in ("train", "dev")}}
+
+    mood = [{"text": text("good" if i % 2 else "bad"), "label": ["no", "yes"][i % 2]} for i in range(64)]
+    same = [
+        {"first": text("cat"), "second": text(["cat", "dog", "mat"][i % 3]), "label": ["x", "y", "z"][i % 3]}
+        for i in range(48)
+    ]
+    grade = [{"text": text(*["good"] * (i % 4)), "value": i % 4 + 0.5} for i in range(40)]
+    return _own(write("mood", mood), write("same", same), write("grade", grade))
+
+
+def _own(mood: dict, same: dict, grade: dict) -> dict:
+    return {
+        "own": [
+            {**mood, "first": "text", "label": "label", "labels": ["no", "yes"]},
+            {**same, "first": "first", "second": "second", "label": "label", "labels": ["x", "y", "z"]},
+            {**grade, "first": "text", "label": "value", "kind": "regression"},
+        ]
+    }

@@ -1,0 +1,85 @@
+"""Real runs through the command line, and what tests do to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = [
+    "data.vocab_size=300",
+    "data.block_size=32",
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "objectives.cse=null",
+    "train.batch_size=8",
+    "train.evaluate_batches=2",
+    "train.log_every=10",
+    "report.tensorboard=false",
+    "meta.interval=10",
+    "meta.lag=5",
+]
+
+
+class Mlpt:
+    """The command line as a user has it."""
+
+    def __init__(self, folder, cache):
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "XDG_CACHE_HOME": str(cache),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        self._started = []
+
+    def start(self, *words, **popen):
+        log = open(self.folder / f"output-{len(self._started)}.txt", "w+")  # noqa: SIM115 (closed with the process)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlpt", *map(str, words)],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **popen,
+        )
+        self._started.append((process, log))
+        return process
+
+    def run(self, *words, timeout=240):
+        process = self.start(*words)
+        process.wait(timeout=timeout)
+        return process.returncode, self.output()
+
+    def output(self):
+        """What the last process said so far."""
+        return Path(self._started[-1][1].name).read_text()
+
+    def close(self):
+        for process, log in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            log.close()
+
+
+def wait_until(condition, timeout=120.0, every=0.1):
+    """Poll for something that another process does; fails with what was waited for."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {condition}"
+        time.sleep(every)
+    return found
+
+
+def metrics_of(run_dir):
+    """The lines of metrics.jsonl."""
+    path = Path(run_dir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,83 @@
+"""How a point becomes a run with a budget, and how many trials fit on a machine."""
+
+import pytest
+from ray import tune
+
+from mlpt.config import RuntimeConfig
+from mlpt.errors import UserError
+from mlpt.job import mixture_rule
+from mlpt.runtime.placement import concurrency, trial_needs, trial_resources
+from mlpt.runtime.searching import a_point
+from mlpt.runtime.space import Space, shipped_spaces
+from mlpt.runtime.trial import budgeted, check_metrics, trial_config
+
+SPACE = Space(
+    parameters={"train.optimizer.lr": tune.loguniform(1e-4, 1e-2)},
+    metrics={"dev/mlm": "min"},
+    base={"train.batch_size": 16, "train.clip": 0.5},
+    tokens=100_000,
+    trials=1,
+    evaluations=9,
+)
+
+
+@pytest.mark.parametrize("space", shipped_spaces(), ids=lambda space: space.name)
+def test_every_point_of_a_shipped_space_is_a_run(space):
+    for _ in range(30):
+        config = trial_config(space, {}, a_point(space), seed=0)
+        mixture_rule(config)
+        check_metrics(space, config)
+
+
+def test_the_point_wins_over_the_user_and_the_user_over_the_space():
+    config = trial_config(SPACE, {"train": {"clip": 2.0, "optimizer": {"lr": 9}}}, {"train.optimizer.lr": 0.5}, seed=7)
+    assert (config.train.batch_size, config.train.clip, config.train.optimizer.lr, config.seed) == (16, 2.0, 0.5, 7)
+
+
+def test_trials_use_one_worker_unless_asked_for_more():
+    assert trial_config(SPACE, {}, {}, 0).runtime.num_workers == 1
+    assert trial_config(SPACE, {"runtime": {"num_workers": 2}}, {}, 0).runtime.num_workers == 2
+
+
+@pytest.mark.parametrize(("batch_size", "block_size"), [(16, 64), (7, 33), (512, 512)])
+def test_the_budget_is_met_and_cut_into_equal_parts(batch_size, block_size):
+    config = budgeted(trial_config(SPACE, {"train": {"batch_size": batch_size}}, {}, 0), SPACE, block_size, False)
+    spent = config.train.total_steps(block_size) * batch_size * block_size
+    assert config.train.steps == SPACE.evaluations * config.train.evaluate_every
+    assert SPACE.tokens <= spent < SPACE.tokens + SPACE.evaluations * batch_size * block_size
+
+
+def test_a_pausing_scheduler_finds_a_checkpoint_at_every_evaluation():
+    learned = {"meta": {"interval": 30, "lag": 10, "mixture": {"rule": "mometas"}}}
+    config = budgeted(trial_config(SPACE, learned, {}, 0), SPACE, 64, pausing=True)
+    assert config.train.checkpoint_every == config.train.evaluate_every
+    assert config.train.evaluate_every % config.meta.interval == 0
+
+
+def test_a_metric_that_no_trial_reports_is_refused():
+    config = trial_config(SPACE, {}, {}, 0)
+    with pytest.raises(UserError, match="no trial reports 'dev/loss'"):
+        check_metrics(SPACE.changed(metrics={"dev/loss": "min"}), config)
+
+
+def test_concurrency_counts_workers_and_the_meta_learner_of_nested_trials():
+    runtime = RuntimeConfig(num_workers=2, cpus_per_worker=2, meta_cpus=1, meta_resources={"meta": 1})
+    needs = trial_needs(runtime)
+    assert needs == {"CPU": pytest.approx(5.01), "meta": 1}
+    assert trial_resources(runtime) == {"CPU": 0.01}
+    said = []
+    assert concurrency(needs, {"CPU": 16, "meta": 8}, 10, None, said.append) == 3
+    assert concurrency(needs, {"CPU": 16, "meta": 2}, 10, None, said.append) == 2
+    assert "10 trials, 3 at a time" in said[0]
+
+
+def test_a_cluster_too_small_for_one_trial_is_one_line():
+    with pytest.raises(UserError, match="a trial needs 4 CPU and Ray has 2") as refused:
+        concurrency({"CPU": 4}, {"CPU": 2}, 10, None, print)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cluster_that_will_grow_may_be_promised():
+    said = []
+    assert concurrency({"CPU": 4}, {"CPU": 4}, 10, 3, said.append) == 3
+    assert "2 of them wait for the cluster to grow" in said[0]

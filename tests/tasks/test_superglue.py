@@ -1,0 +1,89 @@
+"""SuperGLUE's records as text pairs; expected spans and stars are the vectors of the MetaLMO specification (1.21)."""
+
+import json
+
+import pytest
+
+from mlpt.tasks import TaskSource, load_task
+from mlpt.tasks.markers import find_span, insert_stars
+
+
+def load(tmp_path, folder, name, *records):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "val.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    return load_task(name, TaskSource(data_dir=str(tmp_path), max_malformed_share=0)).splits["dev"]
+
+
+def test_stars_stand_before_the_given_characters():
+    assert insert_stars("abcdef", [1, 3]) == "a*bc*def"
+    assert insert_stars("abcdef", [2, 2]) == "ab**cdef"
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "token", "expected"),
+    [
+        ("Mark told Pete many lies about himself.", "Mark", 0, (0, 4)),
+        ("Mark told Pete many lies about himself.", "himself", 6, (31, 38)),
+        ("Mark told Pete many lies about himself.", "pete", 2, (10, 14)),
+        ("The big old dog, barked", "big dog", 1, (4, 16)),
+        ("Mark told Pete many lies about himself.", "absent", 0, (0, 0)),
+    ],
+)
+def test_spans_of_wsc_are_found_as_specified(text, span, token, expected):
+    assert find_span(text, span, token) == expected
+
+
+def test_wsc_is_a_claim_and_a_text_with_stars(tmp_path):
+    target = {"span1_index": 0, "span1_text": "Mark", "span2_index": 6, "span2_text": "himself"}
+    record = {"idx": 3, "text": "Mark told Pete many lies about himself.", "target": target, "label": True}
+    (row,) = load(tmp_path, "WSC", "wsc", record)
+    assert (row.first, row.second) == ("Mark = himself", "*Mark* told Pete many lies about *himself*.")
+    assert (row.index, row.label) == (3, 1)
+
+
+def test_wic_has_stars_around_the_word(tmp_path):
+    record = {"idx": 0, "word": "bed", "sentence1": "A bed here.", "sentence2": "River bed", "label": False}
+    (row,) = load(tmp_path, "WiC", "wic", {**record, "start1": 2, "end1": 5, "start2": 6, "end2": 9})
+    assert (row.first, row.second, row.label) == ("A *bed* here.", "River *bed*", 0)
+
+
+def test_copa_is_two_rows_a_question_of_which_one_is_right(tmp_path):
+    record = {"idx": 4, "premise": "It rained.", "question": "effect", "choice1": "Dry.", "choice2": "Wet.", "label": 1}
+    rows = load(tmp_path, "COPA", "copa", record)
+    assert [(row.first, row.second, row.label, row.group) for row in rows] == [
+        ("It rained. effect", "Dry.", 0, (4,)),
+        ("It rained. effect", "Wet.", 1, (4,)),
+    ]
+    (pair,) = load(tmp_path, "COPA", "copa_pair", record)
+    assert (pair.second, pair.label) == ("0: Dry. 1: Wet.", 1)
+
+
+def test_multirc_is_one_row_an_answer_grouped_by_question(tmp_path):
+    answers = [{"idx": 8, "text": "Yes", "label": 1}, {"idx": 9, "text": "No", "label": 0}]
+    passage = {"text": "It is so.", "questions": [{"idx": 2, "question": "Is it?", "answers": answers}]}
+    rows = load(tmp_path, "MultiRC", "multirc", {"idx": 1, "passage": passage})
+    assert [(row.index, row.group, row.label) for row in rows] == [(8, (1, 2), 1), (9, (1, 2), 0)]
+    assert (rows[0].first, rows[0].second) == ("Question: Is it? Answer: Yes", "It is so.")
+
+
+def test_record_is_one_row_a_different_entity_whose_end_is_inclusive(tmp_path):
+    passage = {
+        "text": "Ann met Bob. Ann left.",
+        "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 10}, {"start": 13, "end": 15}],
+    }
+    query = {"idx": 5, "query": "@placeholder stayed", "answers": [{"start": 8, "end": 10, "text": "Bob"}]}
+    rows = load(tmp_path, "ReCoRD", "record", {"idx": 2, "passage": passage, "qas": [query]})
+    assert [(row.choice, row.first, row.label) for row in rows] == [("Ann", "Ann stayed", 0), ("Bob", "Bob stayed", 1)]
+    assert {(row.group, row.answers) for row in rows} == {((2, 5), ("Bob",))}
+
+
+def test_a_record_without_its_fields_is_malformed_and_named(tmp_path):
+    (tmp_path / "CB").mkdir()
+    good = {"idx": 0, "premise": "p", "hypothesis": "h", "label": "neutral"}
+    lines = [json.dumps(good), json.dumps({"idx": 1, "premise": "p", "label": "neutral"}), "{not json"]
+    (tmp_path / "CB" / "val.jsonl").write_text("\n".join(lines))
+    data = load_task("cb", TaskSource(data_dir=str(tmp_path), max_malformed_share=0.7))
+    assert [row.label for row in data.splits["dev"]] == [2]
+    assert "2 of 3 rows" in data.warnings()[0]
+    assert "has no text in 'hypothesis'" in data.warnings()[0]
+    assert "val.jsonl:3: is not a JSON object" in data.warnings()[0]
