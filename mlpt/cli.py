@@ -43,7 +43,7 @@ def prepare(
     """Text -> tokenizer + blocks."""
     from mlpt.data.prepare import DataConfig
     from mlpt.data.prepare import prepare as prepare_blocks
-    from mlpt.launch import describe
+    from mlpt.prepared import describe
     from mlpt.reporting.display import Display
     from mlpt.settings import load_settings, parse_overrides
 
