@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
-from mlpt.downstream.finetune import finetune, prepare, run_cell
+from mlpt.downstream.finetune import evaluate_saved, finetune, prepare, run_cell
 from mlpt.downstream.loading import build_model, load_base
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
+from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
+from mlpt.sparsity.making import magnitude_masks
 from mlpt.tasks import TASKS, OwnTask, TaskSource, load_task
+from mlpt.training.optimizer import OptimizerConfig
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +252,25 @@ def test_bad_settings_are_one_clear_line(settings, tmp_path, changed, message):
 def test_a_repeated_seed_is_refused(tiny_model):
     with pytest.raises(UserError, match="seeds names a value twice"):
         load_settings(FinetuneConfig, {"model": str(tiny_model), "tasks": ["sst2"], "seeds": [1, 1]})
+
+
+def test_pruned_weights_stay_zero_and_the_rest_is_trained(settings, tiny_model, tmp_path):
+    backbone = AutoModelForMaskedLM.from_pretrained(tiny_model)
+    weights = {name: p for name, p in backbone.named_parameters() if ".encoder." in name and p.ndim == 2}
+    masks = magnitude_masks(weights, 0.5)
+    save_masks(MaskFile.of(masks, "magnitude", base_hash=base_hash(backbone, list(masks))), tmp_path / "m.safetensors")
+    optimizer = OptimizerConfig(weight_decay=0.1)
+    (result,) = finetune(settings(tmp_path / "out", masks=str(tmp_path / "m.safetensors"), optimizer=optimizer), quiet)
+    tuned, start = weights_of(Path(result.folder) / "model"), backbone.state_dict()
+    assert len(masks) == 2 * 6
+    for name, mask in masks.items():
+        assert not tuned[name][~mask].any(), name
+        assert (tuned[name][mask] != start[name][mask]).float().mean() > 0.9
+
+
+def test_a_fine_tuned_model_is_evaluated_again_without_training(settings, tmp_path):
+    (result,) = finetune(settings(tmp_path), quiet)
+    again = settings(tmp_path, model=str(Path(result.folder) / "model"))
+    assert evaluate_saved(again, "mood") == result.best
+    with pytest.raises(UserError, match="has no head for task 'mood'"):
+        evaluate_saved(settings(tmp_path), "mood")
