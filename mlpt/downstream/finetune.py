@@ -38,6 +38,9 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
         there = ", ".join(data.splits) or "none"
         raise UserError(f"task '{task}' needs {' and '.join((*train, 'dev'))} rows; splits found: {there}")
     check_metric(data.task, config.metric)
+    for split in (*train, *data.dev_splits):
+        if any(example.label is None for example in data.splits[split]):
+            raise UserError(f"split '{split}' of task '{task}' has rows without a label; give its labelled file")
     base, tokenizer = load_base(config.model, data.task), load_tokenizer(config.model)
     length = min(config.max_length or data.task.max_length, _longest_input(base, tokenizer))
     types = getattr(base.config, "type_vocab_size", 1) > 1
@@ -107,6 +110,8 @@ def finetune(config: FinetuneConfig, say: Say = print) -> list[CellResult]:
             cell = replace(cell, config=config)
             if read_result(cell) is None and prepared is None:
                 prepared = prepare(config, task)
+                for warning in prepared.data.warnings():
+                    say(warning)
             results.append(run_cell(cell, prepared, say))
             write_results(Path(config.out) / "results.json", results)
     say(table(summarise(results)))
