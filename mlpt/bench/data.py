@@ -12,7 +12,7 @@ from mlpt.data.corpora import find_files, plan
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.readers import read_segment
 
-TEXT_BYTES = 12 << 20  # of the embedded corpus: seconds of tokenising, so that starting processes is a small part
+TEXT_BYTES = 8 << 20  # of the embedded corpus: seconds of tokenising, so that starting processes is a small part
 BATCH = 1000  # documents a call of the peer's loop
 ROUNDS = 3
 

@@ -100,7 +100,7 @@ class TrainerTraining:
     """The same steps by the stock `Trainer` with its defaults."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, folder: str):
-        self.clock = _StepClock()
+        self.clock = StepClock()
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=STEPS + 1,
@@ -129,7 +129,7 @@ class TrainerTraining:
         return (self.clock.times[-1] - self.clock.times[0]) / STEPS
 
 
-class _StepClock(TrainerCallback):
+class StepClock(TrainerCallback):
     """Notes when each step of `Trainer` ended."""
 
     def on_train_begin(self, args, state, control, **_):

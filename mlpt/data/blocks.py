@@ -4,6 +4,7 @@ Local shards are mapped where they lie; remote ones are fetched into a bounded c
 """
 
 import hashlib
+import itertools
 import os
 import posixpath
 from collections import OrderedDict
@@ -49,6 +50,7 @@ class Blocks:
         self.vocabulary = Vocabulary(**manifest.vocabulary)
         self.cache_bytes = cache_bytes
         self._ends = np.cumsum([shard.rows for shard in self.entry.shards], dtype=np.int64)
+        self._begins = np.concatenate([[0], self._ends[:-1]])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._local = is_local(filesystem(folder)[0])
         self._entropy: float | None = None
@@ -84,6 +86,9 @@ class Blocks:
         out = np.empty((len(rows), self.block_size), dtype=np.int64)
         for number, where, inside in self._by_shard(rows):
             shard = self._shard(number)
+            if len(shard.tokens) == 1:
+                out[where] = shard.tokens[0][inside]
+                continue
             batch = np.searchsorted(shard.first, inside, side="right") - 1
             for one in np.unique(batch):
                 chosen = batch == one
@@ -164,11 +169,15 @@ class Blocks:
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
         shards = np.searchsorted(self._ends, rows, side="right")
-        found = []
-        for number in np.unique(shards):
-            where = np.flatnonzero(shards == number)
-            found.append((int(number), where, rows[where] - (self._ends[number - 1] if number else 0)))
-        return found
+        order = np.argsort(shards, kind="stable")
+        numbers = shards[order]
+        inside = rows[order] - self._begins[numbers]
+        edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
+        return [
+            (int(numbers[start]), order[start:stop], inside[start:stop])
+            for start, stop in itertools.pairwise(edges)
+            if start < stop
+        ]
 
     def _shard(self, number: int) -> _OpenShard:
         if number in self._open:

@@ -18,7 +18,7 @@ from mlpt.data.readers import READ_BYTES, Segment, next_start, open_bytes, open_
 from mlpt.errors import UserError
 
 SPLITS = ("train", "dev", "test")
-SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1 << 20, 256 << 20, 256  # bytes, bytes, wished number of pieces
+SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1 << 20, 256 << 20, 128  # bytes, bytes, wished number of pieces
 
 _SUFFIXES = {
     ".txt": ("text", False),
@@ -43,7 +43,11 @@ HASHED_WHOLE = 1 << 30  # bytes of corpus that are hashed to know it again (a se
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file of a source. `split`: what its name says ("train", "dev", "test"), or None."""
+    """One file of a source.
+
+    `split`: what its name says ("train", "dev", "test"), or None. `capped`: it was made no larger than `max_bytes`
+    allows, and is read to its end.
+    """
 
     path: str
     kind: str
@@ -51,6 +55,7 @@ class CorpusFile:
     size: int
     domain: str
     split: str | None
+    capped: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,13 @@ def find_files(sources: Sequence[str], max_bytes: int | None = None) -> list[Cor
     found: list[CorpusFile] = []
     for source in sources:
         if source == "docs":
-            files = [str(docs_corpus.collect(max_bytes))]
+            files = [str(docs_corpus.collect(max_bytes and max_bytes // len(sources)))]
         elif source.startswith("hub:"):
             files = [str(path) for path in hub.download(source)]
         else:
             files = _paths(source)
-        found += [_describe(path, _root(source, files)) for path in files]
+        described = [_describe(path, _root(source, files)) for path in files]
+        found += [replace(file, capped=True) for file in described] if source == "docs" else described
     unique = list({file.path: file for file in found}.values())
     if not any(file.split == "train" for file in unique):
         unique = [replace(file, split=None) for file in unique]
@@ -98,15 +104,16 @@ def plan(files: Sequence[CorpusFile], max_bytes: int | None = None) -> list[Piec
     With `max_bytes`, each file gives its share from its beginning, in proportion to its size. A gzipped file is one
     piece, because it can only be read from its start.
     """
-    total = sum(file.size for file in files)
-    kept = 1.0 if max_bytes is None else min(1.0, max_bytes / total)
-    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(total * kept) // PIECES))
+    ready = sum(file.size for file in files if file.capped)
+    rest = sum(file.size for file in files if not file.capped)
+    kept = 1.0 if max_bytes is None or not rest else min(1.0, max(0, max_bytes - ready) / rest)
+    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * kept) // PIECES))
     pieces: list[Piece] = []
     for split in (None, *SPLITS):
         group: list[Segment] = []
         size = 0
         for file in (one for one in files if one.split == split):
-            limit = None if kept == 1.0 else max(1, int(file.size * kept))
+            limit = None if file.capped or kept == 1.0 else max(1, int(file.size * kept))
             for segment, bytes_ in _cut(file, limit, target):
                 if group and size + bytes_ > target * 5 // 4:
                     pieces.append(Piece(tuple(group), split, size))

@@ -52,7 +52,9 @@ class DataConfig(Settings):
         default=32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
     )
     block_size: int = Field(default=128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document"] = Field(default="full", description="no padding, or one document a block")
+    packing: Literal["full", "document", "kd"] = Field(
+        default="full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
+    )
     dev_share: float = Field(
         default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
     )
@@ -241,7 +243,9 @@ def _in_processes(
     """Run the jobs in fresh processes that, unlike multiprocessing's, don't import the caller's main script again."""
     from joblib import Parallel, delayed
 
-    parallel = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
+    parallel = Parallel(
+        n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs", max_nbytes=None
+    )
     return parallel(delayed(_one_threaded)(function, job) for job in jobs)
 
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from mlpt.data.corpora import SPLITS, Piece
 from mlpt.data.files import filesystem, readable_errors
+from mlpt.data.kd_instances import Style, kd_block_rows, kd_documents
 from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full
 from mlpt.data.readers import Document, read_segment
 
@@ -137,6 +138,9 @@ class _SplitWriter:
         self.file: ShardFile | None = None
 
     def add(self, documents: list[Document]) -> None:
+        if self.job.packing == "kd":
+            self._add_pairs(documents)
+            return
         encodings = _tokenizer(self.job.tokenizer).encode_batch_fast(
             [document.text for document in documents], add_special_tokens=False
         )
@@ -154,6 +158,31 @@ class _SplitWriter:
                 self._write(pack_documents(encoded, numbers, self.job.layout), domain)
             else:
                 self._extend(domain, Stream.of(encoded, numbers, self.job.layout.sep))
+
+    def _add_pairs(self, documents: list[Document]) -> None:
+        """Paragraph pairs of each document (`mlpt.data.kd_instances`)."""
+        tokenizer, layout = _tokenizer(self.job.tokenizer), self.job.layout
+        style: Style = "roberta" if tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
+        known = tokenizer.token_to_id("=")
+        heading: int = -1 if known is None else known
+
+        def ids_of(line: str) -> list[int]:
+            return list(tokenizer.encode(line, add_special_tokens=False).ids)
+
+        for document in documents:
+            lines = [*document.text.split("\n"), ""]  # the blank line closes it, as in a file of documents
+            paragraphs = list(kd_documents(lines, ids_of, heading))
+            number = (self.job.number << 32) + self.documents
+            self.documents += 1
+            self.tokens += sum(len(one) for part in paragraphs for one in part)
+            # Addressed by the text's place in the corpus, which no other shard shares.
+            rows = kd_block_rows(
+                paragraphs, layout.block_size, layout.cls, layout.sep, layout.pad, style, self.job.seed + number
+            )
+            n = len(rows)
+            owner = np.full(n, number, dtype=np.int64)
+            ones, offsets = np.ones(n, dtype=np.uint16), np.arange(n + 1, dtype=np.int32)
+            self._write(Packed(rows.astype(self.dtype), owner, ones, offsets), document.domain)
 
     def _extend(self, domain: str, stream: Stream) -> None:
         before = self.streams.pop(domain, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
 from mlpt.downstream.evaluate import check_metric
@@ -20,11 +21,11 @@ from mlpt.downstream.features import make_features
 from mlpt.downstream.loading import Base, load_base, load_tokenizer
 from mlpt.downstream.results import CellResult, summarise, table, write_results
 from mlpt.errors import UserError
+from mlpt.models.config import positions_needed
 from mlpt.tasks import load_task
 from mlpt.training.group import default_device
 
 Say = Callable[[str], None]
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "mpnet"}
 
 
 def prepare(config: FinetuneConfig, task: str) -> Prepared:
@@ -43,9 +44,9 @@ def prepare(config: FinetuneConfig, task: str) -> Prepared:
 
 
 def _longest_input(base: Base, tokenizer: Any) -> int:
-    """Tokens that the model has positions for; RoBERTa's first positions are reserved for padding."""
+    """Tokens that the model has positions for (RoBERTa reserves some for padding)."""
+    reserved = positions_needed(base.config.model_type, Vocabulary.of(tokenizer), 0)
     positions = getattr(base.config, "max_position_embeddings", None) or 10**6
-    reserved = (base.config.pad_token_id or 0) + 1 if base.config.model_type in _OFFSET_POSITIONS else 0
     return min(positions - reserved, tokenizer.model_max_length)
 
 

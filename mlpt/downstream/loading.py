@@ -13,11 +13,11 @@ from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
 )
 from transformers.utils import logging
 
+from mlpt.data import tokenizers
 from mlpt.errors import UserError
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
@@ -82,16 +82,8 @@ def quiet() -> Iterator[None]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer saved with a model."""
-    folder = model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"'{name}' has no tokenizer beside its model ({reason}); save both in one folder") from error
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(f"the tokenizer of '{name}' is not a fast tokenizer with a padding token; convert it")
-    return tokenizer
+    """The tokenizer saved with a model. Raises `UserError` where there is none that an encoder can use."""
+    return tokenizers.load_tokenizer(model_folder(name))
 
 
 def build_model(base: Base, task: Task, seed: int) -> nn.Module:

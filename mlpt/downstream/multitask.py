@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
-from mlpt.downstream.loading import load_tokenizer, model_folder
+from mlpt.downstream.loading import load_tokenizer, mask_gradients, model_folder, quiet
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
@@ -57,7 +57,7 @@ def run_multitask(config: MultitaskConfig, say: Say = print) -> MultitaskResult:
     folder.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(_identity(config), indent=1))
     device = default_device()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(config, folder, device, say).result()
 
 
@@ -87,7 +87,8 @@ class _Run:
         self.config, self.folder, self.device, self.say = config, folder, device, say
         self.tokenizer = load_tokenizer(config.model)
         self.tasks = self._load_tasks()
-        self.model = build_multitask_model(config, self.tasks.outputs)
+        self.model, masks = build_multitask_model(config, self.tasks.outputs)
+        self.masks = {name: mask.to(device) for name, mask in masks.items()}
         self.frozen = self._freeze()
         self.model.to(device)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -195,6 +196,8 @@ class _Run:
         losses = losses_of(logits, batch)
         loss = mean_of_tasks(losses)
         loss.backward()
+        if self.masks:
+            mask_gradients(self.model, self.masks)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

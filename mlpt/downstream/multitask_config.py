@@ -36,6 +36,7 @@ class MultitaskConfig(Settings):
     """
 
     model: str = Field(description="a run's folder, a Hugging Face folder or a hub name")
+    masks: str | None = Field(None, description="masks file: pruned weights stay zero during fine-tuning")
     tasks: tuple[str, ...] = Field(min_length=1)
     source: TaskSource = TaskSource()
     out: str = "multitask"

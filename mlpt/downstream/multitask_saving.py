@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from mlpt.downstream.loading import model_folder
+from mlpt.downstream.loading import apply_masks, model_folder
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
 from mlpt.errors import UserError
@@ -20,13 +21,23 @@ from mlpt.tasks import Task
 _ABOUT, _WEIGHTS = "multitask.json", "multitask.safetensors"
 
 
-def build_multitask_model(config: MultitaskConfig, outputs: dict[str, int]) -> MultitaskModel:
-    """Pretrained weights where there are any, the rest drawn by `config.seed`. In eval mode, as loaded models are."""
+def build_multitask_model(config: MultitaskConfig, outputs: dict[str, int]) -> tuple[MultitaskModel, dict[str, Tensor]]:
+    """The model, and the masks of its pruned weights by parameter name (bool, True: kept), none without `config.masks`.
+
+    Pretrained weights where there are any, the rest drawn by `config.seed`. In eval mode, as loaded models are.
+    """
     stock = load_stock(model_folder(config.model), config.seed)
+    masks = apply_masks(config.masks, stock) if config.masks else {}
+    masked = [(stock.get_parameter(name), mask) for name, mask in masks.items()]
     encoder: Any = SharedEncoder(stock)
     if config.encoder == "conditional":
         encoder = ConditionalEncoder(stock, config.conditional, len(outputs), config.seed)
-    return MultitaskModel(encoder, outputs, config.seed).eval()
+    model = MultitaskModel(encoder, outputs, config.seed).eval()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter, mask in masked:  # again: a last layer that starts at random was drawn whole
+            parameter.mul_(mask)
+    return model, {names[parameter]: mask for parameter, mask in masked}
 
 
 def save_multitask_model(model: MultitaskModel, folder: Path, tokenizer: Any = None) -> None:

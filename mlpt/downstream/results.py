@@ -115,7 +115,7 @@ def table(lines: Sequence[Line]) -> str:
     """The lines as a plain text table, scores x 100; best and last side by side."""
     last = {(line.task, line.split, line.metric): line for line in lines if line.which == "last"}
     header = ("task", "split", "metric", "lr", "seeds", "median", "mean", "spread", "last median", "majority")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for line in lines:
         if line.which == "best":
             after = last[line.task, line.split, line.metric].median

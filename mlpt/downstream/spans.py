@@ -39,7 +39,7 @@ def _in_window(context: str, scores: np.ndarray, characters: np.ndarray, config:
     last = np.argsort(-ends, kind="stable")[:count]
     length = last[None, :] - first[:, None] + 1  # (starts, ends)
     total = np.where((length >= 1) & (length <= config.answer_length), starts[first][:, None] + ends[last], -np.inf)
-    best = np.argsort(-total, axis=None, kind="stable")[:count]
+    best = np.argsort(-total, axis=None, kind="stable")[: config.n_best]
     pairs = [divmod(int(at), count) for at in best if np.isfinite(total.flat[at])]
     return [(context[characters[first[s], 0] : characters[last[e], 1]], float(total[s, e])) for s, e in pairs]
 

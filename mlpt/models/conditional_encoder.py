@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
 
 from mlpt.errors import UserError
 from mlpt.models.conditional import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
@@ -198,8 +197,6 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
     Raises UserError when the folder cannot be read or its architecture is neither BERT nor RoBERTa.
     """
     config = load_stock_config(folder)
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # a checkpoint without pooler, or with other heads, is what we expect
     try:
         with seeded(seed, "missing pretrained weights"):
             return AutoModel.from_pretrained(
@@ -207,8 +204,6 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
             )
     except (OSError, ValueError) as error:
         raise _unloadable(folder, error) from error
-    finally:
-        logging.set_verbosity(level)
 
 
 def _unloadable(folder: str | Path, error: Exception) -> UserError:

@@ -21,7 +21,9 @@ from mlpt.tasks.task import Example, Task, TaskData
 Document = tuple[str, str]  # (package, text)
 _CORPUS_BYTES = 4 << 20
 _CLASSES = 6
-_PER_PACKAGE = 250  # rows of one package at most, so that no package is most of a task
+# Rows of one package at most, so that no package is most of a task, and each task has some 2,000.
+_PER_CLASS = 250
+_PER_PACKAGE = 60
 _SENTENCE = re.compile(r"[A-Z][^.!?\n]{30,200}[.!?](?=\s|$)")
 
 DOCS: dict[str, Task] = {
@@ -115,7 +117,7 @@ def _package_rows(task: Task, documents: Sequence[Document]) -> tuple[Task, list
                 found.append((package, piece))
     largest = Counter(package for package, _ in found).most_common(_CLASSES)
     labels = tuple(sorted(package for package, _ in largest))
-    kept = _fair([(package, piece) for package, piece in found if package in labels])
+    kept = _fair([(package, piece) for package, piece in found if package in labels], _PER_CLASS)
     rows = [(piece, Example(n, piece, label=labels.index(package))) for n, (package, piece) in enumerate(kept)]
     return replace(task, labels=labels), rows
 
@@ -133,7 +135,7 @@ def _summary_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
                 pairs.append((package, (summary, body[:400])))
     rows: list[tuple[str, Example]] = []
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for package, pair in _fair(pairs):
+    for package, pair in _fair(pairs, _PER_PACKAGE):
         groups.setdefault((package, _split(pair[0], True)), []).append(pair)  # strangers come from the same split
     for group in groups.values():
         for place, (summary, body) in enumerate(group):
@@ -154,7 +156,7 @@ def _span_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
             seen.add(sentence.group())
             found.append((package, (flat, sentence.start(), sentence.group())))
     rows: list[tuple[str, Example]] = []
-    for _, (flat, start, sentence) in _fair(found):
+    for _, (flat, start, sentence) in _fair(found, _PER_PACKAGE):
         words = sentence.rstrip(".!?").split(" ")
         question = " ".join(words[: len(words) // 2])
         answer = " ".join(words[len(words) // 2 :])
@@ -166,12 +168,12 @@ def _span_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
     return rows
 
 
-def _fair(found: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The first rows of each package, as many as a package may have."""
+def _fair(found: list[tuple[str, Any]], most: int) -> list[tuple[str, Any]]:
+    """The first `most` rows of each package."""
     taken: Counter[str] = Counter()
     kept = []
     for package, row in found:
-        if taken[package] < _PER_PACKAGE:
+        if taken[package] < most:
             taken[package] += 1
             kept.append((package, row))
     return kept

@@ -135,3 +135,17 @@ def test_a_dataset_goes_through_datasets_with_its_splits(tmp_path: Path) -> None
     assert [(file.split, file.kind) for file in files] == [("train", "parquet"), ("dev", "parquet")]
     found = [one.text for piece in plan(files) for segment in piece.segments for one in read_segment(segment)]
     assert found == [f"{split} {n}" for split in ("train", "validation") for n in range(3)]
+
+
+def test_the_capped_embedded_corpus_is_read_to_its_end(tmp_path: Path) -> None:
+    write(tmp_path, "train.txt")
+    files = find_files(["docs", str(tmp_path)], max_bytes=100_000)
+    path = Path(files[0].path)
+    found = [
+        one
+        for piece in plan(files[:1], max_bytes=50_000)
+        for segment in piece.segments
+        for one in read_segment(segment)
+    ]
+    assert len(found) == len(path.read_text().splitlines())
+    assert 40_000 < sum(len(one.text.encode()) for one in found) <= 50_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_tasks import own_tasks, saved_encoder
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertModel
 
 from mlpt.downstream import multitask
 from mlpt.downstream.loading import load_tokenizer
@@ -18,6 +18,7 @@ from mlpt.downstream.multitask_saving import export_stock_classifier, load_multi
 from mlpt.errors import UserError
 from mlpt.models.conditional_encoder import ConditionalEncoder
 from mlpt.settings import load_settings
+from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.tasks import TaskSource, load_task
 from mlpt.training.schedule import learning_rate
 from mlpt.training.tracker import read_metrics
@@ -178,6 +179,19 @@ def test_a_roberta_encoder_is_conditioned_too(source, tmp_path):
     saved = saved_encoder(tmp_path / "model", roberta=True)
     result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=2), quiet)
     assert result.steps == 2
+
+
+@pytest.mark.parametrize("last_layer", ["loaded", "random"])
+def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer):
+    name = "encoder.layer.1.output.dense.weight"
+    stock = BertModel.from_pretrained(saved)
+    kept = torch.rand(32, 48) < 0.5
+    masks = MaskFile.of({name: kept}, "random", base_hash=base_hash(stock, [name]))
+    settings = {"conditional": {"max_length": 16, "last_layer": last_layer}, "masks": str(save_masks(masks, tmp_path))}
+    run_multitask(configured(saved, source, tmp_path / "run", **settings), quiet)
+    trained = load_multitask_model(tmp_path / "run" / "model").encoder.get_parameter(name)
+    assert torch.equal(trained == 0, ~kept)
+    assert not torch.equal(trained, stock.get_parameter(name) * kept)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,246 @@
+"""Fine-tuning a tiny saved model on the documentation tasks, from start to results."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+
+from mlpt.downstream.cell_run import CellRun
+from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
+from mlpt.downstream.finetune import finetune, prepare, run_cell
+from mlpt.downstream.loading import build_model, load_base
+from mlpt.errors import UserError
+from mlpt.settings import load_settings
+from mlpt.tasks import TASKS, OwnTask, TaskSource, load_task
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model, tmp_path_factory):
+    """A maker of small configurations; `mood` is a task learned in a few steps: which of two words is in the text."""
+    folder = tmp_path_factory.mktemp("mood")
+    words = ["the", "a", "of", "to", "file", "value"]
+    texts = [" ".join([words[n % 6]] * (n % 4) + ["true" if n % 2 else "false", words[n // 6 % 6]]) for n in range(320)]
+    lines = [f"{text},{'yes' if 'true' in text else 'no'}\n" for text in texts]
+    (folder / "train.csv").write_text("text,label\n" + "".join(lines[:256]))
+    (folder / "dev.csv").write_text("text,label\n" + "".join(lines[256:]))
+    own = OwnTask(name="mood", train=str(folder / "train.csv"), dev=str(folder / "dev.csv"), first="text")
+
+    def make(out, **changed):
+        values = {
+            "model": str(tiny_model),
+            "tasks": ("mood",),
+            "source": TaskSource(own=(own,)),
+            "out": str(out),
+            "seeds": (1,),
+            "learning_rates": (3e-3,),
+            "batch_size": 16,
+            "max_steps": 20,
+            "max_length": 32,
+            "eval_steps": 10,
+        }
+        return FinetuneConfig(**{**values, **changed})
+
+    return make
+
+
+def weights_of(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+def quiet(_):
+    pass
+
+
+def test_a_learnable_task_is_learned(settings, tmp_path):
+    config = settings(tmp_path, max_steps=60)
+    (result,) = finetune(config, quiet)
+    assert result.majority["dev"]["accuracy"] == 0.5
+    assert result.best["dev"]["accuracy"] > 0.95
+
+
+def test_results_predictions_and_a_stock_model_are_left_behind(settings, tmp_path):
+    said = []
+    (result,) = finetune(settings(tmp_path, tasks=("docs_package",), subset=320), said.append)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["cells"][0]["best"] == result.best
+    assert "docs_package" in said[-1]
+    folder = Path(result.folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert tuple(model.config.id2label.values()) == load_task("docs_package", TaskSource()).task.labels
+    rows = load_task("docs_package", TaskSource()).splits["dev"][:20]
+    predicted = [json.loads(line)["prediction"] for line in (folder / "predictions_dev.jsonl").read_text().splitlines()]
+    inputs = tokenizer(
+        [row.first for row in rows],
+        truncation=True,
+        max_length=32,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        stock = [model.config.id2label[int(n)] for n in model(**inputs).logits.argmax(1)]
+    assert stock == predicted[:20]
+    assert (folder / "predictions_test.jsonl").is_file()
+    assert not (folder / "checkpoints").exists()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_fine_tuning_ends_with_the_same_weights_bit_for_bit(settings, tmp_path, monkeypatch):
+    def config(out):
+        return settings(tmp_path / out, max_steps=25, checkpoint_steps=7, eval_steps=5)
+
+    (whole,) = (run_cell(cell, say=quiet) for cell in cells(config("whole")))
+    (cell,) = cells(config("killed"))
+    one_step = CellRun.one_step
+
+    def until_killed(run):
+        if run.step == 17:
+            raise KilledError
+        return one_step(run)
+
+    monkeypatch.setattr(CellRun, "one_step", until_killed)
+    with pytest.raises(KilledError):
+        run_cell(cell, say=quiet)
+    monkeypatch.setattr(CellRun, "one_step", one_step)
+    said = []
+    resumed = run_cell(cell, say=said.append)
+    assert "going on from step 14" in said[0]
+    assert (resumed.best, resumed.last, resumed.best_step) == (whole.best, whole.last, whole.best_step)
+    first, second = weights_of(Path(whole.folder) / "model"), weights_of(Path(resumed.folder) / "model")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    metrics = [(Path(result.folder) / "metrics.jsonl").read_text() for result in (whole, resumed)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_finished_cell_is_read_back_and_other_settings_are_refused(settings, tmp_path):
+    (cell,) = cells(settings(tmp_path, max_steps=2))
+    first = run_cell(cell, say=quiet)
+    assert run_cell(cell, say=quiet) == first
+    (other,) = cells(settings(tmp_path, max_steps=3))
+    with pytest.raises(UserError, match="holds a fine-tuning with other settings"):
+        run_cell(other, say=quiet)
+
+
+def test_a_cell_and_what_it_shares_can_be_sent_to_another_process(settings, tmp_path):
+    (cell,) = cells(settings(tmp_path / "a", max_steps=5))
+    shared = pickle.loads(pickle.dumps(prepare(cell.config, cell.task)))
+    with_shared = run_cell(pickle.loads(pickle.dumps(cell)), shared, quiet)
+    (alone,) = (run_cell(cell, say=quiet) for cell in cells(settings(tmp_path / "b", max_steps=5)))
+    assert with_shared.last == alone.last
+    first, second = weights_of(Path(with_shared.folder) / "model"), weights_of(Path(alone.folder) / "model")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_grid_runs_every_seed_and_rate_and_seeds_differ(settings, tmp_path):
+    config = settings(tmp_path, seeds=(1, 2), learning_rates=(1e-3, 3e-3), max_steps=4, eval_steps=4)
+    results = finetune(config, quiet)
+    assert [(r.learning_rate, r.seed) for r in results] == [(1e-3, 1), (1e-3, 2), (3e-3, 1), (3e-3, 2)]
+    heads = [weights_of(Path(r.folder) / "model")["classifier.weight"] for r in results[:2]]
+    assert not torch.equal(*heads)
+
+
+def test_early_stopping_ends_a_run_that_gets_no_better(settings, tmp_path):
+    # A rate this small changes no prediction, so the second evaluation is no better than the first.
+    config = settings(tmp_path, learning_rates=(1e-12,), max_steps=100, eval_steps=2, patience=3)
+    (result,) = finetune(config, quiet)
+    assert result.steps == 8
+    assert result.best_step == 2
+    assert "no better accuracy in 3 evaluations" in result.stopped
+
+
+def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(settings, tmp_path):
+    config = settings(tmp_path, max_steps=30, keep_model="last")
+    (result,) = finetune(config, quiet)
+    lines = [json.loads(line) for line in (Path(result.folder) / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [(line["step"], line["dev"]) for line in lines if "dev" in line]
+    assert [step for step, _ in evaluations] == [10, 20, 30]
+    best = max(scores["dev"]["accuracy"] for _, scores in evaluations)
+    assert result.best["dev"]["accuracy"] == best
+    assert result.best_step == next(step for step, scores in evaluations if scores["dev"]["accuracy"] == best)
+    assert result.last == evaluations[-1][1]
+
+
+def test_few_samples_are_drawn_by_the_seed(settings, tmp_path):
+    config = settings(tmp_path, subset=40, max_steps=1, eval_steps=1)
+    shared = prepare(config, config.tasks[0])
+    runs = [
+        CellRun(FinetuneCell(config, config.tasks[0], 1e-3, seed), shared, torch.device("cpu"), quiet)
+        for seed in (1, 2)
+    ]
+    assert [len(run.train) for run in runs] == [40, 40]
+    assert runs[0].train.tokens.tolist() != runs[1].train.tokens.tolist()
+
+
+def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
+    def run(out, tokens):
+        config = settings(tmp_path / out, tokens_per_batch=tokens)
+        shared = prepare(config, config.tasks[0])
+        for module in (shared.base.config,):
+            module.hidden_dropout_prob = module.attention_probs_dropout_prob = 0.0
+        made = CellRun(FinetuneCell(config, config.tasks[0], 1e-3, 1), shared, torch.device("cpu"), quiet)
+        losses = [float(made.one_step()) for _ in range(2)]
+        return losses, [p.detach().double() for p in made.model.parameters()]
+
+    (losses, whole), (split_losses, split) = run("a", 10**6), run("b", 30)
+    assert losses == pytest.approx(split_losses, abs=1e-5)
+    for one, other in zip(whole, split, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_a_diverged_run_says_so_and_keeps_its_best(settings, tmp_path):
+    said = []
+    config = settings(tmp_path, learning_rates=(1e30,), eval_steps=1, clip=1e30, max_steps=30)
+    (result,) = finetune(config, said.append)
+    assert "was not finite" in result.stopped
+    assert result.steps < 30
+    assert any("lower the learning rate" in line for line in said)
+
+
+def test_spans_are_trained_and_a_stock_question_answering_model_is_left(settings, tmp_path):
+    config = settings(tmp_path, tasks=("docs_span",), max_length=96, max_steps=6, eval_steps=6, subset=100)
+    (result,) = finetune(config, quiet)
+    assert set(result.best["dev"]) == {"f1", "exact_match"}
+    AutoModelForQuestionAnswering.from_pretrained(Path(result.folder) / "model")
+    line = json.loads((Path(result.folder) / "predictions_dev.jsonl").read_text().splitlines()[0])
+    assert line["n_best"][0][0] == line["prediction"]
+
+
+def test_a_head_is_kept_only_if_its_labels_are_the_tasks_in_the_same_order(settings, tmp_path):
+    (result,) = finetune(settings(tmp_path, max_steps=2), quiet)
+    task = prepare(settings(tmp_path), "mood").data.task
+    model = AutoModelForSequenceClassification.from_pretrained(Path(result.folder) / "model")
+    same = build_model(load_base(str(Path(result.folder) / "model"), task), task, 9)
+    assert torch.equal(same.classifier.weight, model.classifier.weight)
+    model.config.id2label, model.config.label2id = {0: "yes", 1: "no"}, {"yes": 0, "no": 1}
+    model.save_pretrained(tmp_path / "swapped")
+    drawn = build_model(load_base(str(tmp_path / "swapped"), task), task, 9)
+    assert not torch.equal(drawn.classifier.weight, model.classifier.weight)
+    assert torch.equal(drawn.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
+
+
+def test_a_runs_folder_stands_for_its_model(tiny_model, tmp_path):
+    assert load_base(str(tiny_model.parent), TASKS["sst2"]).config.hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "/nowhere/at/all"}, "cannot load a model from '/nowhere/at/all'"),
+        ({"metric": "bleu"}, "task 'mood' has no metric 'bleu'; it has accuracy, macro_f1"),
+        ({"tasks": ("docs_sumary",)}, "did you mean 'docs_summary'"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(settings, tmp_path, changed, message):
+    with pytest.raises(UserError, match=message):
+        finetune(settings(tmp_path, **changed), quiet)
+
+
+def test_a_repeated_seed_is_refused(tiny_model):
+    with pytest.raises(UserError, match="seeds names a value twice"):
+        load_settings(FinetuneConfig, {"model": str(tiny_model), "tasks": ["sst2"], "seeds": [1, 1]})
