@@ -43,7 +43,7 @@ def prepare(
     """Text -> tokenizer + blocks."""
     from mlpt.data.prepare import DataConfig
     from mlpt.data.prepare import prepare as prepare_blocks
-    from mlpt.launch import describe
+    from mlpt.prepared import describe
     from mlpt.reporting.display import Display
     from mlpt.settings import load_settings, parse_overrides
 
@@ -101,6 +101,35 @@ def tune(
         start_sweep(names[0], [word for word in words or [] if "=" in word], say, debug=_debugging())
     else:
         raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
+
+
+@app.command()
+def finetune(
+    words: Annotated[list[str], typer.Argument(metavar="MODEL [key=value ...]", help="a run, a folder or a hub name")],
+    tasks: Annotated[list[str], typer.Option(help="one task or many: --tasks sst2,rte or --tasks sst2 rte")],
+    data_dir: Annotated[str | None, typer.Option(help="folder of the original downloads, or hub:")] = None,
+    masks: Annotated[str | None, typer.Option(help="sparse masks to apply and keep")] = None,
+    out: Annotated[str, typer.Option(help="folder for results, predictions and models")] = "finetuned",
+    multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
+    workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
+) -> None:
+    """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
+    from mlpt.downstream.command import settings_from_words
+
+    model, *more = words
+    named = [name for word in [*tasks, *(word for word in more if "=" not in word)] for name in word.split(",")]
+    given = {"model": model, "tasks": named, "masks": masks, "out": out}
+    settings = [word for word in more if "=" in word]
+    if multitask:
+        from mlpt.downstream.multitask import run_multitask
+        from mlpt.downstream.multitask_config import MultitaskConfig
+
+        run_multitask(settings_from_words(MultitaskConfig, given, data_dir, settings), say=_print)
+    else:
+        from mlpt.downstream.config import FinetuneConfig
+        from mlpt.runtime.finetune import finetune_cells
+
+        finetune_cells(settings_from_words(FinetuneConfig, given, data_dir, settings), workers, say=_print)
 
 
 @app.command()

@@ -15,12 +15,10 @@ from typing import Any
 from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
-from mlpt.data.files import cache_directory
-from mlpt.data.manifest import Manifest, read_manifest
-from mlpt.data.prepare import input_digest, prepare
 from mlpt.errors import UserError
 from mlpt.job import mixture_rule, run_rank
 from mlpt.logs import log_to_file
+from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.rundir import new_run_dir, open_run
@@ -60,49 +58,21 @@ def pretrain(
         folder = new_run_dir(config)
     with Display(config.report.progress, console) as display:
         display.say(f"run: {folder}")
-        blocks = blocks_of(config, folder, display)
         if config.runtime.num_workers == 0:
-            summary = _in_this_process(config, blocks, folder, display)
+            summary = _in_this_process(config, blocks_of(config, folder, display), folder, display)
         else:
-            from mlpt.runtime.pretrain import pretrain_on_ray  # Ray is needed from here on only
+            from mlpt.runtime.ingest import blocks_on_cluster  # Ray is needed from here on only
+            from mlpt.runtime.pretrain import pretrain_on_ray
 
+            on_cluster = config.runtime.address != "local"
+            blocks = (
+                blocks_on_cluster(config, folder, display, debug) if on_cluster else blocks_of(config, folder, display)
+            )
             summary = pretrain_on_ray(config, blocks, folder, display, debug)
     summary["first_mixture"] = mixture_rule(config).first_mixture()
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     print_summary(summary, folder, console)
     return Run(folder, summary)
-
-
-def blocks_of(config: RunConfig, folder: Path, display: Display) -> str:
-    """The prepared blocks of a run: `data.source` if that is a prepared folder, else made from it.
-
-    They are made in `config.blocks` or, by default, in the user's cache, where other runs on the same text find them.
-    A run remembers which blocks it had; resuming it on other text is an error.
-    """
-    sources = config.data.sources
-    if len(sources) == 1 and (manifest := read_manifest(sources[0])) is not None:
-        blocks = str(Path(sources[0]).resolve()) if Path(sources[0]).exists() else sources[0]
-    else:
-        blocks = config.blocks or str(cache_directory() / "blocks" / input_digest(config.data))
-        with display.bytes_done("preparing text") as progress:
-            manifest = prepare(config.data, blocks, progress=progress)
-    display.say(describe(manifest, blocks))
-    remembered, current = folder / "blocks.json", {"blocks": blocks, "digest": manifest.digest}
-    if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
-        raise UserError(f"the text has changed since {folder} was started; start a new run on it")
-    remembered.write_text(json.dumps(current))
-    return blocks
-
-
-def describe(manifest: Manifest, blocks: str) -> str:
-    """One line about prepared blocks."""
-    rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
-    tokens = sum(entry.tokens for entry in manifest.splits.values())
-    how = "found" if manifest.reused else "made"
-    size = manifest.vocabulary["size"]
-    return (
-        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens, vocabulary {size:,}; in {blocks}"
-    )
 
 
 def _in_this_process(config: RunConfig, blocks: str, folder: Path, display: Display) -> dict[str, Any]:

@@ -87,10 +87,9 @@ def _number(value: Any) -> Any:
 
 def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path, known = _walk(cls, [str(part) for part in first["loc"]])
     prefix = [where] if where else []
     if first["type"] == "extra_forbidden":
-        known = _keys_at(cls, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean '{'.'.join([*prefix, *path[:-1], near[0]])}'?" if near else f"valid: {', '.join(known)}"
         return f"unknown setting '{'.'.join(prefix + path)}'; {hint}"
@@ -100,19 +99,31 @@ def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
     return f"setting '{key}': {message}{given}" if key else f"{message}{given}"
 
 
-def _keys_at(cls: type[BaseModel], path: list[str]) -> list[str]:
-    """The valid keys of the settings class reached from `cls` along `path` (list indices and union tags included)."""
-    candidates: list[type[BaseModel]] = [cls]
-    for part in path:
-        stepped = [
-            deeper
-            for one in candidates
+def _walk(cls: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
+    """The keys that a person writes to get to `location`, and the valid ones beside the last of them.
+
+    Pydantic names the member of a union between two keys (by its `rule` or its type); people don't write that.
+    """
+    written: list[str] = []
+    here: list[type[BaseModel]] = [cls]
+    beside: list[str] = []
+    for number, part in enumerate(location):
+        last = number == len(location) - 1
+        tagged = [one for one in here if _tag(one) == part]
+        if tagged and not last:
+            here = tagged
+            continue
+        beside = sorted({key for one in here for key in one.model_fields})
+        deeper = [
+            found
+            for one in here
             if part in one.model_fields
-            for deeper in _settings_in(one.model_fields[part].annotation)
+            for found in _settings_in(one.model_fields[part].annotation)
         ]
-        tagged = [one for one in candidates if _tag(one) == part]
-        candidates = stepped or tagged or candidates
-    return sorted({key for one in candidates for key in one.model_fields})
+        if part in beside or part.isdigit() or last:
+            written.append(part)
+        here = deeper or here
+    return written, beside
 
 
 def _settings_in(annotation: Any) -> list[type[BaseModel]]:

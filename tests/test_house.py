@@ -25,6 +25,7 @@ HEIGHT = {
     "recipes": 7,
     "job": 8,
     "rundir": 8,
+    "prepared": 8,
     "runtime": 9,
     "launch": 10,
     "bench": 11,

@@ -1,6 +1,9 @@
 """Settings: strict keys with the nearest valid one, overrides as YAML, and components that replace each other whole."""
 
+from typing import Annotated, Literal
+
 import pytest
+from pydantic import Field
 
 from mlpt.errors import UserError
 from mlpt.settings import Settings, load_settings, merge, parse_overrides
@@ -11,9 +14,19 @@ class Inner(Settings):
     steps: int = 5
 
 
+class First(Settings):
+    rule: Literal["first"] = "first"
+    gamma: float = 2.0
+
+
+class Second(Settings):
+    rule: Literal["second"] = "second"
+
+
 class Outer(Settings):
     inner: Inner = Inner()
     name: str = "x"
+    component: Annotated[First | Second, Field(discriminator="rule")] = First()
 
 
 def test_an_unknown_key_names_the_nearest_valid_one():
@@ -24,13 +37,22 @@ def test_an_unknown_key_names_the_nearest_valid_one():
 
 
 def test_an_unknown_key_like_no_other_lists_the_valid_ones():
-    with pytest.raises(UserError, match="valid: inner, name"):
+    with pytest.raises(UserError, match="valid: component, inner, name"):
         load_settings(Outer, {"zzzzzz": 1})
 
 
 def test_a_wrong_type_names_the_key_and_the_value():
     with pytest.raises(UserError, match=r"setting 'inner\.steps'.*got 'many'"):
         load_settings(Outer, {"inner": {"steps": "many"}})
+
+
+def test_a_components_settings_are_named_as_people_write_them():
+    with pytest.raises(UserError, match=r"unknown setting 'component\.gama'; did you mean 'component\.gamma'\?"):
+        load_settings(Outer, {"component": {"rule": "first", "gama": 1}})
+    with pytest.raises(UserError, match=r"setting 'component\.gamma'.*got 'much'"):
+        load_settings(Outer, {"component": {"rule": "first", "gamma": "much"}})
+    with pytest.raises(UserError, match=r"unknown setting 'component\.gamma'; valid: rule"):
+        load_settings(Outer, {"component": {"rule": "second", "gamma": 1}})
 
 
 def test_every_error_is_one_line():

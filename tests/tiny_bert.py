@@ -22,13 +22,17 @@ def tiny_bert(seed: int = 0, dropout: float = 0.0) -> BertForMaskedLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = BertConfig(**SIZES, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-        return BertForMaskedLM(config).eval()
+        model = BertForMaskedLM(config).eval()
+        torch.nn.init.normal_(model.cls.predictions.bias)  # zeros would hide a lost bias
+        return model
 
 
 def tiny_roberta() -> RobertaForMaskedLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return RobertaForMaskedLM(RobertaConfig(**SIZES)).eval()
+        model = RobertaForMaskedLM(RobertaConfig(**SIZES)).eval()
+        torch.nn.init.normal_(model.lm_head.bias)
+        return model
 
 
 def linear(values: list[list[float]]) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""What the meta-learner costs training through Ray: the quickstart with rule `mometas` against the same with `fixed`."""
+"""What the meta-learner costs training through Ray: the quickstart with `mometas` against the same with `fixed`."""
 
 import statistics
 import tempfile

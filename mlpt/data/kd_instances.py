@@ -61,8 +61,8 @@ def kd_pairs(
 ) -> Iterator[tuple[list[Token], list[Token]]]:
     """(A, B) of at most `max_tokens` together, B possibly empty: paragraphs are gathered up to a target length.
 
-    The target is `max_tokens`, for a tenth of the documents a uniform number from 2. Two paragraphs or more are split at
-    a random one. What is cut off a long pair is dropped, as is done there.
+    The target is `max_tokens`, for a tenth of the documents a uniform number from 2. Two paragraphs or more are split
+    at a random one. What is cut off a long pair is dropped, as is done there.
     """
     is_short = generator.random() < SHORT_PROBABILITY
     target = int(generator.integers(2, max_tokens, endpoint=True)) if is_short else max_tokens
@@ -91,10 +91,10 @@ def framed(
     first: list[Token], second: list[Token], cls: Token, sep: Token, style: Style
 ) -> tuple[list[Token], list[int]]:
     """The sequence with its special tokens, and segment ids: 0 up to A's separator, 1 for B and its own."""
-    opening = [cls, *first, sep]
+    opening = [cls] + first + [sep]  # noqa: RUF005 (unpacking loses the token's type)
     if not second:
         return opening, [0] * len(opening)
-    closing = [*([sep] if style == "roberta" else []), *second, sep]
+    closing = ([sep] if style == "roberta" else []) + second + [sep]
     return opening + closing, [0] * len(opening) + [1] * len(closing)
 
 

@@ -163,12 +163,15 @@ class _SplitWriter:
         """Paragraph pairs of each document (`mlpt.data.kd_instances`)."""
         tokenizer, layout = _tokenizer(self.job.tokenizer), self.job.layout
         style: Style = "roberta" if tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
-        heading = tokenizer.token_to_id("=")
+        known = tokenizer.token_to_id("=")
+        heading: int = -1 if known is None else known
+
+        def ids_of(line: str) -> list[int]:
+            return list(tokenizer.encode(line, add_special_tokens=False).ids)
+
         for document in documents:
             lines = [*document.text.split("\n"), ""]  # the blank line closes it, as in a file of documents
-            paragraphs = list(
-                kd_documents(lines, lambda line: tokenizer.encode(line, add_special_tokens=False).ids, heading)
-            )
+            paragraphs = list(kd_documents(lines, ids_of, heading))
             number = (self.job.number << 32) + self.documents
             self.documents += 1
             self.tokens += sum(len(one) for part in paragraphs for one in part)

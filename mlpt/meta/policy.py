@@ -61,11 +61,12 @@ class Snapshot:
 class Evidence:
     """What the workers saw since the last update.
 
-    draws   how often each objective was drawn (a global count; in stratified mode the micro-batches, summed).
+    draws   how many steps trained each objective, over all ranks; fractions where a step was shared out (stratified) or
+            weighted, so that they always sum to the steps since the last update.
     losses  mean training loss in nats of each objective drawn since the last update.
     """
 
-    draws: Mapping[str, int] = field(default_factory=dict)
+    draws: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
 
 

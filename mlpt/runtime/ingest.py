@@ -1,9 +1,15 @@
 """Preparing blocks with Ray tasks, one a shard: the same function, and the same bytes, as a process pool."""
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+
+from mlpt.config import RunConfig
+from mlpt.prepared import blocks_of
+from mlpt.reporting.display import Display
+from mlpt.runtime.cluster import ray_session
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -20,3 +26,12 @@ def run_shards_on_ray(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator
         waiting.append(task.remote(job))
     for future in waiting:
         yield ray.get(future)
+
+
+def blocks_on_cluster(config: RunConfig, folder: Path, display: Display, debug: bool = False) -> str:
+    """`mlpt.prepared.blocks_of`, its shards prepared by the nodes of the cluster.
+
+    `config.blocks` must be a folder or URI that every node can read and write.
+    """
+    with ray_session(config.runtime, 1, debug):
+        return blocks_of(config, folder, display, run_shards_on_ray)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
-from mlpt.launch import blocks_of
+from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import ray_session
 from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment

@@ -51,7 +51,10 @@ def _untie_decoder(backbone: Any, masks: Mapping[str, Tensor]) -> None:
         return
     if not any(name.endswith("word_embeddings.weight") for name in masks):
         return
+    # Its bias is tied too, and would not be saved under the name that an untied decoder reads.
     decoder.weight = nn.Parameter(decoder.weight.detach().clone())
+    if decoder.bias is not None:
+        decoder.bias = nn.Parameter(decoder.bias.detach().clone())
     backbone.config.tie_word_embeddings = False
 
 
@@ -130,6 +133,7 @@ def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: in
     was_training = backbone.training
     backbone.eval()
     device = next(backbone.parameters()).device
+    length = min(length, backbone.base_model.embeddings.position_ids.shape[1] - 2)  # RoBERTa counts from its padding id
     tokens = torch.full((batch_size, length), 5 % backbone.config.vocab_size, device=device)
     taken = []
     for measured in range(rounds + 2):

@@ -25,7 +25,7 @@ from mlpt.training.draw import draw_objectives
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.hooks import StepHook
-from mlpt.training.meter import Meter, add_up, means
+from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
 from mlpt.training.schedule import check_schedule, learning_rate
@@ -96,7 +96,7 @@ class Loop:
         self._tensorboard = tensorboard
         self._forward = self._wrapped()
         self._meter = Meter()
-        self._window: dict[str, tuple[float, int]] = {}  # losses since the last log line
+        self._window: dict[str, Seen] = {}  # losses since the last log line
         self._best: float | None = None
         self._before: dict[str, float] = {}
         self._metrics_bytes = 0
@@ -182,7 +182,7 @@ class Loop:
             ):
                 loss = self._forward(name, inputs)
             self.scaler.scale(loss * (weight * share)).backward()
-        self._meter.add(name, loss)
+        self._meter.add(name, loss, weight / self.micro_batches)
 
     def _adopt(self, tracker: Tracker | None) -> None:
         answer = self.outer.adopt_if_due(self.step, self.model)
@@ -206,7 +206,7 @@ class Loop:
         self._last_log = (now, self.step)
         values = {
             "tokens": self._tokens(self.step),
-            "loss": means(self._window),
+            "loss": {name: seen.mean for name, seen in self._window.items()},
             "learning_rate": self._rate(),
             "mixture": dict(self.outer.policy.mixture),
             "tokens_per_second": self._tokens(self.step - step) / (now - since),
@@ -246,7 +246,7 @@ class Loop:
             "outer": outer_state,
             "hooks": {name: state for name, (state, _) in hook_states.items()},
             "scaler": self.scaler.state_dict(),
-            "window": self._window,
+            "window": to_json(self._window),
             "best": self._best,
             "before": self._before,
             "metrics_bytes": tracker.position(),
@@ -278,7 +278,7 @@ class Loop:
         load_optimizer_tensors(self.model, self.optimizer, tensors.get("optimizer", {}))
         self.outer.load_state(state["outer"], tensors.get("outer", {}))
         self.scaler.load_state_dict(state["scaler"])
-        self._window = {name: (total, count) for name, (total, count) in state["window"].items()}
+        self._window = from_json(state["window"])
         self._best, self._before, self._metrics_bytes = state["best"], state["before"], state["metrics_bytes"]
         for hook in self.hooks:
             named = tensors.get("hooks", {})

@@ -14,7 +14,7 @@ from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.training.group import Group
-from mlpt.training.meter import add_up, means
+from mlpt.training.meter import Seen, add_up, from_json, to_json
 
 
 class PolicySource(Protocol):
@@ -79,7 +79,7 @@ class Outer:
         self._snapshot: Snapshot | None = None  # reused buffers
         self._adopt_at: int | None = None
         self._settled: Answer | None = None  # an answer fetched before its time, for a checkpoint
-        self._seen: dict[str, tuple[float, int]] = {}
+        self._seen: dict[str, Seen] = {}
         self._learner_state: Mapping[str, Any] | None = None
         self._learner_tensors: Mapping[str, Tensor] = {}
 
@@ -91,9 +91,9 @@ class Outer:
             else:
                 self._source.start(self._learner_state, self._learner_tensors)
 
-    def observe(self, losses: Mapping[str, tuple[float, int]]) -> None:
-        """Add (summed loss, number of micro-batches) by objective, over all ranks, to the next update's evidence."""
-        add_up(self._seen, losses)
+    def observe(self, seen: Mapping[str, Seen]) -> None:
+        """Add what all ranks saw to the next update's evidence."""
+        add_up(self._seen, seen)
 
     def seconds(self) -> dict[str, float]:
         """What meta-learning took: training that stood still, snapshots, and the learner's own work."""
@@ -107,8 +107,9 @@ class Outer:
         begun = time.perf_counter()
         if self._source is not None:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot)
-            draws = {name: count for name, (_, count) in self._seen.items()}
-            self._source.launch(self.policy, self._snapshot, Evidence(draws, means(self._seen)))
+            draws = {name: seen.steps for name, seen in self._seen.items()}
+            losses = {name: seen.mean for name, seen in self._seen.items()}
+            self._source.launch(self.policy, self._snapshot, Evidence(draws, losses))
         self._seen = {}
         self._adopt_at = step + self.lag
         self.launch_seconds += time.perf_counter() - begun
@@ -142,7 +143,7 @@ class Outer:
         """What a checkpoint holds (rank 0). Call `settle` before, so that nothing is under way."""
         state: dict[str, Any] = {
             "policy": self.policy.to_json(),
-            "seen": self._seen,
+            "seen": to_json(self._seen),
             "learner": self._learner_state,
         }
         tensors = {f"learner.{name}": tensor for name, tensor in self._learner_tensors.items()}
@@ -161,7 +162,7 @@ class Outer:
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`, on every rank; call `start` after it."""
         self.policy = Policy.from_json(state["policy"])
-        self._seen = {name: (total, count) for name, (total, count) in state["seen"].items()}
+        self._seen = from_json(state["seen"])
         self._learner_state = state["learner"]
         self._learner_tensors = _under(tensors, "learner.")
         pending = state.get("pending")

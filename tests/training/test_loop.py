@@ -11,6 +11,7 @@ from torch.multiprocessing.spawn import spawn
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
 from mlpt.job import run_rank
+from mlpt.meta.learner import MetaLearner
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
@@ -181,3 +182,20 @@ def test_what_is_trained_on_is_learned(small_blocks, tmp_path):
         tmp_path,
     )
     assert summary["held_out"]["mlm"] < summary["held_out_before"]["mlm"] - 0.5
+
+
+@pytest.mark.parametrize("draw", ["step", "stratified", "weighted"])
+def test_the_evidence_counts_steps_however_a_step_is_cut(small_blocks, tmp_path, monkeypatch, draw):
+    seen = []
+    update = MetaLearner.update
+
+    def watched(self, policy, snapshot, evidence):
+        seen.append(dict(evidence.draws))
+        return update(self, policy, snapshot, evidence)
+
+    monkeypatch.setattr(MetaLearner, "update", watched)
+    run(config_with(train={"draw": draw}), small_blocks, tmp_path)
+    assert seen[0] == {}
+    assert [sum(draws.values()) for draws in seen[1:]] == pytest.approx([4.0] * 3)  # the interval
+    if draw == "step":
+        assert all(float(count).is_integer() for draws in seen for count in draws.values())

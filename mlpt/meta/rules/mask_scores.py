@@ -68,7 +68,7 @@ class MaskScores(MetaRule):
             raise UserError(f"the masks' hypergradient at step {context.step} is not finite; lower the learning rate")
         before = {name: one > THETA for name, one in scores.items()}
         count = self._updates + 1
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, gradient in gradients.items():
             moved, first, second = self._descend(name, scores[name], gradient, count)
             tensors |= {f"first.{name}": first, f"second.{name}": second}

@@ -91,7 +91,7 @@ def relative_drop(before: float, after: float) -> float:
     return max((before - after + SMOOTHING) / (before + SMOOTHING), LOWEST)
 
 
-def reinforce(scores: Sequence[float], counts: Sequence[int], reward: float, lr: float, gamma: float) -> list[float]:
+def reinforce(scores: Sequence[float], counts: Sequence[float], reward: float, lr: float, gamma: float) -> list[float]:
     """The scores after one SGD step on `reinforce_loss`.
 
     s <- s + lr * [R (n - K p) - gamma p (log p + H)], with n the draws of each objective and K their sum.
@@ -104,7 +104,7 @@ def reinforce(scores: Sequence[float], counts: Sequence[int], reward: float, lr:
     ]
 
 
-def reinforce_loss(scores: Sequence[float], counts: Sequence[int], reward: float, gamma: float) -> float:
+def reinforce_loss(scores: Sequence[float], counts: Sequence[float], reward: float, gamma: float) -> float:
     """J = -R sum_i n_i log p_i - gamma H(p)."""
     p = softmax(scores)
     likelihood = sum(n * math.log(q) for n, q in zip(counts, p, strict=True) if n)

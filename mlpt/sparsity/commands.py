@@ -1,0 +1,178 @@
+"""What `mlpt prune`, `masks`, `evaluate` and `export` do: names of files and models in, plain values out."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from transformers import AutoTokenizer
+
+from mlpt.data.blocks import Blocks
+from mlpt.errors import UserError
+from mlpt.models.encoder import Encoder, load_encoder
+from mlpt.models.masked import add_pooler, maskable_weights
+from mlpt.randomness import torch_generator
+from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks, save_published
+from mlpt.sparsity.compare import Comparison, Pairing, compare, distances
+from mlpt.sparsity.config import pretrained_pooler
+from mlpt.sparsity.evaluate import evaluate_pretraining
+from mlpt.sparsity.export import export_compact, export_dense, latency_before_and_after, load_compact
+from mlpt.sparsity.making import Rounding, Scope, magnitude_masks, random_masks
+from mlpt.sparsity.structured import (
+    GROUP_FILES,
+    Kind,
+    group_mask,
+    importance,
+    load_group_mask,
+    random_group_mask,
+    save_group_mask,
+)
+
+Method = Literal["magnitude", "random"]
+
+
+def prune(
+    model: str,
+    method: str,
+    sparsity: float,
+    out: str,
+    seed: int = 0,
+    scope: Scope = "local",
+    rounding: Rounding = "floor",
+    modules: str = "tamt",
+    structured: Kind | None = None,
+) -> dict[str, Any]:
+    """One-shot masks of the model (folder or hub name) written to `out`.
+
+    out       a `.safetensors` file or a folder; a `.pt` file for the published format; with `structured` an `.npy` file
+              or a folder (head_mask.npy, ffn_mask.npy).
+    rounding  `floor`, or `round` as torch.nn.utils.prune and so the published one-shot script.
+    Returns {file, method, density, layers}. Raises `UserError` for bad input.
+    """
+    if method not in get_args(Method):
+        hint = "; iterative pruning trains: mlpt pretrain tamt_imp" if method in ("imp", "iterative") else ""
+        raise UserError(f"there is no one-shot method '{method}'; there are magnitude and random{hint}")
+    encoder = load_encoder(model, {})
+    if structured is not None:
+        return _prune_groups(encoder, method, sparsity, Path(out), seed, structured)
+    if modules == "tamt":
+        add_pooler(encoder, pretrained_pooler(model))
+    weights = maskable_weights(encoder, modules)
+    if method == "magnitude":
+        masks = magnitude_masks(weights, sparsity, scope, rounding)
+    else:
+        masks = random_masks(weights, sparsity, seed, rounding)
+    known = {"sparsity": sparsity, "seed": seed if method == "random" else None, "base": model}
+    file = MaskFile.of(masks, method, base_hash=base_hash(encoder, list(masks)), **known)
+    target = Path(out)
+    if target.suffix == ".pt":
+        save_published(masks, target, ".weight_mask")
+    else:
+        target = save_masks(file, target)
+    layers = {name: layer.density for name, layer in file.description.layers.items()}
+    return {"file": str(target), "method": method, "density": file.description.density, "layers": layers}
+
+
+def _prune_groups(encoder: Encoder, method: str, sparsity: float, out: Path, seed: int, kind: Kind) -> dict[str, Any]:
+    scores = importance(encoder, kind)
+    if method == "magnitude":
+        mask = group_mask(scores, sparsity)
+    else:
+        layers, groups = scores.shape
+        mask = random_group_mask((layers, groups), sparsity, torch_generator(seed, f"random {kind} mask"))
+    target = out if out.suffix == ".npy" else out / GROUP_FILES[kind]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_group_mask(mask, target)
+    kept = {f"layer {at}": float(row.float().mean()) for at, row in enumerate(mask)}
+    return {"file": str(target), "method": method, "density": float(mask.float().mean()), "layers": kept}
+
+
+def show(files: Sequence[str]) -> list[dict[str, Any]]:
+    """What each mask file says of itself: `Description` as plain data, with its `file`."""
+    return [{"file": name, **load_masks(name).description.model_dump(mode="json")} for name in files]
+
+
+def compare_files(files: Sequence[str], pairing: Pairing = "key") -> Comparison:
+    """Similarity of every pair of mask files, named by their paths."""
+    if len(files) < 2:
+        raise UserError("comparing masks needs two files or more")
+    return compare({name: load_masks(name).masks for name in files}, pairing)
+
+
+def distance_files(reference: str, files: Sequence[str], pairing: Pairing = "key") -> list[dict[str, Any]]:
+    """{file, step, similarity, distance} of each mask file from the reference, by step.
+
+    The step is the file's own, or the last number in its path (published files have none).
+    """
+    if not files:
+        raise UserError("give the mask files whose distance from the reference is wanted")
+    start = load_masks(reference).masks
+    rows = []
+    for name in files:
+        file = load_masks(name)
+        step = file.description.step if file.description.step is not None else _last_number(name)
+        rows.append({"file": name, **distances(start, [(step, file.masks)], pairing)[0]})
+    return sorted(rows, key=lambda row: row["step"])
+
+
+def _last_number(name: str) -> int:
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else 0
+
+
+def evaluate_files(
+    model: str,
+    blocks: str,
+    masks: str | None = None,
+    split: Literal["train", "dev", "test"] = "test",
+    batches: int = 16,
+    batch_size: int = 32,
+    seed: int = 42,
+    padding: Literal["out", "in"] = "out",
+) -> dict[str, Any]:
+    """`evaluate_pretraining` of a model folder or hub name on prepared blocks, dense or under a mask file."""
+    encoder = load_encoder(model, {})
+    if masks is not None:
+        add_pooler(encoder, pretrained_pooler(model))
+    rows = Blocks.open(blocks, split)
+    file = load_masks(masks) if masks is not None else None
+    return evaluate_pretraining(encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding)
+
+
+def export_files(
+    model: str,
+    out: str,
+    masks: str | None = None,
+    heads: str | None = None,
+    neurons: str | None = None,
+) -> dict[str, Any]:
+    """Write a folder for other programs: dense with zeros (`masks`), or physically smaller (`heads`, `neurons`: .npy).
+
+    Returns {folder, loader, ...}; for the smaller model with `latency` before and after, measured here and now.
+    """
+    encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
+    if masks is not None:
+        if heads or neurons:
+            raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
+        add_pooler(encoder, pretrained_pooler(model))
+        file = load_masks(masks)
+        fit(file, encoder)
+        folder = export_dense(encoder, file, out, tokenizer)
+        return {"folder": str(folder), "loader": "transformers.AutoModel", "density": file.description.density}
+    chosen = {
+        kind: load_group_mask(name) for kind, name in (("heads", heads), ("neurons", neurons)) if name is not None
+    }
+    if not chosen:
+        encoder.save(out, tokenizer)
+        return {"folder": out, "loader": "transformers.AutoModel", "density": 1.0}
+    made = export_compact(encoder, out, chosen.get("heads"), chosen.get("neurons"), tokenizer)
+    is_stock = made["loader"].startswith("transformers")
+    smaller = load_encoder(out, {}).backbone if is_stock else load_compact(out)
+    return made | {"latency": latency_before_and_after(encoder.backbone, smaller)}
+
+
+def _tokenizer_of(model: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError, KeyError):
+        return None  # a folder without a tokenizer exports without one
