@@ -145,7 +145,6 @@ class Study:
 
 def trained_settings(method: str, sparsity: float) -> tuple[dict[str, Any], float]:
     """What a kind of mask training changes against plain pretraining, and its learning rate."""
-    reset = {"interval": 50}
     scores = {"method": method, "sparsity": sparsity, "reset": {"interval": 50}}
     others = {"atd": None, "dtd": None, "cse": None}
     if method == "tamt_mlm":
