@@ -41,6 +41,7 @@ class Head:
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -75,9 +76,9 @@ class Head:
             self.close()
             raise
 
-    def job(self, *words, submit=(), environment=None, timeout=300):
-        """`ray job submit WORDS` from the repository; the completed process."""
-        command = [RAY, "job", "submit", "--address", self.dashboard, "--working-dir", str(REPOSITORY), *submit, "--"]
+    def job(self, *words, submit=("--working-dir", str(REPOSITORY)), environment=None, timeout=300):
+        """`ray job submit WORDS`, with the repository as working directory unless `submit` says otherwise."""
+        command = [RAY, "job", "submit", "--address", self.dashboard, *submit, "--"]
         return self._ray([*command, *map(str, words)], environment, timeout)
 
     def ask(self, *words, environment=None):
@@ -90,7 +91,7 @@ class Head:
         request.add_header("Authorization", f"Bearer {self.token.read_text()}")
         with urllib.request.urlopen(request, timeout=30) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
-        return sum(node["state"] == "ALIVE" for node in nodes) - 1
+        return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
 
     def close(self):
         """End the head and everything that it started."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from ray_heads import Head
-from real_runs import metrics_of, wait_until
+from real_runs import REPOSITORY, metrics_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_a_stopped_job_is_resumed_by_another(head, tiny, tmp_path):
     submitted = head.job(
         *("python", "-m", "mlpt", "pretrain", "quickstart", *tiny, f"run_dir={run}", "train.steps=3000"),
         *("train.checkpoint_every=20", "runtime.address=auto", "train.schedule.shape=constant"),
-        submit=("--no-wait", "--submission-id", "first"),
+        submit=("--working-dir", str(REPOSITORY), "--no-wait", "--submission-id", "first"),
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     wait_until(lambda: list(run.glob("checkpoints/step_*/COMMITTED")))
