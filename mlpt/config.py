@@ -67,6 +67,12 @@ class ReportConfig(Settings):
         "auto", description="auto: a bar on a terminal, else lines"
     )
 
+    @field_validator("progress", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML reads `off` as false."""
+        return "off" if value is False else value
+
 
 def _plain_mlm() -> dict[str, dict[str, Any]]:
     return {"mlm": {}}

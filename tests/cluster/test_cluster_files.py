@@ -1,6 +1,7 @@
 """The cluster files, checked offline by the code that `ray up` and KubeRay's autoscaler run on them."""
 
 import copy
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,9 @@ import yaml
 from kuberay_schema import cluster_spec, pod_templates, validate
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from mlpt.config import load_run_config
+from mlpt.settings import parse_overrides
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 CLOUDS = ["aws.yaml", "gcp.yaml"]
@@ -202,3 +206,13 @@ def test_the_launcher_of_ray_submit_is_one_file_that_needs_only_the_installed_pa
     shutil.copy(CLUSTER / "run.py", alone)
     compile(alone.read_text(), str(alone), "exec")
     assert "from mlpt.cli import main" in alone.read_text()
+
+
+def test_the_entrypoint_of_the_job_is_a_valid_run_that_asks_for_the_manifests_nodes():
+    manifest = read("kuberay/rayjob.yaml")
+    command, subcommand, recipe, *words = shlex.split(manifest["spec"]["entrypoint"])
+    assert (command, subcommand) == ("mlpt", "pretrain")
+    runtime = load_run_config(recipe, parse_overrides(words)).runtime
+    types = autoscaling(manifest)["available_node_types"]
+    for node, wanted in (("gpu", runtime.worker_resources), ("meta", runtime.meta_resources)):
+        assert wanted.items() <= types[node]["resources"].items()

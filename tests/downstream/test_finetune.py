@@ -143,6 +143,14 @@ def test_a_finished_cell_is_read_back_and_other_settings_are_refused(settings, t
         run_cell(other, say=quiet)
 
 
+def test_a_model_named_by_another_path_is_the_same_cell(settings, tmp_path, tiny_model, monkeypatch):
+    (cell,) = cells(settings(tmp_path, max_steps=2))
+    first = run_cell(cell, say=quiet)
+    monkeypatch.chdir(tiny_model.parent)
+    (same,) = cells(settings(tmp_path, max_steps=2, model=tiny_model.name))
+    assert run_cell(same, say=quiet) == first
+
+
 def test_a_cell_and_what_it_shares_can_be_sent_to_another_process(settings, tmp_path):
     (cell,) = cells(settings(tmp_path / "a", max_steps=5))
     shared = pickle.loads(pickle.dumps(prepare(cell.config, cell.task)))
