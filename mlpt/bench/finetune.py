@@ -53,7 +53,8 @@ def run() -> list[Row]:
         _save_model(folder, examples)
         ours = OurFinetuning(folder, task, source, scratch)
         peers = [TrainerFinetuning(folder, examples, scratch, fixed) for fixed in (True, False)]
-        rounds = [[side.seconds() for side in (ours, *peers)] for _ in range(1 + ROUNDS)]
+        sides: tuple[OurFinetuning | TrainerFinetuning, ...] = (ours, *peers)
+        rounds = [[side.seconds() for side in sides] for _ in range(1 + ROUNDS)]
     mine, fixed, dynamic = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first warms up
     return [
         _row(f"{task}, against Trainer padded to {LENGTH}", mine, fixed),

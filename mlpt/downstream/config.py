@@ -87,7 +87,13 @@ class FinetuneCell:
     def identity(self) -> dict[str, Any]:
         """Plain data that is equal for two runs of the same cell: all that changes its weights."""
         settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL))
+        settings["model"] = _whole_path(self.config.model)  # however the same folder was named
+        settings["masks"] = self.config.masks and _whole_path(self.config.masks)
         return {**settings, "task": self.task, "learning_rate": self.learning_rate, "seed": self.seed}
+
+
+def _whole_path(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def cells(config: FinetuneConfig) -> list[FinetuneCell]:

@@ -16,10 +16,10 @@ import torch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
-from mlpt.downstream.evaluate import check_metric
+from mlpt.downstream.evaluate import check_metric, outputs_of, predict, score
 from mlpt.downstream.features import make_features
-from mlpt.downstream.loading import Base, load_base, load_tokenizer
-from mlpt.downstream.results import CellResult, summarise, table, write_results
+from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer
+from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.errors import UserError
 from mlpt.models.config import positions_needed
 from mlpt.tasks import load_task
@@ -28,18 +28,24 @@ from mlpt.training.group import default_device
 Say = Callable[[str], None]
 
 
-def prepare(config: FinetuneConfig, task: str) -> Prepared:
-    """Read and tokenise a task once, and the saved model. Raises `UserError` for all that people can get wrong."""
+def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train",)) -> Prepared:
+    """Read and tokenise a task once, and the saved model; `train` is empty to evaluate only.
+
+    Raises `UserError` for all that people can get wrong.
+    """
     data = load_task(task, config.source)
-    if "train" not in data.splits or not data.dev_splits:
+    if not data.dev_splits or any(split not in data.splits for split in train):
         there = ", ".join(data.splits) or "none"
-        raise UserError(f"task '{task}' needs a train and a dev file to fine-tune on; splits found: {there}")
+        raise UserError(f"task '{task}' needs {' and '.join((*train, 'dev'))} rows; splits found: {there}")
     check_metric(data.task, config.metric)
+    for split in (*train, *data.dev_splits):
+        if any(example.label is None for example in data.splits[split]):
+            raise UserError(f"split '{split}' of task '{task}' has rows without a label; give its labelled file")
     base, tokenizer = load_base(config.model, data.task), load_tokenizer(config.model)
     length = min(config.max_length or data.task.max_length, _longest_input(base, tokenizer))
     types = getattr(base.config, "type_vocab_size", 1) > 1
     tokenise = partial(make_features, data.task, tokenizer=tokenizer, max_length=length, types=types, span=config.span)
-    wanted = ["train", *data.dev_splits, *(data.test_splits if config.predict_test else [])]
+    wanted = [*train, *data.dev_splits, *(data.test_splits if config.predict_test and train else [])]
     return Prepared(data, {split: tokenise(data.splits[split]) for split in wanted}, base, tokenizer)
 
 
@@ -64,6 +70,29 @@ def run_cell(cell: FinetuneCell, prepared: Prepared | None = None, say: Say = pr
         return CellRun(cell, prepared, device, say).result()
 
 
+def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
+    """Scores on the dev splits of a model that was fine-tuned for `task` before; nothing is trained.
+
+    Raises `UserError` where the saved model has no head for the task's labels.
+    """
+    prepared = prepare(config, task, ())
+    described = prepared.data.task
+    model = build_model(prepared.base, described, seed=0)
+    if missing := sorted(set(model.state_dict()) - set(prepared.base.weights)):
+        raise UserError(f"'{config.model}' has no head for task '{task}' ({missing[0]} is missing); fine-tune it first")
+    if config.masks:
+        apply_masks(config.masks, model)
+    device = default_device()
+    model.to(device)
+    scores = {}
+    for split, features in prepared.features.items():
+        spans = described.kind == "span"
+        outputs = outputs_of(model, features, config.tokens_per_batch, device, config.precision, spans)
+        examples = prepared.data.splits[split]
+        scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
+    return scores
+
+
 def read_result(cell: FinetuneCell) -> CellResult | None:
     """The result that the cell left, or None. Raises `UserError` where its folder holds another configuration's."""
     path, settings = cell.folder / RESULT, cell.folder / SETTINGS
@@ -81,6 +110,8 @@ def finetune(config: FinetuneConfig, say: Say = print) -> list[CellResult]:
             cell = replace(cell, config=config)
             if read_result(cell) is None and prepared is None:
                 prepared = prepare(config, task)
+                for warning in prepared.data.warnings():
+                    say(warning)
             results.append(run_cell(cell, prepared, say))
             write_results(Path(config.out) / "results.json", results)
     say(table(summarise(results)))

@@ -75,18 +75,19 @@ class MultitaskConfig(Settings):
     def _published_defaults(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not values.get("published"):
             return values
+        quirks = dict(PUBLISHED)
+        given = values.get("sampler")
+        if (given.get("rule") if isinstance(given, dict) else getattr(given, "rule", None)) == "mt_uncertainty":
+            quirks["sampler"] = _PUBLISHED_UNCERTAINTY
+            quirks["label_dtype"] = "task"  # this mode joins the labels with type promotion
+        elif given is not None:
+            quirks["sampler"] = {}
         filled = dict(values)
-        for name, quirk in PUBLISHED.items():
-            given = filled.get(name)
-            if given is None:
+        for name, quirk in quirks.items():
+            if filled.get(name) is None:
                 filled[name] = quirk
-            elif name == "sampler" and isinstance(given, dict) and given.get("rule") == "mt_uncertainty":
-                filled[name] = _PUBLISHED_UNCERTAINTY | given
-            elif name != "sampler" and isinstance(quirk, dict) and isinstance(given, dict):
-                filled[name] = quirk | given
-        uncertain = isinstance(given := filled["sampler"], dict) and given.get("rule") == "mt_uncertainty"
-        if uncertain and "label_dtype" not in values:
-            filled["label_dtype"] = "task"  # this mode joins the labels with type promotion
+            elif isinstance(quirk, dict) and isinstance(filled[name], dict):
+                filled[name] = quirk | filled[name]
         return filled
 
     @model_validator(mode="after")

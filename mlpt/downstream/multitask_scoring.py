@@ -42,9 +42,10 @@ class Scorer:
         self.model.train(training and self.config.dropout == "as_trained")
         try:
             found = torch.zeros(len(rows), device=device)
-            for places in self.collate.chunks(rows, self.config.max_tokens):
-                batch = self.collate([rows[place] for place in places]).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            # One context for all passes: it casts each weight once.
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                for places in self.collate.chunks(rows, self.config.max_tokens):
+                    batch = self.collate([rows[place] for place in places]).to(device)
                     found[torch.from_numpy(places).to(device)] = self.model.entropies(batch)
         finally:
             self.model.train(training)

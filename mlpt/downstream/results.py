@@ -15,6 +15,7 @@ class CellResult:
     """One finished cell. `best` is the evaluation with the best `metric` on the first dev split, `last` the final one.
 
     `best_step` and `steps` count optimiser steps; `stopped` says why there are fewer than planned, if so.
+    `seconds` and `examples_per_second` are of this process, evaluations included.
     """
 
     task: str

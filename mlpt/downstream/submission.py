@@ -19,6 +19,7 @@ _GLUE_FILES = {
     ("qnli", "test"): "QNLI.tsv",
     ("rte", "test"): "RTE.tsv",
     ("wnli", "test"): "WNLI.tsv",
+    ("mnli", "ax"): "AX.tsv",
     ("ax", "test"): "AX.tsv",
 }
 _SUPERGLUE_FILES = {

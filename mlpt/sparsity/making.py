@@ -45,7 +45,7 @@ def lowest(values: Tensor, count: int, ties: Ties = "exact", second: Tensor | No
     if ties == "published":
         return (flat <= cut).view(values.shape)
     below = flat < cut
-    missing = count - int(below.sum())
+    missing = count - int(torch.count_nonzero(below))
     tied = (flat == cut).nonzero().squeeze(1)
     if missing < len(tied) and second is not None:
         tied = tied[lowest(second.detach().reshape(-1)[tied], missing)]
@@ -108,12 +108,13 @@ def refuse_empty(masks: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]
 
 def density(masks: Mapping[str, Tensor]) -> float:
     """The fraction of weights kept over all `masks`."""
-    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+    kept = sum(int(torch.count_nonzero(mask)) for mask in masks.values())
+    return kept / sum(mask.numel() for mask in masks.values())
 
 
 def layer_density(masks: Mapping[str, Tensor]) -> dict[str, float]:
     """The fraction of weights kept in each matrix."""
-    return {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+    return {name: int(torch.count_nonzero(mask)) / mask.numel() for name, mask in masks.items()}
 
 
 def _magnitude(name: str, weight: Tensor) -> Tensor:

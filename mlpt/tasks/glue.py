@@ -130,7 +130,7 @@ GLUE: dict[str, tuple[Task, Layout]] = {
         "accuracy",
         Layout(("MNLI",), "sentence1", "sentence2", "gold_label", files=_MNLI_FILES, hub=("premise", "hypothesis")),
         dev=("dev_matched", "dev_mismatched"),
-        test=("test_matched", "test_mismatched"),
+        test=("test_matched", "test_mismatched", "ax"),
     ),
     "qnli": _task("qnli", RTE, ("accuracy",), "accuracy", Layout(("QNLI",), "question", "sentence", "label")),
     "rte": _task("rte", RTE, ("accuracy",), "accuracy", Layout(("RTE",), "sentence1", "sentence2", "label")),

@@ -38,7 +38,7 @@ def load_hub(name: str, max_malformed_share: float, splits: Iterable[str] | None
     data = TaskData(task, {})
     tables = _download(repository, configuration)
     for split in ("train", *task.dev, *task.test):
-        if _SPLITS[split] in tables and (splits is None or split in splits):
+        if _SPLITS.get(split) in tables and (splits is None or split in splits):
             report = FileReport(f"hub:{repository}/{name}/{_SPLITS[split]}")
             data.splits[split] = read_hub(name, tables[_SPLITS[split]], report)
             data.reports.append(report)

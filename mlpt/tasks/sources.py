@@ -58,8 +58,21 @@ def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None
     if source.data_dir.startswith(HUB):
         from mlpt.tasks.hub import load_hub  # importing `datasets` takes a second that other sources need not wait
 
-        return load_hub(name, source.max_malformed_share, wanted)
-    return _load_files(name, Path(source.data_dir), source.max_malformed_share, wanted)
+        data = load_hub(name, source.max_malformed_share, wanted)
+    else:
+        data = _load_files(name, Path(source.data_dir), source.max_malformed_share, wanted)
+    return _with_diagnostics(data, source) if name == "mnli" and (wanted is None or "ax" in wanted) else data
+
+
+def _with_diagnostics(data: TaskData, source: TaskSource) -> TaskData:
+    """MNLI's data with the diagnostic set `ax`, if it is there: it has no training rows of its own, and its server
+    takes the predictions of a model of MNLI."""
+    data_dir = source.data_dir or ""
+    if data_dir.startswith(HUB) or _places("ax", Path(data_dir)):
+        diagnostics = load_task("ax", source)
+        data.splits["ax"] = diagnostics.splits["test"]
+        data.reports += diagnostics.reports
+    return data
 
 
 def _load_files(name: str, root: Path, max_malformed_share: float, splits: tuple[str, ...] | None) -> TaskData:
@@ -85,16 +98,18 @@ def _read(name: str, split: str, path: Path, report: FileReport) -> list[Example
 
 
 def _find_files(name: str, root: Path) -> dict[str, Path]:
+    """Split to file. Raises `UserError` that says where files are expected where there are none."""
+    found = _places(name, root)
+    if not found:
+        files, folders, benchmark = _layout(name)
+        example = root / benchmark / folders[0] / next(iter(files.values()))[0]
+        raise UserError(f"no files of task '{name}' under {root}; expected for example {example}")
+    return found
+
+
+def _places(name: str, root: Path) -> dict[str, Path]:
     """Split to file, looked for in the benchmark's folder under `root`, in `root`, and in the task's own folder."""
-    if name in GLUE:
-        layout = GLUE[name][1]
-        files, folders, benchmark = dict(layout.files), layout.folders, "GLUE"
-    elif name in SQUAD:
-        files = {split: (file,) for split, file in SQUAD[name][1].items()}
-        folders, benchmark = ("",), "SQuAD"
-    else:
-        files = {split: (file,) for split, file in FILES.items()}
-        folders, benchmark = (SUPERGLUE[name][1],), "SuperGLUE"
+    files, folders, benchmark = _layout(name)
     places = [root / benchmark / folder for folder in folders] + [root / folder for folder in folders]
     if root.name in folders:
         places.append(root)
@@ -106,5 +121,14 @@ def _find_files(name: str, root: Path) -> dict[str, Path]:
         }
         if found:
             return found
-    example = places[0] / next(iter(files.values()))[0]
-    raise UserError(f"no files of task '{name}' under {root}; expected for example {example}")
+    return {}
+
+
+def _layout(name: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...], str]:
+    """Files by split, the folders that may hold them, and the folder of the benchmark."""
+    if name in GLUE:
+        layout = GLUE[name][1]
+        return dict(layout.files), layout.folders, "GLUE"
+    if name in SQUAD:
+        return {split: (file,) for split, file in SQUAD[name][1].items()}, ("",), "SQuAD"
+    return {split: (file,) for split, file in FILES.items()}, (SUPERGLUE[name][1],), "SuperGLUE"

@@ -3,24 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from tiny_tasks import own_tasks, saved_encoder
+from tiny_tasks import own_tasks, rows_of, saved_encoder
 from transformers import BertConfig, BertModel
 
-from mlpt.downstream.features import Features
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.multitask_data import Collator, cached_features, held_out
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
 from mlpt.downstream.multitask_scoring import Scorer, ScoringConfig
 from mlpt.tasks import TaskSource, load_task
-
-
-def rows_of(lengths: list[int], labels: list, types: bool = False) -> Features:
-    """Rows whose tokens count up from 5."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = (5 + np.arange(offsets[-1]) % 50).astype(np.int32)
-    kinds = (np.arange(offsets[-1]) % 2).astype(np.uint8) if types else None
-    dtype = np.float32 if any(isinstance(label, float) for label in labels) else np.int64
-    return Features(tokens, kinds, offsets, np.array(labels, dtype=dtype), np.arange(len(lengths)), pad=0)
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_no_further():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_multitask_data import rows_of
+from tiny_tasks import rows_of
 from transformers import BertConfig, BertModel
 
 from mlpt.downstream.multitask_data import Collator

@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
+from mlpt.downstream.features import Features
+
 WORDS = ["good", "bad", "fine", "poor", "cat", "dog", "sat", "ran", "the", "a", "on", "mat", "big", "small", "very"]
 
 
@@ -74,3 +76,12 @@ def _own(mood: dict, same: dict, grade: dict) -> dict:
             {**grade, "first": "text", "label": "value", "kind": "regression"},
         ]
     }
+
+
+def rows_of(lengths: list[int], labels: list, types: bool = False) -> Features:
+    """Rows whose tokens count up from 5."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = (5 + np.arange(offsets[-1]) % 50).astype(np.int32)
+    kinds = (np.arange(offsets[-1]) % 2).astype(np.uint8) if types else None
+    dtype = np.float32 if any(isinstance(label, float) for label in labels) else np.int64
+    return Features(tokens, kinds, offsets, np.array(labels, dtype=dtype), np.arange(len(lengths)), pad=0)

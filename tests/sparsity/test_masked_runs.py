@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForMaskedLM
 
 from mlpt.config import RunConfig, load_run_config, recipe_names
@@ -15,6 +16,7 @@ from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
 from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.scores import scores_of_mask
+from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group
 
 SENTENCE = "a mask keeps some weights of the dense model and prunes others so that a small network remains within it"
@@ -135,6 +137,30 @@ def test_a_killed_mask_training_resumes_bit_for_bit(blocks, dense, tmp_path, val
     assert all(torch.equal(whole.masks[name], mask) for name, mask in resumed.masks.items())
     states = [load_file(tmp_path / one / "model" / "model.safetensors") for one in ("whole", "killed")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_train_the_same_scores_as_one(blocks, dense, tmp_path):
+    values = {"masks": MASKS, "steps": 6, "train": {"micro_batch_size": 4}}
+    run(blocks, tmp_path / "one", dense, **values)
+    (tmp_path / "two").mkdir()
+    spawn(rank_main, (2, config_of(dense, **values).model_dump(), blocks, str(tmp_path / "two")), nprocs=2)
+    states = [
+        Checkpoints(tmp_path / world / "checkpoints", 3).latest(print).tensors["model"] for world in ("one", "two")
+    ]
+    scores = [name for name in states[0] if name.endswith("scores")]
+    assert len(scores) == 14
+    for name in scores:
+        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-4, rtol=0)
+    masks = [load_masks(tmp_path / world / "model").masks for world in ("one", "two")]
+    agreed = [float((masks[0][name] == masks[1][name]).float().mean()) for name in masks[0]]
+    assert min(agreed) > 0.98  # scores at the very threshold may fall either way
 
 
 def test_iterative_pruning_runs_in_the_loop_and_its_masks_belong_to_the_pretrained_weights(blocks, dense, tmp_path):

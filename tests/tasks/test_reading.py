@@ -152,3 +152,13 @@ def test_a_task_without_files_says_where_they_are_expected(tmp_path):
 def test_a_task_without_a_source_asks_for_one():
     with pytest.raises(UserError, match="give --data-dir"):
         load_task("sst2", TaskSource())
+
+
+def test_the_diagnostic_set_comes_with_mnli_whose_model_predicts_it(tmp_path):
+    columns = "index\ta\tb\tc\td\te\tf\tg\tsentence1\tsentence2\tgold_label\n"
+    write(tmp_path, "MNLI/train.tsv", columns + "0" + "\t" * 8 + "one\ttwo\tneutral\n")
+    assert "ax" not in load_task("mnli", TaskSource(data_dir=str(tmp_path))).splits
+    write(tmp_path, "diagnostic/diagnostic.tsv", "index\tsentence1\tsentence2\n0\tone\ttwo\n")
+    data = load_task("mnli", TaskSource(data_dir=str(tmp_path)))
+    assert data.test_splits == ["ax"]
+    assert [(row.first, row.second, row.label) for row in data.splits["ax"]] == [("one", "two", None)]

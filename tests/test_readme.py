@@ -1,0 +1,63 @@
+"""What the README promises: its Python example runs, its commands exist, its settings are settings."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mlpt.cli import app
+from mlpt.config import load_run_config
+from mlpt.settings import parse_overrides
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch, small_blocks):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    # The README's run trains 200 steps on 8 MB of text; the same lines, on less of both.
+    small = example.replace('"steps": 200', f'"steps": 4}}, "data": {{"source": {small_blocks!r}')
+    assert small != example
+    names: dict = {}
+    exec(compile(small, "README.md", "exec"), names)
+    assert names["run"].summary["steps"] == 4
+    assert (names["run"].folder / "model/config.json").is_file()
+
+
+def commands() -> list[str]:
+    in_blocks = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("mlpt ")]
+    in_table = re.findall(r"^\| `(mlpt [^`]+)`", README, flags=re.MULTILINE)
+    return in_blocks + in_table
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_exists(line):
+    name = shlex.split(line)[1]
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("mlpt pretrain")])
+def test_the_settings_of_a_command_are_settings(line):
+    words = [word for word in shlex.split(line)[2:] if re.match(r"^[a-z_.]+=", word)]
+    load_run_config(None, parse_overrides(words))
+
+
+@pytest.mark.parametrize("word", re.findall(r"`([a-z_]+(?:\.[a-z_]+)*=[^`]*)`", README))
+def test_a_setting_in_the_text_is_a_setting(word):
+    for one in word.split(" ") if "{" not in word and "[" not in word else [word]:
+        key, _, text = one.partition("=")
+        if not text.isupper():  # FOLDER and the like stand for something
+            load_run_config(None, {"meta": {"lag": 0}} | parse_overrides([f"{key}={text}"]))
+
+
+def test_values_in_the_readme_are_yaml():
+    for text in re.findall(r"`[a-z_.]+=([^`\s]+)`", README):
+        yaml.safe_load(text)

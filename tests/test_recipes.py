@@ -1,0 +1,56 @@
+"""Every packaged recipe is a whole, valid configuration, and the written-down configuration repeats it."""
+
+import pytest
+import yaml
+
+from mlpt.config import RunConfig, load_run_config, read_recipe, recipe_names
+from mlpt.errors import UserError
+from mlpt.job import mixture_rule
+from mlpt.settings import load_settings
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_resolves_to_a_run(name):
+    config = load_run_config(name, {})
+    assert sum(mixture_rule(config).first_mixture().values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_resolved_configuration_reads_back_as_itself(name):
+    config = load_run_config(name, {})
+    assert load_settings(RunConfig, yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_short_enough_to_read(name):
+    assert len(yaml.safe_dump(read_recipe(name)).splitlines()) <= 60
+
+
+def test_a_user_can_write_a_recipe_of_their_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nobjectives: [mlm, cse]\ntrain: {steps: 7}\n")
+    config = load_run_config(str(path), {"train": {"batch_size": 4}})
+    assert (config.train.steps, config.train.batch_size, list(config.objectives)) == (7, 4, ["mlm", "cse"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("train: [", "is not YAML"), ("just words", "holds no settings"), ("trian: {}", "did you mean 'train'?")],
+)
+def test_a_broken_recipe_is_one_line(tmp_path, content, says):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_run_config(str(path), {})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_objective_set_to_null_is_taken_out():
+    config = load_run_config("quickstart", {"objectives": {"cse": None}})
+    assert list(config.objectives) == ["mlm", "atd", "dtd"]
+
+
+def test_the_number_of_micro_batches_is_written_down_so_that_other_hardware_repeats_it():
+    config = load_run_config("quickstart", {"runtime": {"num_workers": 2}})
+    assert config.train.micro_batch_size == config.train.batch_size // 2
