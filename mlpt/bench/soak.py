@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 import psutil
@@ -40,7 +40,7 @@ SETTINGS = [
 PATIENCE_S = 300.0
 
 Victim = Literal["worker", "meta-learner", "driver"]
-Moment = Literal["at random", "while a checkpoint is written", "while an answer is awaited", "after an evaluation"]
+VICTIMS: tuple[Victim, ...] = get_args(Victim)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Kill:
     """One kill: who, when, and the seconds until the run had made a step that it had not made before."""
 
     victim: Victim
-    moment: Moment
+    moment: str
     step: int
     seconds: float
 
@@ -100,7 +100,7 @@ class Soak:
         suffered: list[Kill] = []
         self._wait_for(lambda: self._step() > 0)
         while len(suffered) < kills and self._step() < self.steps:
-            victim = draw.choices(("worker", "meta-learner", "driver"), weights=(5, 3, 2))[0]
+            victim = draw.choices(VICTIMS, weights=(5, 3, 2))[0]
             moment = draw.choice(("at random", *_SIGNS))
             time.sleep(draw.uniform(0.5, 3.0))
             self._wait_for_moment(moment)
@@ -118,7 +118,7 @@ class Soak:
                 os.kill(pid, signal.SIGKILL)
         return left
 
-    def _kill(self, victim: Victim, moment: Moment) -> Kill:
+    def _kill(self, victim: Victim, moment: str) -> Kill:
         reached = self._step()
         begun = time.monotonic()
         if victim == "driver":
@@ -160,7 +160,7 @@ class Soak:
         if self._driver.poll() not in (None, 0):
             raise UserError(f"the run gave up after a kill: {self._said()}")
 
-    def _wait_for_moment(self, moment: Moment) -> None:
+    def _wait_for_moment(self, moment: str) -> None:
         sign = _SIGNS.get(moment)
         deadline = time.monotonic() + 20
         while sign is not None and not sign(self.run_dir) and time.monotonic() < deadline:
@@ -222,7 +222,7 @@ def _evaluated(run_dir: Path) -> bool:
     return any("dev" in line for line in _last_lines(run_dir)[-2:])
 
 
-def _last_lines(run_dir: Path) -> list[dict[str, object]]:
+def _last_lines(run_dir: Path) -> list[dict[str, Any]]:
     lines = []
     for line in (run_dir / "metrics.jsonl").read_text().splitlines()[-3:]:
         with contextlib.suppress(ValueError):  # the last may be half written
@@ -238,7 +238,7 @@ _SIGNS: dict[str, Callable[[Path], bool]] = {
 
 
 def _recoveries(kills: list[Kill]) -> Iterator[tuple[str, str, float]]:
-    for victim in ("worker", "meta-learner", "driver"):
+    for victim in VICTIMS:
         seconds = [kill.seconds for kill in kills if kill.victim == victim]
         what = "longest pause of training" if victim == "meta-learner" else "until the next new step"
         if seconds:

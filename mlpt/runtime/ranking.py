@@ -12,10 +12,11 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished or failed run of one point with one seed."""
+    """One finished or failed run of one point with one seed. Points with equal settings are the same run."""
 
     trial_id: str
     point: Mapping[str, Any]
+    settings: Mapping[str, Any]
     seed: int
     metrics: Mapping[str, float]
     tokens: int
@@ -40,19 +41,19 @@ class Score:
 
 
 def scores(trials: Sequence[Trial], metrics: Sequence[str]) -> list[Score]:
-    """Group the trials by point. Only points that finished under every one of their seeds are scored.
+    """Group the trials by their settings. Only those that finished under every one of their seeds are scored.
 
     A point that was stopped early or failed under some seed would be compared at another budget or by fewer seeds.
     """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(json.dumps(trial.point, sort_keys=True, default=str), []).append(trial)
+    groups: dict[str, dict[int, Trial]] = {}
+    for trial in trials:  # a search may come back to a point: the same run twice is no second seed
+        groups.setdefault(json.dumps(trial.settings, sort_keys=True, default=str), {}).setdefault(trial.seed, trial)
     return [
-        _score(group, metrics)
+        _score(list(group.values()), metrics)
         for group in groups.values()
         if all(
             trial.status == "finished" and all(math.isfinite(trial.metrics.get(metric, math.nan)) for metric in metrics)
-            for trial in group
+            for trial in group.values()
         )
     ]
 

@@ -190,7 +190,7 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
             verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)
-    return finished_trials(tuner.fit())
+    return finished_trials(tuner.fit(), plan.space)
 
 
 def _goals(space: Space) -> str:

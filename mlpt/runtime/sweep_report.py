@@ -45,12 +45,12 @@ class ProgressLines(tune.Callback):
         print(f"trial {self._ended}: {what}  [{point} seed={trial.config['seed']}]", file=sys.stderr, flush=True)
 
 
-def finished_trials(results: tune.ResultGrid) -> list[Trial]:
+def finished_trials(results: tune.ResultGrid, space: Space) -> list[Trial]:
     """Tune's results as plain values. A trial that its scheduler ended has fewer tokens than its budget."""
-    return [_trial(results[at]) for at in range(len(results))]
+    return [_trial(results[at], space) for at in range(len(results))]
 
 
-def _trial(result: Any) -> Trial:
+def _trial(result: Any, space: Space) -> Trial:
     last = result.metrics or {}
     error = last.get("error") or (None if result.error is None else str(result.error).strip().splitlines()[-1])
     done = last.get("tokens", 0) >= last.get("budget", float("inf"))
@@ -58,6 +58,7 @@ def _trial(result: Any) -> Trial:
     return Trial(
         trial_id=last.get("trial_id", ""),
         point=result.config["point"],
+        settings=space.settings(result.config["point"]),
         seed=result.config["seed"],
         metrics={} if error else metrics,
         tokens=int(last.get("tokens", 0)),

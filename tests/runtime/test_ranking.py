@@ -9,7 +9,9 @@ from mlpt.runtime.ranking import Trial, best, pareto_front, scores
 
 
 def trial(point, seed, loss, status="finished", tokens=100, **more):
-    return Trial(f"{point}-{seed}", {"lr": point}, seed, {"loss": loss, **more}, tokens, 1.0, status, None, "")
+    return Trial(
+        f"{point}-{seed}", {"lr": point}, {"lr": point}, seed, {"loss": loss, **more}, tokens, 1.0, status, None, ""
+    )
 
 
 def test_the_best_point_is_chosen_by_the_mean_over_seeds_not_by_the_luckiest_seed():
@@ -23,6 +25,12 @@ def test_the_spread_is_the_sample_standard_deviation():
     (score,) = scores([trial(1, 0, 1.0), trial(1, 1, 5.0)], ["loss"])
     assert score.means["loss"] == 3.0
     assert math.isclose(score.spreads["loss"], math.sqrt(8))
+
+
+def test_the_same_run_twice_is_no_second_seed():
+    again = Trial("x", {"lr": 1, "inert": 7}, {"lr": 1}, 0, {"loss": 1.0}, 100, 1.0, "finished", None, "")
+    (score,) = scores([trial(1, 0, 1.0), again], ["loss"])
+    assert score.seeds == 1
 
 
 def test_points_that_were_stopped_early_failed_or_diverged_are_not_compared():
