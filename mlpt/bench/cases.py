@@ -13,7 +13,7 @@ CASES = {
     "step": ("mlpt.bench.step",),
     "data": ("mlpt.bench.data",),
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
-    "finetune": ("mlpt.bench.finetune",),
+    "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
     "soak": ("mlpt.bench.soak",),
 }

@@ -46,11 +46,11 @@ LEARNING_RATE = 5e-5
 
 def run() -> list[Row]:
     """Examples per second against both ways that `Trainer` pads."""
-    task, source = _task()
+    task, source = sst2_or_docs()
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch) / "model"
         examples = load_task(task, source, ("train",)).splits["train"][:ROWS]
-        _save_model(folder, examples)
+        save_model(folder, examples)
         ours = OurFinetuning(folder, task, source, scratch)
         peers = [TrainerFinetuning(folder, examples, scratch, fixed) for fixed in (True, False)]
         sides: tuple[OurFinetuning | TrainerFinetuning, ...] = (ours, *peers)
@@ -135,12 +135,15 @@ class TrainerFinetuning:
         return (self.clock.times[-1] - self.clock.times[0]) / STEPS
 
 
-def _task() -> tuple[str, TaskSource]:
+def sst2_or_docs() -> tuple[str, TaskSource]:
+    """SST-2 where its files are, else a task of the documentation corpus."""
     folder = os.environ.get("MLPT_SHARED_DATA")
     return ("sst2", TaskSource(data_dir=folder)) if folder else ("docs_package", TaskSource())
 
 
-def _save_model(folder: Path, examples: list[Example]) -> None:
+def save_model(folder: Path, examples: list[Example]) -> None:
+    """A model with fresh weights, and a tokenizer trained on the examples' texts."""
+
     def texts() -> Iterator[str]:
         return (example.first for example in examples)
 
