@@ -127,7 +127,8 @@ class Soak:
             self._driver.kill()
             self._driver.wait()
             self._wait_for(lambda: worker is None or not psutil.pid_exists(worker), ended=True)
-            begun = time.monotonic()  # Ray ends the orphans within seconds; a person restarts after that
+            # Ray ends the orphans within seconds, in which they still train; a person restarts after that.
+            reached, begun = self._step(), time.monotonic()
             self._driver = self._start("pretrain", "--resume", str(self.run_dir))
         else:
             pid = self._pid("rank_0" if victim == "worker" else "meta_learner")
