@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mlpt import cli_masks
 from mlpt.errors import UserError
 
 app = typer.Typer(
@@ -17,6 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export):
+    app.command()(command)
+app.add_typer(cli_masks.masks_app, name="masks")
 console = Console()
 
 Overrides = Annotated[
@@ -88,17 +92,14 @@ def tune(
     from mlpt.runtime.space import shipped_spaces
     from mlpt.runtime.sweep import resume_sweep, start_sweep
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     names = [word for word in words or [] if "=" not in word]
     if spaces:
         for space in shipped_spaces():
-            say(f"{space.name:10}  {space.question}")
+            _print(f"{space.name:10}  {space.question}")
     elif resume is not None and not words:
-        resume_sweep(resume, say, debug=_debugging())
+        resume_sweep(resume, _print, debug=_debugging())
     elif len(names) == 1 and resume is None:
-        start_sweep(names[0], [word for word in words or [] if "=" in word], say, debug=_debugging())
+        start_sweep(names[0], [word for word in words or [] if "=" in word], _print, debug=_debugging())
     else:
         raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
 

@@ -29,6 +29,7 @@ HEIGHT = {
     "runtime": 9,
     "launch": 10,
     "bench": 11,
+    "cli_masks": 12,
     "cli": 12,
     "__main__": 13,
 }

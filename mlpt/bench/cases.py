@@ -21,7 +21,7 @@ ON_REQUEST = {"soak"}  # takes a quarter of an hour
 
 
 def run_cases(names: Iterable[str]) -> Iterator[Row]:
-    """Rows of the named cases (none: all but the soak), as they are measured. `UserError` for an unknown name."""
+    """Rows of the named cases (none: all but the soak), as they are measured; `UserError` for an unknown name."""
     chosen = list(names) or [name for name in CASES if name not in ON_REQUEST]
     for name in chosen:
         if name not in CASES:

@@ -196,6 +196,7 @@ def table(results: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
 
 
 LOSSES = ("mlm_loss", "kd_cosine", "kd_mse")
+COEFFICIENTS = ("pearson", "spearman")
 
 
 def _spread(values: list[float], digits: int = 3) -> str:
@@ -216,7 +217,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", required=True, help="text, or a prepared folder")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--tasks-dir", help="folder of GLUE files; without it no downstream scores")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "mrpc", "rte"])
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "mrpc", "stsb"])
     parser.add_argument("--task-steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1200, help="of dense pretraining")
@@ -236,7 +237,8 @@ def main(words: Sequence[str] | None = None) -> None:
             (given.out / "results.json").write_text(json.dumps(found, indent=1))
         print(table(results, given.tasks if given.tasks_dir else []), flush=True)
     for loss, found in correlations(results).items():
-        print(f"{loss}: Pearson {found['pearson']:.2f}, Spearman {found['spearman']:.2f}, {found['masks']} masks")
+        words = [f"{name} {'undefined' if found[name] is None else f'{found[name]:.2f}'}" for name in COEFFICIENTS]
+        print(f"{loss} and downstream scores of {found['masks']} masks: {', '.join(words)}")
 
 
 if __name__ == "__main__":

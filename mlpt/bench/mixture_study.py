@@ -1,4 +1,4 @@
-"""The comparison of mixture rules in docs/papers/mometas.md: equal tokens for each rule, several seeds, held-out losses.
+"""The comparison of mixture rules in docs/papers/mometas.md: equal tokens for each rule, several seeds.
 
     python -m mlpt.bench.mixture_study --source FOLDER --out FOLDER [--seeds 3] [--steps 2000]
 

@@ -82,7 +82,7 @@ def run_study(study: Study) -> str:
     results: dict[str, list[MultitaskResult]] = {}
     study.out.mkdir(parents=True, exist_ok=True)
     for method, config in study.runs():
-        result = run_multitask(config)
+        result = run_multitask(config, say=lambda text: None)
         results.setdefault(method, []).append(result)
         print(f"{config.out}: {result.steps} steps, {result.seconds:.0f} s", flush=True)
         (study.out / "study.json").write_text(json.dumps(scores_of(results), indent=1))

@@ -61,7 +61,8 @@ def load_base(name: str, task: Task) -> Base:
             f"cannot load a model from '{name}' ({reason}); give a run's folder, a Hugging Face folder or a hub name"
         ) from error
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    if saved.id2label != config.id2label:
+    classified = any("ForSequenceClassification" in name for name in saved.architectures or ())
+    if classified and saved.id2label != config.id2label:
         missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
     weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
     return Base(config, weights)

@@ -22,7 +22,7 @@ from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
 from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch, losses_of, mean_of_tasks
-from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected
+from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected, table
 from mlpt.downstream.multitask_saving import build_multitask_model, export_stock_classifier, save_multitask_model
 from mlpt.downstream.multitask_scoring import Scorer
 from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
@@ -312,6 +312,7 @@ class _Run:
             warnings=[warning for data in self.tasks.data for warning in data.warnings()],
         )
         result.write(self.folder / "results.json")
+        self.say(table(result))
         return result
 
     def _write_models(self) -> None:

@@ -64,6 +64,20 @@ class MultitaskResult:
         os.replace(partial, path)
 
 
+def table(result: MultitaskResult) -> str:
+    """A line for every task and dev split, for people: its selecting metric x 100, by each way of choosing."""
+    rows: list[tuple[str, ...]] = [
+        ("task", "split", "metric", "best", "last", "own maximum", "majority", "rows trained")
+    ]
+    for task, metric in result.selects.items():
+        for split in result.best[task]:
+            scores = (result.best, result.last, result.running_best, result.majority)
+            cells = [f"{100 * one[task][split][metric]:.2f}" for one in scores]
+            rows.append((task, split, metric, *cells, str(result.rows[task][0])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
 def mean_selected(tasks: TaskSet, scores: Scores) -> float:
     """Mean over tasks of the metric that selects, on the first dev split."""
     chosen = [scores[data.task.name][data.dev_splits[0]][data.task.select] for data in tasks.data]

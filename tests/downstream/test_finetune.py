@@ -15,8 +15,11 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
+from mlpt.data.tokenizers import train_tokenizer
 from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
 from mlpt.downstream.finetune import evaluate_saved, finetune, prepare, run_cell
@@ -290,6 +293,23 @@ def test_a_fine_tuned_model_is_evaluated_again_without_training(settings, tmp_pa
     assert evaluate_saved(again, "mood") == result.best
     with pytest.raises(UserError, match="has no head for task 'mood'"):
         evaluate_saved(settings(tmp_path), "mood")
+
+
+def test_a_roberta_is_fine_tuned_within_its_positions_and_without_token_types(settings, tmp_path):
+    texts = [row.first for row in load_task("docs_package", TaskSource()).splits["dev"]]
+    tokenizer = train_tokenizer("bpe", lambda: iter(texts), 300)
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=40, type_vocab_size=1, **shape)
+    config.pad_token_id = tokenizer.pad_token_id
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    changed = {"tasks": ("docs_summary",), "subset": 32, "max_length": 64, "predict_test": False}
+    made = settings(tmp_path / "out", model=str(tmp_path / "roberta"), max_steps=2, **changed)
+    train = prepare(made, "docs_summary").features["train"]
+    assert int(train.lengths.max()) == 40 - (tokenizer.pad_token_id + 1)
+    assert train.types is None
+    (result,) = finetune(made, quiet)
+    assert result.steps == 2
 
 
 def test_a_head_for_another_number_of_labels_is_drawn_anew(settings, tmp_path):

@@ -108,7 +108,9 @@ def test_a_finished_run_is_read_back_and_another_configuration_is_refused(saved,
 
 
 def test_both_ways_of_choosing_are_reported(saved, source, tmp_path):
-    result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=20, eval_steps=4), quiet)
+    said: list[str] = []
+    result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=20, eval_steps=4), said.append)
+    assert [line.split()[0] for line in said[-1].splitlines()] == ["task", "mood", "same", "grade"]
     evaluations = [line["dev"] for line in read_metrics(tmp_path / "run") if "dev" in line]
     assert len(evaluations) == 5
     for task, metric in (("mood", "accuracy"), ("same", "macro_f1"), ("grade", "pearson")):
