@@ -135,8 +135,8 @@ class Soak:
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        # A killed learner is missed when its answer is due; by a whole interval later it has been.
-        goal = min(self.steps, reached + (30 if victim == "meta-learner" else 1))
+        # A killed learner is missed when its next answer is due: at most an interval and a lag later.
+        goal = min(self.steps, reached + (40 if victim == "meta-learner" else 1))
         pause = self._longest_pause_until(goal, begun)
         return Kill(victim, moment, reached, pause if victim == "meta-learner" else time.monotonic() - begun)
 
