@@ -179,6 +179,9 @@ def _debugging() -> bool:
 
 def main() -> None:
     """Entry point of the console script."""
+    # Libraries' progress bars would stand between our own lines; what the user has set stays.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except UserError as error:

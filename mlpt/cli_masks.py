@@ -106,9 +106,8 @@ def evaluate(
     values = evaluate_files(
         model_folder(model), blocks or _blocks_of_run(model), masks, batches=batches, seed=seed, **chosen
     )
-    print(
-        f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}, density {values['density']:.4f}"
-    )
+    losses = f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}"
+    print(f"{losses}, density {values['density']:.4f}")
     if masks is not None:
         print(f"kd loss against the dense model: cosine {values['kd_cosine']:.5f}, mse {values['kd_mse']:.5f}")
         for name, density in values["layers"].items():
