@@ -127,15 +127,16 @@ class Soak:
             self._driver.kill()
             self._driver.wait()
             self._wait_for(lambda: worker is None or not psutil.pid_exists(worker), ended=True)
-            begun = time.monotonic()  # Ray ends the orphans within seconds; a person restarts after that
+            # Ray ends the orphans within seconds, in which they still train; a person restarts after that.
+            reached, begun = self._step(), time.monotonic()
             self._driver = self._start("pretrain", "--resume", str(self.run_dir))
         else:
             pid = self._pid("rank_0" if victim == "worker" else "meta_learner")
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        # A killed learner is missed when its answer is due; by a whole interval later it has been.
-        goal = min(self.steps, reached + (30 if victim == "meta-learner" else 1))
+        # A killed learner is missed when its next answer is due: at most an interval and a lag later.
+        goal = min(self.steps, reached + (40 if victim == "meta-learner" else 1))
         pause = self._longest_pause_until(goal, begun)
         return Kill(victim, moment, reached, pause if victim == "meta-learner" else time.monotonic() - begun)
 
