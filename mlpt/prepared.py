@@ -24,6 +24,7 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     """
     sources = config.data.sources
     if len(sources) == 1 and (manifest := read_manifest(sources[0])) is not None:
+        manifest = manifest.as_reused()
         blocks = str(Path(sources[0]).resolve()) if Path(sources[0]).exists() else sources[0]
     else:
         blocks = config.blocks or str(cache_directory() / "blocks" / input_digest(config.data))

@@ -1,0 +1,84 @@
+"""The command line of masks, evaluation and export, from a run's folder; errors are one line."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+from typer.testing import CliRunner
+
+from mlpt.cli import app
+from mlpt.errors import UserError
+from mlpt.launch import pretrain
+
+SETTINGS = {
+    "model": {"hidden_size": 32, "layers": 2, "heads": 2},
+    "objectives": ["mlm"],
+    "meta": {"mixture": {"rule": "uniform"}},
+    "train": {"steps": 2, "batch_size": 4, "evaluate_batches": 1},
+    "runtime": {"num_workers": 0},
+    "report": {"progress": "off", "tensorboard": False},
+}
+
+
+@pytest.fixture(scope="module")
+def run(small_blocks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = SETTINGS | {"data": {"source": small_blocks}, "run_dir": str(folder), "name": "cli"}
+    path = folder.parent / "recipe.yaml"
+    path.write_text(json.dumps(settings))  # JSON is YAML
+    return pretrain(str(path)).folder
+
+
+def mlpt(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_masks_are_made_compared_shown_measured_and_exported(run, tmp_path):
+    assert "over 14 matrices" in mlpt("prune", run, "--sparsity", 0.7, "--out", tmp_path / "a")
+    mlpt("prune", run, "--sparsity", 0.7, "--method", "random", "--out", tmp_path / "b")
+    mlpt("masks", "compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "similar.json")
+    means = json.loads((tmp_path / "similar.json").read_text())["means"]
+    assert means[0][0] == 1
+    assert means[0][1] == pytest.approx(0.3 / 1.7, abs=0.03)  # d / (2 - d) for independent masks of density d
+    assert "method magnitude" in mlpt("masks", "show", tmp_path / "a")
+    mlpt("evaluate", run, "--masks", tmp_path / "a", "--batches", 1, "--json", tmp_path / "masked.json")
+    masked = json.loads((tmp_path / "masked.json").read_text())
+    assert masked["density"] == pytest.approx(0.3, abs=1e-3)
+    assert masked["kd_cosine"] > 0
+    mlpt("export", run, "--masks", tmp_path / "a", "--out", tmp_path / "zeros")
+    weight = AutoModelForMaskedLM.from_pretrained(tmp_path / "zeros").bert.encoder.layer[0].output.dense.weight
+    assert float((weight == 0).float().mean()) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_a_run_is_evaluated_on_its_own_text_without_naming_it(run):
+    assert "mlm loss" in mlpt("evaluate", run, "--batches", 1)
+
+
+def test_an_exported_run_is_the_trained_model(run, tmp_path):
+    mlpt("export", run, "--out", tmp_path / "out")
+    ours, theirs = (AutoModelForMaskedLM.from_pretrained(folder) for folder in (run / "model", tmp_path / "out"))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prune", "{run}", "--sparsity", "1", "--out", "x"], "outside"),
+        (["prune", "{run}", "--sparsity", "0.5", "--out", "x", "--scope", "everywhere"], "--scope is one of"),
+        (["masks", "compare", "only-one"], "two files or more"),
+        (["evaluate", "{run}/model"], "--blocks"),
+        (["bench", "nothing"], "there is no benchmark 'nothing'"),
+        (["pretrain", "one", "two"], "give one recipe"),
+        (["finetune", "{run}", "--tasks", "sst3"], "did you mean 'sst2'?"),
+    ],
+)
+def test_mistakes_get_one_line(run, words, says):
+    with pytest.raises(UserError) as error:
+        mlpt(*(word.format(run=run) for word in words))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
