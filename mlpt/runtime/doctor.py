@@ -15,6 +15,8 @@ import torch
 from packaging.requirements import Requirement
 
 from mlpt.data.files import cache_directory
+from mlpt.training.compiling import why_not_compile
+from mlpt.training.group import default_device
 
 _ROOMY_BYTES = 5 << 30
 
@@ -79,10 +81,10 @@ def _devices() -> Iterator[Finding]:
 
 
 def _compiler() -> Finding:
-    found = next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)), None)
-    if found is None:
-        return Finding("compiler", "note", "no C++ compiler: train.compile=true will not work on a CPU")
-    return Finding("compiler", "ok", f"{found}; train.compile=true can be used")
+    reason = why_not_compile(default_device())
+    if reason is not None:
+        return Finding("compiler", "note", f"{reason}: train.compile=true has no effect")
+    return Finding("compiler", "ok", "train.compile=true can be used")
 
 
 def _disks() -> Iterator[Finding]:

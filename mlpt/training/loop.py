@@ -20,6 +20,7 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.randomness import address, torch_generator
 from mlpt.training.checkpoint import Checkpoint, Checkpoints
+from mlpt.training.compiling import why_not_compile
 from mlpt.training.config import TrainConfig
 from mlpt.training.draw import draw_objectives
 from mlpt.training.evaluate import held_out_losses
@@ -287,7 +288,13 @@ class Loop:
 
     def _wrapped(self) -> Any:
         """The callable that training steps go through: compiled if asked, and DDP when there are several ranks."""
-        forward: Any = torch.compile(self.model) if self.config.compile else self.model
+        forward: Any = self.model
+        if self.config.compile:
+            reason = why_not_compile(self.group.device)
+            if reason is None:
+                forward = torch.compile(self.model)
+            else:
+                self.tell({"event": "warning", "text": f"train.compile has no effect: {reason}"})
         if self.group.world == 1:
             return forward
         # Heads of objectives that a step doesn't draw get no gradient.

@@ -33,4 +33,4 @@ def test_a_temporary_folder_too_long_for_sockets_is_bad(monkeypatch):
 def test_a_missing_compiler_is_noted(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert by_subject()["compiler"][0].startswith("note: no C++ compiler")
+    assert by_subject()["compiler"][0].startswith("note: there is no C++ compiler")
