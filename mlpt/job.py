@@ -15,10 +15,10 @@ from mlpt.meta.policy import Policy
 from mlpt.meta.rules import RULES
 from mlpt.meta.rules.base import MetaRule
 from mlpt.models.encoder import Encoder, build_encoder
+from mlpt.models.hooks import StepHook
 from mlpt.objectives import make_objectives
 from mlpt.sparsity.config import mask_encoder, mask_hooks, save_final_masks
 from mlpt.training.group import Group
-from mlpt.training.hooks import StepHook
 from mlpt.training.loop import Event, Loop, Splits
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource

@@ -1,24 +1,13 @@
 """What a rule may look at during one update: the model at the snapshot, meta-train and meta-dev batches, a report."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from mlpt.data.rows import Rows
 from mlpt.objectives.base import Inputs
 from mlpt.randomness import numpy_generator, torch_generator
-
-
-class TextBlocks(Protocol):
-    """What the meta-learner needs of a data set (`mlpt.data.blocks.Blocks` is the real one)."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), length) int64 on the CPU."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -35,8 +24,8 @@ class MetaContext:
 
     model: Any
     optimizer: torch.optim.AdamW
-    train: TextBlocks
-    dev: TextBlocks
+    train: Rows
+    dev: Rows
     seed: int
     batch_size: int
     step: int
@@ -65,7 +54,7 @@ class MetaContext:
         return losses
 
     def _inputs(
-        self, blocks: TextBlocks, purpose: str, objective: str, size: int, texts: int, noise: int, index: int
+        self, blocks: Rows, purpose: str, objective: str, size: int, texts: int, noise: int, index: int
     ) -> Inputs:
         rows = numpy_generator(self.seed, f"{purpose}/texts", texts, index)
         # A data set smaller than the batch gives some of its texts twice.

@@ -15,8 +15,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mlpt.data.rows import Rows
 from mlpt.errors import UserError
-from mlpt.meta.context import MetaContext, TextBlocks
+from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.meta.rules import RULES, MixtureConfig
 from mlpt.meta.rules.base import entropy_of
@@ -62,8 +63,8 @@ class MetaLearner:
         config: MetaConfig,
         model: Any,
         optimizer: torch.optim.AdamW,
-        train: TextBlocks,
-        dev: TextBlocks,
+        train: Rows,
+        dev: Rows,
         seed: int,
         batch_size: int,
     ):

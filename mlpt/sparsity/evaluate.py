@@ -4,12 +4,12 @@ TAMT, section 5: the two losses that are to predict how well a subnetwork transf
 """
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mlpt.data.rows import Rows
 from mlpt.models.masked import attach_scores, backbone_of, remove_scores
 from mlpt.objectives.distill import Distillation, dense_copy, hidden_distance
 from mlpt.objectives.mlm import MaskedLM
@@ -17,15 +17,6 @@ from mlpt.randomness import numpy_generator, torch_generator
 from mlpt.sparsity.artefacts import MaskFile, fit
 from mlpt.sparsity.making import layer_density
 from mlpt.sparsity.scores import scores_of_mask
-
-
-class Rows(Protocol):
-    """What is read: `mlpt.data.blocks.Blocks`."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), block_size) int64."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Step hooks of sparsity (`mlpt.training.hooks.StepHook`): threshold resets of mask training, iterative pruning.
+"""Step hooks of sparsity (`mlpt.models.hooks.StepHook`): threshold resets of mask training, iterative pruning.
 
 Both keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
 """
@@ -10,34 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlpt.models.hooks import NoHook
 from mlpt.models.masked import THETA, backbone_of, current_masks, masked_modules, set_threshold
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import Ties
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig, fraction_of_remaining, prune_further
 from mlpt.sparsity.scores import reset_thresholds, scores_of_mask
 from mlpt.sparsity.structured import Kind, reset_group_thresholds, save_groups
-
-
-class _Hook:
-    """The parts of the protocol that a hook of this module need not define."""
-
-    def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        pass
-
-    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        pass
-
-    def before_save(self, step: int, model: nn.Module) -> None:
-        pass
-
-    def schedule_step(self, step: int) -> int:
-        return step
-
-    def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-        return {}, {}
-
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        pass
 
 
 class MaskSaver:
@@ -62,7 +41,7 @@ def _hash(model: nn.Module) -> str:
     return base_hash(model, list(masked_modules(model)))
 
 
-class ThresholdReset(_Hook):
+class ThresholdReset(NoHook):
     """TAMT's mask training: thresholds go back to the exact sparsity when `config` says, and before every save.
 
     sparsity         one for all matrices, or pruned counts by weight name.
@@ -92,7 +71,7 @@ class ThresholdReset(_Hook):
             self._save(f"step_{step}", model, step)
 
 
-class MaskKeeper(_Hook):
+class MaskKeeper(NoHook):
     """Writes the masks at every save, where something other than this process's gradients sets the scores."""
 
     name = "mask_keeper"
@@ -104,7 +83,7 @@ class MaskKeeper(_Hook):
         self._save(f"step_{step}", model, step)
 
 
-class StructuredReset(_Hook):
+class StructuredReset(NoHook):
     """Structured masks: before every step and save, exactly the target of heads or neurons is pruned."""
 
     name = "structured_reset"
@@ -125,7 +104,7 @@ class StructuredReset(_Hook):
             save_groups(model, self.kinds, self._out / f"step_{step}")
 
 
-class IterativePruning(_Hook):
+class IterativePruning(NoHook):
     """Iterative magnitude pruning: the first level before any update, one more after every `interval` updates.
 
     Starts from `model` (masked, with its starting weights): whoever resumes a run builds the hook before the weights of

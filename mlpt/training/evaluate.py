@@ -1,24 +1,14 @@
 """Held-out losses: the same batches with the same noise at every evaluation, so that numbers can be compared."""
 
 from collections.abc import Iterable
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mlpt.data.rows import Rows
 from mlpt.models.encoder import Encoder
 from mlpt.randomness import numpy_generator, torch_generator
 from mlpt.training.group import Group
-
-
-class Rows(Protocol):
-    """What evaluation and training read: `mlpt.data.blocks.Blocks`."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), block_size) int64."""
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from mlpt.data.blocks import Blocks
 from mlpt.data.sampler import Sampler
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
+from mlpt.models.hooks import StepHook
 from mlpt.randomness import address, torch_generator
 from mlpt.training.checkpoint import Checkpoint, Checkpoints
 from mlpt.training.compiling import why_not_compile
@@ -25,7 +26,6 @@ from mlpt.training.config import TrainConfig
 from mlpt.training.draw import draw_objectives
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
-from mlpt.training.hooks import StepHook
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
