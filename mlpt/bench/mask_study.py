@@ -129,7 +129,7 @@ class Study:
         }
         lengths = {"steps": steps, "evaluate_batches": 16, "log_every": 50, "checkpoint_every": 200, "keep": 1}
         values |= settings | {"train": lengths | (train or {})}
-        pretrain("quickstart", values, console=quiet)
+        pretrain("mometas", values, console=quiet)
 
     def _for_dense(self, cell: Path, dense: Path) -> Path:
         """The cell's masks as masks of the dense model: their own base trained along with them."""

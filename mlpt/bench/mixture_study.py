@@ -57,7 +57,7 @@ def run_cell(rule: str, seed: int, source: str, steps: int, out: Path) -> dict[s
         if (folder / "config.yaml").is_file():
             pretrain(resume=folder, console=quiet)
         else:
-            pretrain("quickstart", settings_of(rule, seed, source, steps, folder), console=quiet)
+            pretrain("mometas", settings_of(rule, seed, source, steps, folder), console=quiet)
     summary: dict[str, Any] = json.loads(finished.read_text())
     return summary
 

@@ -44,6 +44,7 @@ class Study:
     learning_rate: float = 3e-4
     batch_size: int = 32
     max_length: int = 128
+    precision: str = "auto"
 
     def runs(self) -> Iterator[tuple[str, MultitaskConfig]]:
         """(method, configuration) of every run, seed by seed, so that a study cut short has whole seeds."""
@@ -71,6 +72,7 @@ class Study:
             "optimizer": {"lr": self.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
             "checkpoint_steps": 100,
             "feature_cache": str(self.out / "features"),
+            "precision": self.precision,
             "keep_model": "none",
             "predict_test": False,
         }
@@ -150,6 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128, help="tokens; divides the encoder's width")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     given = vars(parser.parse_args(words))
     try:
         study = Study(**{**given, "tasks": tuple(given["tasks"]), "seeds": tuple(given["seeds"])})

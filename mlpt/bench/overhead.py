@@ -1,4 +1,4 @@
-"""What the meta-learner costs training through Ray: the quickstart with `mometas` against the same with `fixed`."""
+"""What the meta-learner costs training through Ray: recipe `mometas` against the same with rule `fixed`."""
 
 import statistics
 import tempfile
@@ -31,7 +31,7 @@ def run() -> list[Row]:
                     "meta": {"interval": 100, "lag": 100, "mixture": rule},
                     "report": {"progress": "off", "tensorboard": False},
                 }
-                run = pretrain("quickstart", settings, console=Console(quiet=True))
+                run = pretrain("mometas", settings, console=Console(quiet=True))
                 rates[name].append(run.summary["tokens_per_second"])
     ours, peer = (statistics.median(rates[name]) for name in ("mometas", "fixed"))
     row = Row(
