@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from mlpt.config import RunConfig, load_run_config, read_recipe, recipe_names
+from mlpt.data.prepare import prepare
 from mlpt.errors import UserError
 from mlpt.job import mixture_rule
 from mlpt.settings import load_settings
@@ -54,3 +55,11 @@ def test_an_objective_set_to_null_is_taken_out():
 def test_the_number_of_micro_batches_is_written_down_so_that_other_hardware_repeats_it():
     config = load_run_config("quickstart", {"runtime": {"num_workers": 2}})
     assert config.train.micro_batch_size == config.train.batch_size // 2
+
+
+def test_the_quickstarts_cap_is_for_the_embedded_corpus_alone(tmp_path):
+    text = tmp_path / "mine.txt"
+    text.write_text("\n\n".join(f"Document {number} says {'this and that ' * 40}" for number in range(400)))
+    own = load_run_config("quickstart", {"data": {"source": str(text), "docs_bytes": 1000, "vocab_size": 200}}).data
+    manifest = prepare(own, str(tmp_path / "blocks"))
+    assert sum(split.documents for split in manifest.splits.values()) == 400

@@ -121,7 +121,7 @@ class Study:
             "seed": seed,
             "run_dir": str(folder),
             "blocks": str(self.out / "blocks"),
-            "data": {"source": self.source, "block_size": 64, "vocab_size": 8192, "max_bytes": None},
+            "data": {"source": self.source, "block_size": 64, "vocab_size": 8192},
             "objectives": {"mlm": {}, "atd": None, "dtd": None, "cse": None},
             "meta": {"interval": 100, "lag": 0, "mixture": {"rule": "fixed", "weights": {"mlm": 1}}},
             "runtime": {"num_workers": 0},

@@ -32,7 +32,7 @@ def settings_of(rule: str, seed: int, source: str, steps: int, folder: Path) -> 
         "name": "mixture-study",
         "seed": seed,
         "run_dir": str(folder),
-        "data": {"source": source, "block_size": 64, "vocab_size": 8192, "max_bytes": None},
+        "data": {"source": source, "block_size": 64, "vocab_size": 8192},
         "objectives": OBJECTIVES,
         "meta": {"interval": 100, "lag": 0, "mixture": RULES[rule]},
         "train": {

@@ -9,8 +9,8 @@ from rich.console import Console
 from mlpt.bench.harness import Row, machine, peak_bytes
 from mlpt.launch import pretrain
 
-STEPS = 600
-ROUNDS = 3
+STEPS = 300
+ROUNDS = 2
 
 
 def run() -> list[Row]:

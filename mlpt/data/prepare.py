@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mlpt.data.corpora import SPLITS, Piece, find_files, fingerprint, missing_splits, plan
+from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.files import absolute, filesystem, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
@@ -60,6 +60,7 @@ class DataConfig(Settings):
     )
     test_share: float = Field(default=0.05, ge=0, lt=1, description="of the documents, where no file is named test")
     max_bytes: int | None = Field(default=None, gt=0, description="of text to use")
+    docs_bytes: int | None = Field(default=None, gt=0, description="of the embedded corpus, where 'docs' is a source")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which documents go to dev and test")
     workers: int | None = Field(default=None, ge=1, description="processes; default: one a CPU core")
 
@@ -95,7 +96,7 @@ def prepare(
     Raises UserError for bad input, too little text, a folder with other content, a full disk.
     """
     out = absolute(out)
-    files = find_files(config.sources, config.max_bytes)
+    files = _files(config)
     settings = _recorded(config)
     source_hash = fingerprint(files)
     existing = read_manifest(out)
@@ -120,14 +121,18 @@ def prepare(
 
 def input_digest(config: DataConfig) -> str:
     """A name for what `prepare` would make: the same input and settings give the same digest."""
-    source_hash = fingerprint(find_files(config.sources, config.max_bytes))
+    source_hash = fingerprint(_files(config))
     text = json.dumps([_recorded(config), source_hash], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _files(config: DataConfig) -> list[CorpusFile]:
+    return find_files(config.sources, config.docs_bytes or config.max_bytes)
+
+
 def _recorded(config: DataConfig) -> dict[str, Any]:
-    """The settings that decide what is written: not how many workers write it, nor where the input was found."""
-    settings = config.model_dump(mode="json", exclude={"workers", "source"})
+    """The settings that decide what is written from an input: not how many workers write it, nor what the input is."""
+    settings = config.model_dump(mode="json", exclude={"workers", "source", "docs_bytes"})
     if config.tokenizer not in ("wordpiece", "bpe"):
         for key in ("vocab_size", "lowercase", "tokenizer_bytes"):
             del settings[key]
