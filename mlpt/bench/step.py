@@ -3,12 +3,14 @@
 Same model (BERT 4 x 256, vocabulary 8,192), data, batch (32 x 128 tokens), optimiser and clipping on both sides.
 """
 
-import contextlib
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
@@ -23,11 +25,18 @@ from transformers.trainer_callback import PrinterCallback
 
 from mlpt.bench.harness import Row, machine, peak_bytes, wait_for_device
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.meta.policy import Policy
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.objectives import OBJECTIVES, make_objectives
 from mlpt.objectives.base import Objective
 from mlpt.randomness import torch_generator
+from mlpt.training.config import TrainConfig
+from mlpt.training.group import Group, default_device
+from mlpt.training.loop import Loop, Splits
+from mlpt.training.optimizer import OptimizerConfig
+from mlpt.training.outer import Outer
+from mlpt.training.schedule import ScheduleConfig
 
 VOCABULARY = 8192
 LAYERS, HIDDEN = 4, 256
@@ -54,10 +63,9 @@ def run() -> list[Row]:
 
 
 def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tuple[float, float, float]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    float32 = OurTraining(_encoder(objectives).to(device), tokens, bf16=False)
-    bf16 = OurTraining(_encoder(objectives).to(device), tokens, bf16=True)
     with tempfile.TemporaryDirectory() as folder:
+        float32 = OurTraining(_encoder(objectives), tokens, "float32", folder)
+        bf16 = OurTraining(_encoder(objectives), tokens, "bf16", folder)
         peer = TrainerTraining(_encoder(objectives).backbone, tokens, folder)
         trainings: tuple[OurTraining | TrainerTraining, ...] = (float32, bf16, peer)
         rounds = [[training.seconds() for training in trainings] for _ in range(1 + ROUNDS)]
@@ -66,34 +74,44 @@ def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tu
 
 
 class OurTraining:
-    """The step of mlpt: corrupt, predict at the masked positions only, clip, fused AdamW."""
+    """The step of mlpt's own loop, with nothing left out."""
 
-    def __init__(self, encoder: Encoder, tokens: Tensor, bf16: bool):
-        self.encoder = encoder
-        self.tokens = tokens
-        self.device = next(encoder.parameters()).device
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-        self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    def __init__(self, encoder: Encoder, tokens: Tensor, precision: Literal["float32", "bf16"], folder: str):
+        config = TrainConfig(
+            batch_size=BATCH,
+            precision=precision,
+            optimizer=OptimizerConfig(lr=LEARNING_RATE, weight_decay=0.0),
+            schedule=ScheduleConfig(shape="constant", warmup=0),
+            clip=MAX_NORM,
+        )
+        blocks: Any = InMemory(tokens)
+        outer = Outer(Policy(0, {"mlm": 1.0}), None, Group(), interval=1, lag=0, moments=False, learns=False)
+        group = Group(device=default_device())
+        self.loop = Loop(config, encoder, Splits(blocks, blocks, blocks), outer, group, Path(folder), seed=0)
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""
-        order = iter(torch.randperm(len(self.tokens), generator=torch_generator(0, "order")).split(BATCH))
-        self.step(next(order), 0)
+        self.loop.train_step()
         wait_for_device()
         start = time.perf_counter()
-        for step, rows in enumerate(order, start=1):
-            self.step(rows, step)
+        for _ in range(STEPS):
+            self.loop.train_step()
         wait_for_device()
         return (time.perf_counter() - start) / STEPS
 
-    def step(self, rows: Tensor, step: int) -> None:
-        inputs = self.encoder.objectives["mlm"].corrupt(self.tokens[rows], torch_generator(0, "corrupt", step))
-        with self.autocast:
-            loss = self.encoder("mlm", inputs.to(self.device))
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.encoder.parameters(), MAX_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+
+class InMemory:
+    """Blocks that need no files."""
+
+    def __init__(self, tokens: Tensor):
+        self._tokens = tokens
+        self.block_size = tokens.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def tokens(self, rows: np.ndarray) -> Tensor:
+        return self._tokens[torch.from_numpy(rows)]
 
 
 class TrainerTraining:

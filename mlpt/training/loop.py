@@ -143,12 +143,13 @@ class Loop:
                 self._flush()
                 self.outer.launch(self.step, self.model, self.optimizer, self._rate())
                 self._adopt(tracker)  # lag 0: the answer counts from this very step
-            self._train_step()
+            self.train_step()
             if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                 self._log(tracker)
         self.checkpoints.wait()
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """One optimiser step; `self.step` is one more after it."""
         for hook in self.hooks:
             hook.before_step(self.step, self.model, self.optimizer)
         set_learning_rate(self.optimizer, self._rate())
