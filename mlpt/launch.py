@@ -22,6 +22,7 @@ from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.rundir import new_run_dir, open_run
+from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group, default_device
 
 
@@ -43,15 +44,14 @@ def pretrain(
 ) -> Run:
     """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
 
-    resume   the folder of a run to go on with, from its last whole checkpoint; excludes recipe and settings.
+    resume   the folder of a run to go on with, from its last whole checkpoint; then only `runtime` and `report` may be
+             set anew, because they change where and not what is computed.
     console  where progress and the summary go; None: standard error.
     Raises `UserError` in one line for anything that the caller can put right.
     """
     console = console or Console(stderr=True)
     if resume is not None:
-        if recipe is not None or settings:
-            raise UserError("--resume takes the run's own configuration; leave out the recipe and the settings")
-        folder, config = open_run(resume)
+        folder, config = _resumed(resume, recipe, settings or {})
     else:
         config = load_run_config(recipe, dict(settings or {}))
         mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
@@ -73,6 +73,13 @@ def pretrain(
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     print_summary(summary, folder, console)
     return Run(folder, summary)
+
+
+def _resumed(resume: str | os.PathLike[str], recipe: str | None, settings: Mapping[str, Any]) -> tuple[Path, RunConfig]:
+    if recipe is not None or settings.keys() - {"runtime", "report"}:
+        raise UserError("--resume takes the run's own configuration; only runtime.* and report.* may be set anew")
+    folder, config = open_run(resume)
+    return folder, load_settings(RunConfig, merge(config.model_dump(), settings))
 
 
 def _in_this_process(config: RunConfig, blocks: str, folder: Path, display: Display) -> dict[str, Any]:

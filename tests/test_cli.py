@@ -55,6 +55,12 @@ def test_masks_are_made_compared_shown_measured_and_exported(run, tmp_path):
     assert float((weight == 0).float().mean()) == pytest.approx(0.7, abs=1e-3)
 
 
+def test_a_finished_run_is_resumed_to_the_same_end_under_another_runtime(run):
+    before = json.loads((run / "summary.json").read_text())
+    mlpt("pretrain", "--resume", run, "runtime.cpus_per_worker=2", "report.progress=off")
+    assert json.loads((run / "summary.json").read_text())["held_out"] == before["held_out"]
+
+
 def test_a_run_is_evaluated_on_its_own_text_without_naming_it(run):
     assert "mlm loss" in mlpt("evaluate", run, "--batches", 1)
 
@@ -74,6 +80,7 @@ def test_an_exported_run_is_the_trained_model(run, tmp_path):
         (["evaluate", "{run}/model"], "--blocks"),
         (["bench", "nothing"], "there is no benchmark 'nothing'"),
         (["pretrain", "one", "two"], "give one recipe"),
+        (["pretrain", "--resume", "{run}", "train.steps=9"], "only runtime.* and report.* may be set anew"),
         (["finetune", "{run}", "--tasks", "sst3"], "did you mean 'sst2'?"),
     ],
 )
