@@ -120,6 +120,7 @@ class Loop:
             after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
         finally:
+            self._forward = self.model  # DDP must not outlive its process group, whose destructor could then hang
             self.checkpoints.join()
             if tracker is not None:
                 tracker.close()

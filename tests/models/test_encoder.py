@@ -234,21 +234,6 @@ def test_higher_unrolls_the_encoder_with_equal_losses_and_tied_embeddings(archit
     assert later.item() != start.item()
 
 
-def test_ddp_wraps_the_forward_and_leaves_idle_heads_alone(tmp_path):
-    encoder = build().eval()
-    inputs = corrupted(encoder, "atd")
-    encoder("atd", inputs).backward()
-    expected = encoder.heads["atd"].weight.grad.clone()
-    encoder.zero_grad(set_to_none=True)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(encoder, find_unused_parameters=True)
-        wrapped("atd", inputs).backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    torch.testing.assert_close(encoder.heads["atd"].weight.grad, expected)
-
-
 def test_torch_compile_captures_the_forward_and_gives_the_same_loss():
     encoder = build(layers=1).eval()
     compiled = torch.compile(encoder, backend="aot_eager")
