@@ -15,6 +15,7 @@ CASES = {
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
+    "masks": ("mlpt.bench.masks",),
     "soak": ("mlpt.bench.soak",),
 }
 ON_REQUEST = {"soak"}  # takes a quarter of an hour
