@@ -23,8 +23,6 @@ from mlpt.training.loop import Event, Loop, Splits
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
 
-STATIC_RULES = ("fixed", "uniform")  # these never change the mixture, so nothing is computed for them
-
 
 def open_splits(blocks: str) -> Splits:
     """The train, dev and test blocks of a prepared folder."""
@@ -56,7 +54,7 @@ def mixture_rule(config: RunConfig) -> MetaRule:
 
 def learns(config: RunConfig) -> bool:
     """True if anything about this run is adapted while it runs."""
-    return config.meta.mixture.rule not in STATIC_RULES or config.meta.masks is not None
+    return RULES[config.meta.mixture.rule].learns or config.meta.masks is not None
 
 
 def step_hooks(config: RunConfig, model: Encoder, splits: Splits, run_dir: Path | None) -> list[StepHook]:

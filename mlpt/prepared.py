@@ -8,9 +8,11 @@ from typing import Any
 from filelock import FileLock
 
 from mlpt.config import RunConfig
+from mlpt.data.blocks import Blocks
 from mlpt.data.files import cache_directory
 from mlpt.data.manifest import Manifest, read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
+from mlpt.data.tokenizers import load_tokenizer
 from mlpt.errors import UserError
 from mlpt.reporting.display import Display
 
@@ -35,7 +37,15 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
     remembered.write_text(json.dumps(current))
+    _check_tokenizer(config, blocks)
     return blocks
+
+
+def _check_tokenizer(config: RunConfig, blocks: str) -> None:
+    """A model that came with a tokenizer goes on with blocks of that very tokenizer; an equal size proves nothing."""
+    folder = config.model.pretrained
+    if folder is not None and any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        Blocks.open(blocks, "train").require_tokenizer(load_tokenizer(folder))
 
 
 def _alone(blocks: str) -> AbstractContextManager[Any]:

@@ -71,6 +71,24 @@ def test_an_exported_run_is_the_trained_model(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_a_model_is_not_trained_on_blocks_of_another_tokenizer_of_the_same_size(run, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text(
+        "\n\n".join(f"Chapter {n}: quixotic zephyrs vex jumbled {n * 7} lynxes {n * n}" for n in range(3000))
+    )
+    size = AutoModelForMaskedLM.from_pretrained(run / "model").config.vocab_size
+    data = [f"data.source={text}", f"data.vocab_size={size}", "data.block_size=32", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="tokenizer"):
+        mlpt(
+            "pretrain",
+            "quickstart",
+            f"model.pretrained={run / 'model'}",
+            "runtime.num_workers=0",
+            "train.steps=1",
+            *data,
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -85,7 +85,6 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, run_dir, hub = context.get_world_rank(), Path(settings["run_dir"]), settings["hub"]
     log_to_file(run_dir / "logs" / f"rank_{rank}.log")
-    _quiet_train_reports()
     config = RunConfig.model_validate(settings["config"])
     earlier = ray.get(hub.error.remote())
     if earlier is not None:  # another rank said what is wrong before the group was restarted
@@ -184,11 +183,6 @@ def _preemption_notice(config: RunConfig) -> Callable[[int], bool]:
         return fresh
 
     return must_save
-
-
-def _quiet_train_reports() -> None:
-    """Ray Train logs every report of a worker at INFO, past its own logging configuration."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
 
 
 def _why_failed(error: Exception, hub: Any, run_dir: Path) -> str:

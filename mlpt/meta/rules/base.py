@@ -15,6 +15,7 @@ from mlpt.settings import Settings
 class MetaRule:
     """One rule. Subclasses set `name` and `Config` (with the field `rule`) and define `first_mixture` and `update`.
 
+    learns         False: the mixture never changes, so that no learner need run for it.
     needs_weights  `update` forwards the model: the learner loads the snapshot first.
     needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
 
@@ -22,6 +23,7 @@ class MetaRule:
     """
 
     name: ClassVar[str]
+    learns: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
 

@@ -16,6 +16,7 @@ class Fixed(MetaRule):
     """Probabilities in proportion to `weights`; an objective without a weight is never drawn."""
 
     name = "fixed"
+    learns = False
 
     class Config(Settings):
         """weights: objective -> any number >= 0, in proportion."""

@@ -12,6 +12,7 @@ class Uniform(MetaRule):
     """Equal probabilities."""
 
     name = "uniform"
+    learns = False
 
     class Config(Settings):
         """No settings beside the rule's name."""
