@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_PORT = "RAY_GCS_SERVER_PORT"  # read where Ray starts; ray.init has no argument for it
 
 
 @contextlib.contextmanager
@@ -26,13 +28,14 @@ def ray_session(
     runtime: RuntimeConfig,
     cpus: float,
     debug: bool = False,
-    dashboard: bool = False,
+    nested: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block.
 
     cpus         logical CPUs of our own Ray; more than the machine has is fine, they are a count of places.
-    dashboard    sweeps need it: without it Ray leaks the resources of stopped trials.
+    nested       runs will start runs of their own. Ray then needs its dashboard, and its processes must know its
+                 address, or it leaks the resources of those that are stopped.
     environment  variables that every process of the job gets.
     """
     for name, value in _QUIET.items():
@@ -41,13 +44,13 @@ def ray_session(
         yield
         return
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": debug}
-    if environment:
-        options["runtime_env"] = {"env_vars": dict(environment)}
     try:
         if runtime.address == "local":
-            ray.init(address="local", num_cpus=max(1, round(cpus)), include_dashboard=dashboard, **options)
+            options |= {"num_cpus": max(1, round(cpus)), "include_dashboard": nested}
+            with _known_address() if nested else contextlib.nullcontext(environment) as environment:
+                ray.init(address="local", **_with(environment), **options)
         else:
-            ray.init(address=runtime.address, **options)
+            ray.init(address=runtime.address, **_with(environment), **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -58,6 +61,26 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+def _with(environment: Mapping[str, str] | None) -> dict[str, Any]:
+    return {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
+
+
+@contextlib.contextmanager
+def _known_address() -> Iterator[dict[str, str]]:
+    """Fix the address of the Ray that starts in this block; yields the variable that tells it to the processes.
+
+    A job's variables are set before Ray could tell its address, and processes without it take another Ray for theirs.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    os.environ[_PORT] = str(port)
+    try:
+        yield {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+    finally:
+        del os.environ[_PORT]
 
 
 def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:

@@ -9,24 +9,25 @@ import ray
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 
-_DRIVER_CPUS = 0.01  # of a nested trial: Tune wants some, and a whole one would take the place of a worker
+# Of a nested trial: Tune wants something, and any part of a CPU would take the place of a worker. One byte.
+_DRIVER = {"memory": 1.0}
 _STATE_TIMEOUT_S = 20
 
 
 def trial_resources(runtime: RuntimeConfig) -> dict[str, float]:
     """What Tune itself reserves for a trial: the whole run in process, next to nothing for a nested run's driver."""
     if runtime.most_workers > 1:
-        return {"CPU": _DRIVER_CPUS}
+        return dict(_DRIVER)
     return {"CPU": runtime.cpus_per_worker} | ({"GPU": runtime.gpus_per_worker} if runtime.gpus_per_worker else {})
 
 
 def trial_needs(runtime: RuntimeConfig) -> dict[str, float]:
-    """Everything that a trial takes while it runs: for nested ones its driver, its workers and the meta-learner."""
+    """Everything that a trial takes while it runs: for nested ones its workers and a meta-learner (some may need it)."""
     if runtime.most_workers == 1:
         return trial_resources(runtime)
     workers = runtime.most_workers
     needs = {
-        "CPU": _DRIVER_CPUS + workers * runtime.cpus_per_worker + runtime.meta_cpus,
+        "CPU": workers * runtime.cpus_per_worker + runtime.meta_cpus,
         "GPU": workers * runtime.gpus_per_worker + runtime.meta_gpus,
         **{name: workers * amount for name, amount in runtime.worker_resources.items()},
         **runtime.meta_resources,
@@ -46,8 +47,8 @@ def concurrency(
     if wanted is None and fits == 0:
         there = ", ".join(f"{have.get(name, 0):g} {name}" for name in needs)
         raise UserError(
-            f"a trial needs {per_trial} and Ray has {there}; lower runtime.num_workers or runtime.cpus_per_worker, "
-            "or give sweep.concurrent=N on a cluster that grows when asked"
+            f"a trial needs {per_trial} and Ray has {there}; lower runtime.num_workers, cpus_per_worker or "
+            "meta_cpus, or give sweep.concurrent=N on a cluster that grows when asked"
         )
     at_once = min(trials, wanted or fits)
     waiting = f"; {at_once - fits} of them wait for the cluster to grow" if at_once > fits else ""
@@ -60,7 +61,7 @@ def require_dashboard() -> None:
     from ray.util.state import list_nodes
 
     try:
-        list_nodes(limit=1, timeout=_STATE_TIMEOUT_S)
+        list_nodes(ray.get_runtime_context().gcs_address, limit=1, timeout=_STATE_TIMEOUT_S)
     except Exception as error:  # whatever the dashboard's client raises, the sweep would hang later
         raise UserError(
             "trials with several workers need Ray's dashboard, and it does not answer; start Ray with it "
@@ -69,20 +70,20 @@ def require_dashboard() -> None:
 
 
 def worker_environment(runtime: RuntimeConfig) -> dict[str, str]:
-    """The variable that tells the workers of nested trials which Ray is theirs, where that is not plain.
+    """The variable that tells the workers of nested trials which cluster is theirs (our own Ray: `ray_session` does).
 
     Raises `UserError` where they could take another Ray of this machine for theirs, and leak what they hold.
     """
-    if runtime.address not in ("local", "auto"):
+    if runtime.address == "local":
+        return {}
+    if runtime.address != "auto":
         return {"RAY_ADDRESS": runtime.address}
-    if runtime.address == "auto" and os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS"):
         return {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}
     running = sorted(ray._private.services.find_gcs_addresses())
-    if runtime.address == "auto" and len(running) == 1:
-        return {"RAY_ADDRESS": running[0]}
-    if running:
+    if len(running) > 1:
         raise UserError(
-            f"another Ray runs on this machine ({', '.join(running)}), and trials with several workers must know "
-            "theirs; give runtime.address=HOST:PORT, or use runtime.num_workers=1"
+            f"{len(running)} Rays run on this machine ({', '.join(running)}), and trials with several workers must "
+            "know theirs; give runtime.address=HOST:PORT, or use runtime.num_workers=1"
         )
-    return {}
+    return {"RAY_ADDRESS": running[0]} if running else {}

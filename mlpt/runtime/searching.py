@@ -10,7 +10,7 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
 from mlpt.errors import UserError
@@ -20,10 +20,20 @@ from mlpt.runtime.space import Space, is_grid
 PAUSING = ("hyperband", "pbt")
 
 
-def make_search(space: Space, seed: int) -> Searcher | SearchAlgorithm:
-    """Random and grid points come from Tune itself; TPE, and NSGA-II for several metrics, from Optuna."""
+def make_search(space: Space, seed: int, at_once: int) -> Searcher | SearchAlgorithm:
+    """Random and grid points come from Tune itself; TPE, and NSGA-II for several metrics, from Optuna.
+
+    At most `at_once` trials are under way: Tune's own limit counts for searchers like Optuna's alone. Schedulers that
+    pause trials need all of them, and Tune's resources say how many of those train.
+    """
     if space.search != "tpe":
-        return BasicVariantGenerator(random_state=seed, constant_grid_search=True)
+        limit = 0 if space.scheduler in PAUSING else at_once
+        return BasicVariantGenerator(random_state=seed, constant_grid_search=True, max_concurrent=limit)
+    searcher = _optuna(space, seed)
+    return searcher if space.scheduler in PAUSING else ConcurrencyLimiter(searcher, at_once)
+
+
+def _optuna(space: Space, seed: int) -> Searcher:
     try:
         import optuna
     except ImportError as error:

@@ -131,6 +131,11 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
         plan = Plan(space, sweep.overrides, blocks, sweep.folder, block_size, resources, is_nested)
         wanted, have = sweep.options.concurrent, ray.cluster_resources()
         at_once = concurrency(trial_needs(sample.runtime), have, number_of_trials(space), wanted, say)
+        if is_nested and plan.pausing and at_once < number_of_trials(space):
+            raise UserError(
+                f"{space.scheduler} pauses trials, and with several workers each all {number_of_trials(space)} must "
+                f"fit at once, not {at_once}; use sweep.scheduler=asha, fewer trials, or runtime.num_workers=1"
+            )
         train = budgeted(sample, space, block_size, plan.pausing).train
         tokens = train.steps * train.batch_size * block_size
         say(f"each trains on {tokens:,} tokens and is judged {space.evaluations} times, by {_goals(space)}")
@@ -150,9 +155,8 @@ def _search(sweep: Sweep, plan: Plan, tokens: int, at_once: int) -> list[Trial]:
         metric=None if several else space.metric,
         mode=None if several else space.mode,
         num_samples=space.trials,
-        search_alg=make_search(space, sweep.options.seed),
+        search_alg=make_search(space, sweep.options.seed, at_once),
         scheduler=make_scheduler(space, tokens),
-        max_concurrent_trials=at_once,
         reuse_actors=not plan.is_nested,
     )
     return _tuned(sweep, plan, "search", parameter_space(space, sweep.options.seed), config)

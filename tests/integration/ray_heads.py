@@ -20,9 +20,9 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 
 class Head:
-    """`ray start --head` with token authentication and the dashboard on the loopback."""
+    """`ray start --head` with token authentication and, unless it is left out, the dashboard on the loopback."""
 
-    def __init__(self, folder, cpus, autoscaling=None):
+    def __init__(self, folder, cpus, autoscaling=None, dashboard=True):
         self.folder = Path(folder)
         self.temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets below it have at most 107 letters
         self.token = self.folder / "token"
@@ -30,6 +30,7 @@ class Head:
         self.token.chmod(0o600)
         ports = free_ports(5)
         self.port, self.dashboard = ports[0], f"http://127.0.0.1:{ports[1]}"
+        self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
         names = (
             "port",
             "dashboard-port",
@@ -51,7 +52,7 @@ class Head:
         extra = []
         if autoscaling is not None:
             config = self.folder / "autoscaling.json"
-            config.write_text(json.dumps(autoscaling(f"{ray.util.get_node_ip_address()}:{self.port}")))
+            config.write_text(json.dumps(autoscaling(self.address)))
             extra.append(f"--autoscaling-config={config}")
         self.process = subprocess.Popen(
             [
@@ -59,6 +60,7 @@ class Head:
                 *(f"--{name}={port}" for name, port in zip(names, ports, strict=True)),
                 *(
                     f"--num-cpus={cpus}",
+                    f"--include-dashboard={str(dashboard).lower()}",
                     "--object-store-memory=200000000",
                     "--min-worker-port=0",
                     "--max-worker-port=0",
@@ -71,7 +73,7 @@ class Head:
             start_new_session=True,
         )
         try:
-            wait_until(self._answers, timeout=90)
+            wait_until(self._answers if dashboard else self._accepts, timeout=90)
         except BaseException:
             self.close()
             raise
@@ -84,6 +86,20 @@ class Head:
     def ask(self, *words, environment=None):
         """`ray job WORDS`; the completed process."""
         return self._ray([RAY, "job", words[0], "--address", self.dashboard, *words[1:]], environment, 60)
+
+    def run(self, *words, timeout=400):
+        """`mlpt WORDS` on this machine, as one of this cluster's users; the completed process."""
+        return self._ray([sys.executable, "-m", "mlpt", *map(str, words)], None, timeout)
+
+    def resources(self):
+        """(free, all) resources of the cluster, as another of its users sees them."""
+        ask = (
+            f"import json, ray; ray.init('{self.address}', logging_level='ERROR', log_to_driver=False); "
+            "print(json.dumps([ray.available_resources(), ray.cluster_resources()]))"
+        )
+        asked = self._ray([sys.executable, "-c", ask], None, 120)
+        assert asked.returncode == 0, asked.stderr
+        return json.loads(asked.stdout.splitlines()[-1])
 
     def nodes(self):
         """How many nodes besides the head are alive."""
@@ -113,6 +129,11 @@ class Head:
             text=True,
             timeout=timeout,
         )
+
+    def _accepts(self):
+        assert self.process.poll() is None, (self.folder / "head.txt").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address.split(":")[0], self.port)) == 0
 
     def _answers(self):
         assert self.process.poll() is None, (self.folder / "head.txt").read_text()
