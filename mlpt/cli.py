@@ -95,7 +95,7 @@ def tune(
     names = [word for word in words or [] if "=" not in word]
     if spaces:
         for space in shipped_spaces():
-            _print(f"{space.name:10}  {space.question}")
+            _print(f"{space.name:13}  {space.question}")
     elif resume is not None and not words:
         resume_sweep(resume, _print, debug=_debugging())
     elif len(names) == 1 and resume is None:
@@ -106,20 +106,29 @@ def tune(
 
 @app.command()
 def finetune(
-    words: Annotated[list[str], typer.Argument(metavar="MODEL [key=value ...]", help="a run, a folder or a hub name")],
-    tasks: Annotated[list[str], typer.Option(help="one task or many: --tasks sst2,rte or --tasks sst2 rte")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|RECIPE [key=value ...]", help="a run, a folder, a hub name, or settings in a .yaml"
+        ),
+    ],
+    tasks: Annotated[list[str] | None, typer.Option(help="one or many: --tasks sst2,rte or --tasks sst2 rte")] = None,
     data_dir: Annotated[str | None, typer.Option(help="folder of the original downloads, or hub:")] = None,
     masks: Annotated[str | None, typer.Option(help="sparse masks to apply and keep")] = None,
-    out: Annotated[str, typer.Option(help="folder for results, predictions and models")] = "finetuned",
+    out: Annotated[str | None, typer.Option(help="for results, predictions and models; default: finetuned")] = None,
     multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
     workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
 ) -> None:
     """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
+    from mlpt.config import read_recipe
     from mlpt.downstream.command import settings_from_words
 
     model, *more = words
-    named = [name for word in [*tasks, *(word for word in more if "=" not in word)] for name in word.split(",")]
-    given = {"model": model, "tasks": named, "masks": masks, "out": out}
+    given = read_recipe(model) if model.endswith((".yaml", ".yml")) else {"model": model}
+    listed = [*(tasks or []), *(word for word in more if "=" not in word)]
+    named = [name for word in listed for name in word.split(",")]
+    chosen = {"tasks": named, "masks": masks, "out": out or given.get("out", "finetuned")}
+    given |= {name: value for name, value in chosen.items() if value}
     settings = [word for word in more if "=" in word]
     if multitask:
         from mlpt.downstream.multitask import run_multitask

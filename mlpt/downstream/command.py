@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from mlpt.errors import UserError
 from mlpt.settings import Settings, load_settings, merge, parse_overrides
 
 S = TypeVar("S", bound=Settings)
@@ -13,4 +14,7 @@ def settings_from_words(cls: type[S], given: Mapping[str, Any], data_dir: str | 
     values = dict(given)
     if data_dir is not None:
         values["source"] = {"data_dir": data_dir}
-    return load_settings(cls, merge(values, parse_overrides(words)))
+    values = merge(values, parse_overrides(words))
+    if not values.get("tasks"):
+        raise UserError("no task is named; say which, for example --tasks sst2,rte")
+    return load_settings(cls, values)

@@ -22,7 +22,7 @@ from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
 from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch, losses_of, mean_of_tasks
-from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected, table
+from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected, selected, table
 from mlpt.downstream.multitask_saving import build_multitask_model, export_stock_classifier, save_multitask_model
 from mlpt.downstream.multitask_scoring import Scorer
 from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
@@ -39,13 +39,18 @@ from mlpt.training.state import load_model_tensors, load_optimizer_tensors, mode
 from mlpt.training.tracker import Tracker
 
 Say = Callable[[str], None]
+Tell = Callable[[int, dict[str, float]], None]
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
 _LOG_STEPS = 10
 
 
-def run_multitask(config: MultitaskConfig, say: Say = print) -> MultitaskResult:
+def run_multitask(
+    config: MultitaskConfig, say: Say = print, tell: Tell | None = None, device: torch.device | None = None
+) -> MultitaskResult:
     """Train, evaluate and write everything to `config.out`.
 
+    tell    hears each evaluation: its step, and the selecting metric of each task on its first dev split.
+    device  where to train; None: the GPU if there is one.
     A finished run is read back; a killed one resumes. Raises `UserError` where the folder holds another configuration.
     """
     folder = Path(config.out)
@@ -56,9 +61,9 @@ def run_multitask(config: MultitaskConfig, say: Say = print) -> MultitaskResult:
         return MultitaskResult.from_json(json.loads((folder / "results.json").read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(_identity(config), indent=1))
-    device = default_device()
+    device = device or default_device()
     with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _Run(config, folder, device, say).result()
+        return _Run(config, folder, device, say, tell or (lambda step, scores: None)).result()
 
 
 class TaskView(nn.Module):
@@ -83,10 +88,11 @@ class TaskView(nn.Module):
 class _Run:
     """The state of one run while it trains."""
 
-    def __init__(self, config: MultitaskConfig, folder: Path, device: torch.device, say: Say):
-        self.config, self.folder, self.device, self.say = config, folder, device, say
+    def __init__(self, config: MultitaskConfig, folder: Path, device: torch.device, say: Say, tell: Tell):
+        self.config, self.folder, self.device, self.say, self.tell = config, folder, device, say, tell
         self.tokenizer = load_tokenizer(config.model)
         self.tasks = self._load_tasks()
+        self.selects = {data.task.name: data.task.select for data in self.tasks.data}
         self.model, masks = build_multitask_model(config, self.tasks.outputs)
         self.masks = {name: mask.to(device) for name, mask in masks.items()}
         self.frozen = self._freeze()
@@ -228,10 +234,11 @@ class _Run:
             }
             for task, data in enumerate(self.tasks.data)
         }
-        means = [mean_selected(self.tasks, earlier) for _, earlier in self.evaluations]
+        means = [mean_selected(earlier, self.selects) for _, earlier in self.evaluations]
         self.evaluations.append((self.step, scores))
         self.tracker.log(self.step, {"dev": scores})
-        if all(mean_selected(self.tasks, scores) > mean for mean in means):
+        self.tell(self.step, selected(scores, self.selects))
+        if all(mean_selected(scores, self.selects) > mean for mean in means):
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in model_tensors(self.model).items()}
         self.model.eval()  # as published: candidates after an evaluation are scored without dropout
 
@@ -281,7 +288,7 @@ class _Run:
         return int(state["metrics_position"])
 
     def _finish(self, seconds: float, speed: float) -> MultitaskResult:
-        best_step, best = max(self.evaluations, key=lambda one: mean_selected(self.tasks, one[1]))
+        best_step, best = max(self.evaluations, key=lambda one: mean_selected(one[1], self.selects))
         if self.config.keep_model != "last":
             load_model_tensors(self.model, self.best)
         self._write_models()
@@ -303,7 +310,7 @@ class _Run:
                 }
                 for data in self.tasks.data
             },
-            selects={data.task.name: data.task.select for data in self.tasks.data},
+            selects=self.selects,
             steps=self.step,
             rows={name: [self.rows_trained[name], size] for name, size in sizes.items()},
             parameters=parameter_counts(self.model),

@@ -2,10 +2,10 @@
 
 import json
 import os
+import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from mlpt.downstream.multitask_data import TaskSet
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
 
@@ -78,7 +78,11 @@ def table(result: MultitaskResult) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def mean_selected(tasks: TaskSet, scores: Scores) -> float:
-    """Mean over tasks of the metric that selects, on the first dev split."""
-    chosen = [scores[data.task.name][data.dev_splits[0]][data.task.select] for data in tasks.data]
-    return sum(chosen) / len(chosen)
+def selected(scores: Scores, selects: Mapping[str, str]) -> dict[str, float]:
+    """Task -> the metric that `selects` names for it, on the first dev split."""
+    return {task: next(iter(scores[task].values()))[metric] for task, metric in selects.items()}
+
+
+def mean_selected(scores: Scores, selects: Mapping[str, str]) -> float:
+    """Mean of `selected` over the tasks."""
+    return statistics.fmean(selected(scores, selects).values())

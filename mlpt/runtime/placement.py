@@ -22,7 +22,7 @@ def trial_resources(runtime: RuntimeConfig) -> dict[str, float]:
 
 
 def trial_needs(runtime: RuntimeConfig) -> dict[str, float]:
-    """Everything that a trial takes while it runs: for nested ones its workers and a meta-learner (some may need it)."""
+    """Everything that a trial takes while it runs: for nested ones its workers and, as some may need it, a learner."""
     if runtime.most_workers == 1:
         return trial_resources(runtime)
     workers = runtime.most_workers

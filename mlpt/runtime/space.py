@@ -19,6 +19,7 @@ from mlpt.errors import UserError
 Search = Literal["random", "grid", "tpe"]
 Scheduler = Literal["none", "asha", "hyperband", "pbt"]
 Mode = Literal["min", "max"]
+JobName = Literal["pretrain", "multitask"]
 Settings = Mapping[str, Any]
 
 
@@ -33,9 +34,11 @@ class Space:
 
     parameters   parameter -> Tune domain (`tune.uniform`, `tune.choice`, `tune.grid_search`, ...) or a constant.
     metrics      metric -> `min` or `max`. One: the best mean wins. Several: the Pareto front of the means.
-                 `dev/NAME` is the meta-dev loss of an objective in nats; `dev/mean` their mean.
-    tokens       training budget of one trial, in tokens.
+                 `dev/NAME` is the meta-dev loss of an objective in nats (the selecting metric of a task), `dev/mean`
+                 their mean; `latency` the milliseconds of a forward pass of the exported model, at a trial's end.
+    tokens       training budget of one trial, in tokens (multitask: at most, as shorter rows count as full ones).
     trials       points tried (with `grid`: passes over the grid).
+    job          what a trial is: `pretrain` or `multitask` (fine-tuning on many tasks at once, without a recipe).
     settings     turns a point into dotted configuration keys; parameters that another choice makes meaningless
                  are left out here.
     base         dotted configuration keys that every trial shares, over `recipe`.
@@ -53,6 +56,7 @@ class Space:
     tokens: int
     trials: int
     recipe: str = "quickstart"
+    job: JobName = "pretrain"
     base: dict[str, Any] = field(default_factory=dict)
     settings: Callable[[Settings], dict[str, Any]] = as_settings
     search: Search = "random"
@@ -69,9 +73,10 @@ class Space:
         where = f"space '{self.name}'" if self.name else "the space"
         if not self.metrics or any(mode not in get_args(Mode) for mode in self.metrics.values()):
             raise UserError(f"{where} needs metrics, each `min` or `max`, for example {{'dev/mlm': 'min'}}")
-        for option, choices in (("search", get_args(Search)), ("scheduler", get_args(Scheduler))):
-            if getattr(self, option) not in choices:
-                raise UserError(f"{where}: {option} '{getattr(self, option)}' is unknown; valid: {', '.join(choices)}")
+        for option, names in (("search", Search), ("scheduler", Scheduler), ("job", JobName)):
+            if getattr(self, option) not in get_args(names):
+                valid = ", ".join(get_args(names))
+                raise UserError(f"{where}: {option} '{getattr(self, option)}' is unknown; valid: {valid}")
         for option in ("tokens", "trials", "seeds", "finalists", "evaluations"):
             if getattr(self, option) < 1:
                 raise UserError(f"{where}: {option} must be at least 1, not {getattr(self, option)}")
@@ -87,6 +92,8 @@ class Space:
             raise UserError(f"{where}: search=grid needs a tune.grid_search parameter")
         if len(self.metrics) > 1 and self.scheduler != "none":
             raise UserError(f"{where}: {self.scheduler} compares trials by one metric; use scheduler=none for a front")
+        if "latency" in self.metrics and self.scheduler != "none":
+            raise UserError(f"{where}: latency is measured when a trial ends; use scheduler=none")
         if self.scheduler != "pbt":
             return
         if self.search != "random" or self.seeds > 1:

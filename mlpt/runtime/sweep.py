@@ -5,7 +5,7 @@ A sweep's folder holds `sweep.yaml` (what was asked), `trials/` (a run each), `t
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,23 +15,19 @@ import ray
 import yaml
 from pydantic import Field
 from ray import tune
-from rich.console import Console
 
-from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
-from mlpt.prepared import blocks_of
-from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import ray_session
 from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
+from mlpt.runtime.plan import Plan, Say
 from mlpt.runtime.ranking import Score, Trial, pareto_front, scores, winning
 from mlpt.runtime.searching import a_point, make_scheduler, make_search, number_of_trials, parameter_space, repeated
 from mlpt.runtime.space import Scheduler, Search, Space, load_space
 from mlpt.runtime.sweep_report import ProgressLines, finished_trials, write_outcome
-from mlpt.runtime.trial import Plan, budgeted, check_metrics, run_trial, trial_config
+from mlpt.runtime.trial import job_of, run_trial
 from mlpt.settings import Settings, load_settings, parse_overrides
 
 SWEEP = "sweep.yaml"
-Say = Callable[[str], None]
 
 
 class SweepConfig(Settings):
@@ -115,36 +111,40 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
 
 
 def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
-    space = sweep.space
-    sample = trial_config(space, sweep.overrides, a_point(space), sweep.options.seed)  # wrong settings show here
-    check_metrics(space, sample)
+    space, job = sweep.space, job_of(sweep.space)
+    sample = job.config(space, sweep.overrides, a_point(space), sweep.options.seed)  # wrong settings show here
+    runtime = job.runtime(sample, sweep.overrides)
+    job.check(space, sample)
     say(f"{space.name}: {space.question}")
-    is_nested = sample.runtime.most_workers > 1
-    environment = worker_environment(sample.runtime) if is_nested else {}
-    with ray_session(sample.runtime, os.cpu_count() or 1, debug, is_nested, environment):
+    is_nested = runtime.most_workers > 1
+    environment = worker_environment(runtime) if is_nested else {}
+    with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment):
         if is_nested:
             require_dashboard()
-        display = Display("off", console=Console(stderr=True))
-        blocks = blocks_of(sample, sweep.folder, display)
-        block_size = Blocks.open(blocks, "train").block_size
-        resources = trial_resources(sample.runtime)
-        plan = Plan(space, sweep.overrides, blocks, sweep.folder, block_size, resources, is_nested)
-        wanted, have = sweep.options.concurrent, ray.cluster_resources()
-        at_once = concurrency(trial_needs(sample.runtime), have, number_of_trials(space), wanted, say)
-        if is_nested and plan.pausing and at_once < number_of_trials(space):
-            raise UserError(
-                f"{space.scheduler} pauses trials, and with several workers each all {number_of_trials(space)} must "
-                f"fit at once, not {at_once}; use sweep.scheduler=asha, fewer trials, or runtime.num_workers=1"
-            )
-        train = budgeted(sample, space, block_size, plan.pausing).train
-        tokens = train.steps * train.batch_size * block_size
+        data, length = job.data(sample, sweep.folder, say)
+        plan = Plan(space, sweep.overrides, sweep.folder, runtime, data, length, trial_resources(runtime))
+        at_once = _at_once(sweep, plan, say)
+        tokens = job.budget(sample, space, length).tokens
         say(f"each trains on {tokens:,} tokens and is judged {space.evaluations} times, by {_goals(space)}")
         found = _search(sweep, plan, tokens, at_once)
         found += _confirm(sweep, plan, at_once, found, say)
     winners = winning(found, space.metrics)
-    recipes = [_recipe(sweep, winner) for winner in winners]
-    write_outcome(sweep.folder, space, found, winners, recipes, say)
+    configs = [job.config(space, sweep.overrides, winner.point, sweep.options.seed) for winner in winners]
+    recipes = [job.recipe(config, space, length) for config in configs]
+    write_outcome(sweep.folder, space, found, winners, recipes, job.follow_up, say)
     return Outcome(sweep.folder, found, winners)
+
+
+def _at_once(sweep: Sweep, plan: Plan, say: Say) -> int:
+    """How many trials run at a time. Raises `UserError` where they would wait for each other for ever."""
+    trials, wanted = number_of_trials(plan.space), sweep.options.concurrent
+    fit = concurrency(trial_needs(plan.runtime), ray.cluster_resources(), trials, wanted, say)
+    if plan.is_nested and plan.pausing and fit < trials:
+        raise UserError(
+            f"{plan.space.scheduler} pauses trials, and with several workers each all {trials} must fit at once, "
+            f"not {fit}; use sweep.scheduler=asha, fewer trials, or runtime.num_workers=1"
+        )
+    return fit
 
 
 def _search(sweep: Sweep, plan: Plan, tokens: int, at_once: int) -> list[Trial]:
@@ -199,10 +199,3 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
 
 def _goals(space: Space) -> str:
     return " and ".join(f"{mode} {metric}" for metric, mode in space.metrics.items())
-
-
-def _recipe(sweep: Sweep, winner: Score) -> str:
-    """A winner as YAML that `mlpt pretrain` takes, with the sweep's budget."""
-    config = trial_config(sweep.space, sweep.overrides, winner.point, sweep.options.seed)
-    train = config.train.model_copy(update={"tokens": sweep.space.tokens})
-    return config.model_copy(update={"name": sweep.space.name, "run_dir": None, "train": train}).to_yaml()

@@ -16,7 +16,7 @@ from rich.table import Table
 from mlpt.runtime.ranking import Mode, Score, Trial, scores
 from mlpt.runtime.space import Space
 
-_METRIC_PREFIXES = ("dev/", "held_out/", "sparsity")
+_METRIC_PREFIXES = ("dev/", "held_out/", "sparsity", "latency")
 Say = Callable[[str], None]
 
 
@@ -70,9 +70,15 @@ def _trial(result: Any, space: Space) -> Trial:
 
 
 def write_outcome(
-    folder: Path, space: Space, trials: Sequence[Trial], winners: Sequence[Score], recipes: Sequence[str], say: Say
+    folder: Path,
+    space: Space,
+    trials: Sequence[Trial],
+    winners: Sequence[Score],
+    recipes: Sequence[str],
+    follow_up: str,
+    say: Say,
 ) -> None:
-    """Write `trials.parquet` and the winners' recipes into `folder`, and show the table."""
+    """Write `trials.parquet` and the winners' recipes into `folder`, show the table and the command to go on with."""
     pq.write_table(pa.Table.from_pylist(_rows(trials)), folder / "trials.parquet")
     Console(stderr=True).print(_table(space, trials, winners))
     for trial in trials:
@@ -84,7 +90,7 @@ def write_outcome(
     paths = _write_recipes(folder, space, winners, recipes)
     say(f"trials:  {folder / 'trials.parquet'}")
     say(f"best:    {', '.join(map(str, paths))}")
-    say(f"next:    mlpt pretrain {paths[0]} train.tokens=N")
+    say(f"next:    {follow_up.format(paths[0])}")
 
 
 def _write_recipes(folder: Path, space: Space, winners: Sequence[Score], recipes: Sequence[str]) -> list[Path]:

@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from mlpt.errors import UserError
+from mlpt.models.encoder import load_encoder
 from mlpt.models.masked import backbone_of, remove_scores
 from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
-from mlpt.sparsity.structured import shrink
+from mlpt.sparsity.structured import GROUP_FILES, load_group_mask, shrink
 
 COMPACT_FILE = "compact.json"
 
@@ -133,7 +134,7 @@ def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: in
     was_training = backbone.training
     backbone.eval()
     device = next(backbone.parameters()).device
-    length = min(length, backbone.base_model.embeddings.position_ids.shape[1] - 2)  # RoBERTa counts from its padding id
+    length = min(length, backbone.config.max_position_embeddings - 2)  # RoBERTa counts from its padding id
     tokens = torch.full((batch_size, length), 5 % backbone.config.vocab_size, device=device)
     taken = []
     for measured in range(rounds + 2):
@@ -145,6 +146,25 @@ def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: in
             taken.append(1000 * (time.perf_counter() - start))
     backbone.train(was_training)
     return {"median_ms": sorted(taken)[len(taken) // 2], "best_ms": min(taken)}
+
+
+def latency_when_exported(folder: str | Path, batch_size: int = 1, length: int = 128, rounds: int = 5) -> float:
+    """Milliseconds of a forward pass of the model in `folder` as `mlpt export` would write it, on one CPU thread.
+
+    With structured masks beside the weights that is the physically smaller model, else the dense one: zeros alone make
+    nothing faster. `batch_size` rows of `length` tokens (or as many as it has positions). Whatever else runs on the
+    machine disturbs a timing, so it is the least of the medians of several `rounds`.
+    """
+    backbone = load_encoder(folder, {}).backbone
+    files = {kind: Path(folder) / name for kind, name in GROUP_FILES.items()}
+    masks = {kind: load_group_mask(file) for kind, file in files.items() if file.is_file()}
+    shrink(backbone, **masks)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return min(latency(backbone, batch_size, length)["median_ms"] for _ in range(rounds))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def latency_before_and_after(before: nn.Module, after: nn.Module, batch_size: int = 1, length: int = 128) -> dict:

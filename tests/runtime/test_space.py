@@ -65,6 +65,8 @@ def test_an_unknown_name_lists_the_shipped_spaces():
         ({"search": "grid"}, "needs a tune.grid_search"),
         ({"search": "tpe", "parameters": {"x": tune.grid_search([1])}}, "tpe cannot walk the grid"),
         ({"metrics": {"a": "min", "b": "max"}, "scheduler": "asha"}, "use scheduler=none"),
+        ({"metrics": {"latency": "min"}, "scheduler": "asha"}, "measured when a trial ends"),
+        ({"job": "finetune"}, "valid: pretrain, multitask"),
         ({"scheduler": "pbt", "search": "tpe"}, "its own search"),
         ({"scheduler": "pbt", "seeds": 2}, "its own search"),
         ({"scheduler": "pbt"}, "needs `mutable`"),

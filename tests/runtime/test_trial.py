@@ -7,10 +7,12 @@ from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.job import mixture_rule
 from mlpt.runtime.placement import concurrency, trial_needs, trial_resources
+from mlpt.runtime.pretrain_trial import PretrainJob
 from mlpt.runtime.searching import a_point
 from mlpt.runtime.space import Space, shipped_spaces
-from mlpt.runtime.trial import budgeted, check_metrics, trial_config
+from mlpt.runtime.trial import job_of
 
+PRETRAIN = PretrainJob()
 SPACE = Space(
     parameters={"train.optimizer.lr": tune.loguniform(1e-4, 1e-2)},
     metrics={"dev/mlm": "min"},
@@ -23,25 +25,32 @@ SPACE = Space(
 
 @pytest.mark.parametrize("space", shipped_spaces(), ids=lambda space: space.name)
 def test_every_point_of_a_shipped_space_is_a_run(space):
+    job = job_of(space)
+    overrides = {"model": "bert-base-uncased"} if space.job == "multitask" else {}
     for _ in range(30):
-        config = trial_config(space, {}, a_point(space), seed=0)
-        mixture_rule(config)
-        check_metrics(space, config)
+        config = job.config(space, overrides, a_point(space), seed=0)
+        job.check(space, config)
+        assert job.budget(config, space, 64).tokens >= space.tokens
+        if space.job == "pretrain":
+            mixture_rule(config)
 
 
 def test_the_point_wins_over_the_user_and_the_user_over_the_space():
-    config = trial_config(SPACE, {"train": {"clip": 2.0, "optimizer": {"lr": 9}}}, {"train.optimizer.lr": 0.5}, seed=7)
+    config = PRETRAIN.config(
+        SPACE, {"train": {"clip": 2.0, "optimizer": {"lr": 9}}}, {"train.optimizer.lr": 0.5}, seed=7
+    )
     assert (config.train.batch_size, config.train.clip, config.train.optimizer.lr, config.seed) == (16, 2.0, 0.5, 7)
 
 
 def test_trials_use_one_worker_unless_asked_for_more():
-    assert trial_config(SPACE, {}, {}, 0).runtime.num_workers == 1
-    assert trial_config(SPACE, {"runtime": {"num_workers": 2}}, {}, 0).runtime.num_workers == 2
+    assert PRETRAIN.config(SPACE, {}, {}, 0).runtime.num_workers == 1
+    assert PRETRAIN.config(SPACE, {"runtime": {"num_workers": 2}}, {}, 0).runtime.num_workers == 2
 
 
 @pytest.mark.parametrize(("batch_size", "block_size"), [(16, 64), (7, 33), (512, 512)])
 def test_the_budget_is_met_and_cut_into_equal_parts(batch_size, block_size):
-    config = budgeted(trial_config(SPACE, {"train": {"batch_size": batch_size}}, {}, 0), SPACE, block_size, False)
+    config = PRETRAIN.config(SPACE, {"train": {"batch_size": batch_size}}, {}, 0)
+    config = PRETRAIN.budgeted(config, SPACE, block_size)
     spent = config.train.total_steps(block_size) * batch_size * block_size
     assert config.train.steps == SPACE.evaluations * config.train.evaluate_every
     assert SPACE.tokens <= spent < SPACE.tokens + SPACE.evaluations * batch_size * block_size
@@ -49,15 +58,15 @@ def test_the_budget_is_met_and_cut_into_equal_parts(batch_size, block_size):
 
 def test_a_pausing_scheduler_finds_a_checkpoint_at_every_evaluation():
     learned = {"meta": {"interval": 30, "lag": 10, "mixture": {"rule": "mometas"}}}
-    config = budgeted(trial_config(SPACE, learned, {}, 0), SPACE, 64, pausing=True)
+    config = PRETRAIN.budgeted(PRETRAIN.config(SPACE, learned, {}, 0), SPACE.changed(scheduler="hyperband"), 64)
     assert config.train.checkpoint_every == config.train.evaluate_every
     assert config.train.evaluate_every % config.meta.interval == 0
 
 
 def test_a_metric_that_no_trial_reports_is_refused():
-    config = trial_config(SPACE, {}, {}, 0)
+    config = PRETRAIN.config(SPACE, {}, {}, 0)
     with pytest.raises(UserError, match="no trial reports 'dev/loss'"):
-        check_metrics(SPACE.changed(metrics={"dev/loss": "min"}), config)
+        PRETRAIN.check(SPACE.changed(metrics={"dev/loss": "min"}), config)
 
 
 def test_concurrency_counts_workers_and_the_meta_learner_of_nested_trials():
