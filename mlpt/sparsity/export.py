@@ -148,17 +148,22 @@ def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: in
     return {"median_ms": sorted(taken)[len(taken) // 2], "best_ms": min(taken)}
 
 
-def latency_when_exported(folder: str | Path, batch_size: int = 1, length: int = 128, rounds: int = 5) -> float:
-    """Milliseconds of a forward pass of the model in `folder` as `mlpt export` would write it, on one CPU thread.
-
-    With structured masks beside the weights that is the physically smaller model, else the dense one: zeros alone make
-    nothing faster. `batch_size` rows of `length` tokens (or as many as it has positions). Whatever else runs on the
-    machine disturbs a timing, so it is the least of the medians of several `rounds`.
-    """
+def as_exported(folder: str | Path) -> Any:
+    """The stock model in `folder` as `mlpt export` would write it: physically smaller if structured masks lie beside
+    its weights, else the dense one, as zeros alone make nothing faster."""
     backbone = load_encoder(folder, {}).backbone
     files = {kind: Path(folder) / name for kind, name in GROUP_FILES.items()}
-    masks = {kind: load_group_mask(file) for kind, file in files.items() if file.is_file()}
-    shrink(backbone, **masks)
+    shrink(backbone, **{kind: load_group_mask(file) for kind, file in files.items() if file.is_file()})
+    return backbone.eval()
+
+
+def latency_when_exported(folder: str | Path, batch_size: int = 1, length: int = 128, rounds: int = 5) -> float:
+    """Median milliseconds of a forward pass of the model in `folder` as exported (`as_exported`), on one CPU thread.
+
+    `batch_size` rows of `length` tokens, or as many as it has positions. Whatever else runs on the machine disturbs a
+    timing, so it is the least median of several `rounds` of 20 passes.
+    """
+    backbone = as_exported(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = [
     "data.vocab_size=300",
@@ -83,3 +85,20 @@ def metrics_of(run_dir):
     """The lines of metrics.jsonl."""
     path = Path(run_dir) / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def kill_the_process_that_writes(path):
+    """SIGKILL whoever has `path` open: the worker in which the trial trains."""
+
+    def writers():
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if any(opened.path == str(path) for opened in process.open_files()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    for process in wait_until(writers, timeout=30):
+        process.kill()

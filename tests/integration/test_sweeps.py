@@ -6,7 +6,7 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from real_runs import metrics_of, wait_until
+from real_runs import kill_the_process_that_writes, metrics_of, wait_until
 
 SPACE = '''"""{question}?"""
 from ray import tune
@@ -124,19 +124,16 @@ def test_a_trial_that_crashes_is_retried_and_one_that_cannot_work_is_reported(ml
     assert "not finite" in by_rate[1e12]["error"]
 
 
-def kill_the_process_that_writes(path):
-    """SIGKILL whoever has `path` open: the worker in which the trial trains."""
-    import psutil
-
-    def writers():
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if any(opened.path == str(path) for opened in process.open_files()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    for process in wait_until(writers, timeout=30):
-        process.kill()
+@pytest.mark.slow
+def test_latency_and_loss_make_a_front_of_smaller_models(mlpt, tiny, space, tmp_path):
+    parameters = '"masks.sparsity": tune.grid_search([0.0, 0.5])'
+    base = """{"masks.structured": "neurons", "masks.train": ["weights", "heads"], "model.architecture": "bert",
+        "meta.mixture": {"rule": "uniform"}}"""
+    more = f'tokens=4_000, trials=1, evaluations=2, search="grid", scheduler="none", base={base}'
+    mine = space(parameters, '{"latency": "min", "dev/mlm": "min"}', more)
+    code, output = mlpt.run("tune", mine, *tiny, f"sweep.folder={tmp_path / 'sweep'}")
+    assert code == 0, output
+    rows = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["finished"] * 2, output
+    assert all(0 < row["latency"] < 1000 for row in rows)
+    assert list((tmp_path / "sweep" / "front").glob("*.yaml"))

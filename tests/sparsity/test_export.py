@@ -16,10 +16,17 @@ from mlpt.models.masked import attach_scores, maskable_weights, masked_modules
 from mlpt.objectives import make_objectives
 from mlpt.sparsity.artefacts import MaskFile, base_hash, load_masks
 from mlpt.sparsity.evaluate import evaluate_pretraining
-from mlpt.sparsity.export import export_compact, export_dense, latency_before_and_after, load_compact
+from mlpt.sparsity.export import (
+    as_exported,
+    export_compact,
+    export_dense,
+    latency_before_and_after,
+    latency_when_exported,
+    load_compact,
+)
 from mlpt.sparsity.making import magnitude_masks
 from mlpt.sparsity.scores import scores_of_mask
-from mlpt.sparsity.structured import attach_group_mask, random_group_mask
+from mlpt.sparsity.structured import attach_group_mask, random_group_mask, save_groups
 
 
 def masks_of(model, sparsity=0.7) -> MaskFile:
@@ -77,6 +84,24 @@ def test_other_shapes_give_a_folder_for_the_stated_loader(tmp_path):
     found = latency_before_and_after(tiny_bert(), loaded, length=16)
     assert found["before"]["median_ms"] > 0
     assert found["ratio"] == pytest.approx(found["before"]["median_ms"] / found["after"]["median_ms"])
+
+
+def test_the_latency_of_a_run_is_that_of_the_smaller_model(tmp_path):
+    masked = encoder()
+    kept = {
+        "heads": torch.tensor([[1, 0, 0, 1], [0, 1, 1, 1]]).bool(),
+        "neurons": torch.arange(128).view(2, 64) % 3 > 0,
+    }
+    for kind, mask in kept.items():
+        attach_group_mask(masked, kind, mask)
+    masked.save(tmp_path)
+    dense = sum(parameter.numel() for parameter in as_exported(tmp_path).parameters())
+    save_groups(masked, ["heads", "neurons"], tmp_path)
+    smaller, tokens = as_exported(tmp_path), token_batch()
+    torch.testing.assert_close(smaller(tokens).logits, masked.backbone.eval()(tokens).logits)
+    gone = 3 * 8 * 32 * 4 + 3 * 8 * 3 + 43 * (2 * 32 + 1)  # 3 heads of 8 (biases but the output's), 43 neurons
+    assert dense - sum(parameter.numel() for parameter in smaller.parameters()) == gone
+    assert latency_when_exported(tmp_path, length=16, rounds=1) > 0
 
 
 class Rows:
