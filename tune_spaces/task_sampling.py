@@ -4,9 +4,8 @@ CA-MTL's uncertainty, fixed shares (uniform, proportional, by temperature), one 
 meta-learner's rule adapts (MOMETAS, EXP3), together with the learning rate and what is frozen. `uniform` is among the
 choices: a sampler that does not beat it in the mean over seeds has not paid for itself.
 
-Say which model: `mlpt tune task_sampling model=runs/RUN`. It needs no files as it is, and takes others by
-`tasks=[rte,mrpc] source.data_dir=GLUE`. Models that are not built like BERT or RoBERTa with an even number of layers
-take `encoder=shared`, of which nothing is frozen.
+Say which model, built like BERT or RoBERTa: `mlpt tune task_sampling model=runs/RUN`. It needs no files as it is, and
+takes others by `tasks=[rte,mrpc] source.data_dir=GLUE`.
 """
 
 from ray import tune

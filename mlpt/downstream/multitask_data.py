@@ -54,7 +54,7 @@ def load_tasks(
         encoder_config.model_type, Vocabulary.of(tokenizer), 0
     )
     length = min(max_length, room, tokenizer.model_max_length)
-    types = encoder_config.type_vocab_size > 1
+    types = getattr(encoder_config, "type_vocab_size", 0) > 1
     taken = TaskSet([], [])
     for name in names:
         data = load_task(name, source)

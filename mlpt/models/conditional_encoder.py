@@ -199,11 +199,17 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
     config = load_stock_config(folder)
     try:
         with seeded(seed, "missing pretrained weights"):
-            return AutoModel.from_pretrained(
+            stock = AutoModel.from_pretrained(
                 folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
             )
     except (OSError, ValueError) as error:
         raise _unloadable(folder, error) from error
+    if getattr(stock, "pooler", None) is None:
+        raise UserError(
+            f"{folder} is a {config.model_type}; fine-tuning on many tasks at once needs a model built like BERT or "
+            "RoBERTa, for example one that `mlpt pretrain mometas` made"
+        )
+    return stock
 
 
 def _unloadable(folder: str | Path, error: Exception) -> UserError:

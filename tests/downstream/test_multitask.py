@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tasks import own_tasks, saved_encoder
-from transformers import AutoModelForSequenceClassification, BertModel
+from tiny_tasks import own_tasks, saved_encoder, write_tokenizer
+from transformers import AutoModelForSequenceClassification, BertModel, ModernBertConfig, ModernBertForMaskedLM
 
 from mlpt.downstream import multitask
 from mlpt.downstream.loading import load_tokenizer
@@ -256,3 +256,13 @@ def test_a_span_task_is_refused_in_one_line(saved, tmp_path):
     own["train"] = str(tmp_path / "t.jsonl")
     with pytest.raises(UserError, match="fine-tune it alone"):
         run_multitask(configured(saved, {"own": [own]}, tmp_path / "run", tasks=["answers"]), quiet)
+
+
+def test_a_model_without_a_pooler_is_refused_in_one_line(source, tmp_path):
+    folder = tmp_path / "model"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    ids = {f"{name}_token_id": place for place, name in enumerate(("pad", "unk", "cls", "sep", "mask"))}
+    config = ModernBertConfig(vocab_size=write_tokenizer(folder), max_position_embeddings=40, **sizes, **ids)
+    ModernBertForMaskedLM(config).save_pretrained(folder)
+    with pytest.raises(UserError, match="built like BERT or RoBERTa"):
+        run_multitask(configured(str(folder), source, tmp_path / "run", encoder="shared"), quiet)
