@@ -144,7 +144,9 @@ def finetune(
 
 @app.command()
 def bench(
-    cases: Annotated[list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all of them")] = None,
+    cases: Annotated[
+        list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all but sweep and soak")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
 ) -> None:
     """Throughput, memory and overhead on this machine, as ratios against named peers measured in the same run."""

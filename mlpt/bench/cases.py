@@ -16,13 +16,14 @@ CASES = {
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
     "masks": ("mlpt.bench.masks",),
+    "sweep": ("mlpt.bench.sweep",),
     "soak": ("mlpt.bench.soak",),
 }
-ON_REQUEST = {"soak"}  # takes a quarter of an hour
+ON_REQUEST = {"sweep", "soak"}  # take ten minutes and more
 
 
 def run_cases(names: Iterable[str]) -> Iterator[Row]:
-    """Rows of the named cases (none: all but the soak), as they are measured; `UserError` for an unknown name."""
+    """Rows of the named cases (none: all but the longest), as they are measured; `UserError` for an unknown name."""
     chosen = list(names) or [name for name in CASES if name not in ON_REQUEST]
     for name in chosen:
         if name not in CASES:

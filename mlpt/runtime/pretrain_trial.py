@@ -90,7 +90,8 @@ class PretrainJob:
         summary = run(config, plan.data, run_dir, _teller(config, run_dir, reporter))
         held_out = {f"held_out/{name}": loss for name, loss in summary["held_out"].items()}
         timed = {LATENCY: latency_when_exported(run_dir / "model")} if LATENCY in plan.space.metrics else {}
-        reporter.finish({**held_out, **timed, "tokens_per_second": summary["tokens_per_second"]})
+        speed = {name: summary[name] for name in ("tokens_per_second", "busy_seconds")}
+        reporter.finish({**held_out, **timed, **speed})
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
     def recipe(self, config: RunConfig, space: Space, length: int) -> str:

@@ -104,27 +104,32 @@ class Loop:
         self._last_log = (0.0, 0)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end and return the summary (plain JSON values)."""
+        """Train to the end and return the summary (plain JSON values).
+
+        Its `seconds` are those of training, `busy_seconds` also those of the evaluations before and after.
+        """
         resumed_at = self._restore()
         tracker = (
             Tracker(self.run_dir, resumed_at, self._metrics_bytes, self._tensorboard) if self.group.leads else None
         )
         try:
             self.outer.start()
+            arrived = time.perf_counter()
             if not self._before:
                 self._before = self._evaluate(self.splits.test)
                 self._record(tracker, {"held_out_before": self._before})
             begun = time.perf_counter()
             self._train(tracker, resumed_at)
-            seconds = time.perf_counter() - begun
+            trained = time.perf_counter()
             after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
+            seconds, busy = trained - begun, time.perf_counter() - arrived
         finally:
             self._forward = self.model  # DDP must not outlive its process group, whose destructor could then hang
             self.checkpoints.join()
             if tracker is not None:
                 tracker.close()
-        return self._summary(after, seconds, resumed_at)
+        return self._summary(after, seconds, resumed_at) | {"busy_seconds": busy}
 
     def _train(self, tracker: Tracker | None, resumed_at: int) -> None:
         if tracker is not None and resumed_at == 0:
