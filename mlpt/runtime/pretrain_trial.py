@@ -91,7 +91,9 @@ class PretrainJob:
         held_out = {f"held_out/{name}": loss for name, loss in summary["held_out"].items()}
         timed = {LATENCY: latency_when_exported(run_dir / "model")} if LATENCY in plan.space.metrics else {}
         speed = {name: summary[name] for name in ("tokens_per_second", "busy_seconds")}
-        reporter.finish({**held_out, **timed, **speed})
+        # From the file: a trial that crashed after its last evaluation doesn't evaluate again.
+        dev = [line["dev"] for line in read_metrics(run_dir) if "dev" in line][-1]
+        reporter.finish({**_measured(config, dev), **held_out, **timed, **speed})
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
     def recipe(self, config: RunConfig, space: Space, length: int) -> str:
@@ -123,17 +125,20 @@ class _Listener(Display):
 
 def _teller(config: RunConfig, run_dir: Path, reporter: Reporter) -> Callable[[Event], None]:
     """From the loop's events to reports."""
-    sparsity = 0.0 if config.masks is None else config.masks.sparsity
 
     def tell(event: Event) -> None:
         if event["event"] == "evaluation":
-            dev = event["dev"]
-            means = {"sparsity": sparsity, "dev/mean": sum(dev.values()) / len(dev)}
-            reporter.evaluated(event["step"], means | {f"dev/{name}": loss for name, loss in dev.items()})
+            reporter.evaluated(event["step"], _measured(config, event["dev"]))
         elif event["event"] == "checkpoint" and reporter.wants_checkpoint(event["step"]):
             reporter.checkpointed(event["step"], _committed(run_dir, event["step"]))
 
     return tell
+
+
+def _measured(config: RunConfig, dev: Mapping[str, float]) -> dict[str, float]:
+    sparsity = 0.0 if config.masks is None else config.masks.sparsity
+    means = {"sparsity": sparsity, "dev/mean": sum(dev.values()) / len(dev)}
+    return means | {f"dev/{name}": loss for name, loss in dev.items()}
 
 
 def _committed(run_dir: Path, step: int) -> Path:

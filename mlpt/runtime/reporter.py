@@ -24,7 +24,7 @@ class Reporter:
         self._latest: dict[str, Any] = {}
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Hear an evaluation; the last one waits for `finish`.
+        """Hear an evaluation; the last one is left to `finish`.
 
         A scheduler that pauses gets it with the checkpoint. Latency is known at the end alone, and Tune refuses reports
         that lack a metric: where it is one, nothing is reported before (and `Space` allows no scheduler).
@@ -43,8 +43,8 @@ class Reporter:
         return self._plan.pausing and step == self._latest.get("step") and step < self._budget.steps
 
     def finish(self, values: Mapping[str, float]) -> None:
-        """Report the end of the run, with `values` beside those of the last evaluation."""
-        last = {**self._latest, **self._report(self._budget.steps, values)}
+        """Report the end of the run: the last evaluation and what else is known by then."""
+        last = self._report(self._budget.steps, values)
         (self._run_dir / FINISHED).write_text(json.dumps(last))
         tune.report(last)
 
