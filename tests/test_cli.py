@@ -100,6 +100,8 @@ def test_a_model_is_not_trained_on_blocks_of_another_tokenizer_of_the_same_size(
         (["pretrain", "one", "two"], "give one recipe"),
         (["pretrain", "--resume", "{run}", "train.steps=9"], "only runtime.* and report.* may be set anew"),
         (["finetune", "{run}", "--tasks", "sst3"], "did you mean 'sst2'?"),
+        (["finetune", "{run}"], "no task is named"),
+        (["tune", "task_sampling"], "model=FOLDER"),
     ],
 )
 def test_mistakes_get_one_line(run, words, says):

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field
 from ray import tune
 
+from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.runtime.cluster import ray_session
 from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
@@ -78,6 +79,7 @@ class Outcome:
 def start_sweep(name: str, words: Sequence[str], say: Say, debug: bool = False) -> Outcome:
     """Run the space called (or in the file) `name`; `words` are `key=value` settings of the trials or of the sweep."""
     sweep = _asked_for(name, words, None)
+    _sample(sweep)  # before there is a folder
     try:
         sweep.folder.mkdir(parents=True, mode=0o700)
         asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
@@ -112,9 +114,7 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
 
 def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     space, job = sweep.space, job_of(sweep.space)
-    sample = job.config(space, sweep.overrides, a_point(space), sweep.options.seed)  # wrong settings show here
-    runtime = job.runtime(sample, sweep.overrides)
-    job.check(space, sample)
+    sample, runtime = _sample(sweep)
     say(f"{space.name}: {space.question}")
     is_nested = runtime.most_workers > 1
     environment = worker_environment(runtime) if is_nested else {}
@@ -133,6 +133,15 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     recipes = [job.recipe(config, space, length) for config in configs]
     write_outcome(sweep.folder, space, found, winners, recipes, job.follow_up, say)
     return Outcome(sweep.folder, found, winners)
+
+
+def _sample(sweep: Sweep) -> tuple[Any, RuntimeConfig]:
+    """A trial's configuration and what it takes of the cluster. Wrong settings show here, as `UserError`."""
+    space, job = sweep.space, job_of(sweep.space)
+    config = job.config(space, sweep.overrides, a_point(space), sweep.options.seed)
+    runtime = job.runtime(config, sweep.overrides)
+    job.check(space, config)
+    return config, runtime
 
 
 def _at_once(sweep: Sweep, plan: Plan, say: Say) -> int:
