@@ -30,7 +30,7 @@ def tiny_bert(seed: int = 0, dropout: float = 0.0) -> BertForMaskedLM:
 def tiny_roberta() -> RobertaForMaskedLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = RobertaForMaskedLM(RobertaConfig(**SIZES)).eval()
+        model = RobertaForMaskedLM(RobertaConfig(**SIZES, type_vocab_size=1)).eval()
         torch.nn.init.normal_(model.lm_head.bias)
         return model
 
