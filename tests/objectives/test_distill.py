@@ -233,7 +233,9 @@ def test_token_types_of_a_padded_pair_are_the_published_segments():
     objective = make_objectives({"distill": {"token_types": "pair"}}, VOCABULARY)["distill"]
     made = objective.corrupt(tokens, torch.Generator().manual_seed(0))
     assert torch.equal(made.token_types, expected)
-    assert make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(tokens, torch.Generator()).token_types is None
+    assert (
+        make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(tokens, torch.Generator()).token_types is None
+    )
 
 
 def test_student_and_teacher_both_see_the_token_types():
