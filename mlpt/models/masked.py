@@ -17,7 +17,7 @@ from mlpt.errors import UserError
 
 THETA = 0.01  # TAMT's threshold before the first reset; kept scores start at 2 * THETA, pruned ones at 0
 
-# What TAMT masks in stock BERT and RoBERTa: 6 weights a layer, the word embeddings and the pooler (74 in BERT-base); and
+# What TAMT masks in stock BERT and RoBERTa: 6 weights a layer, the word embeddings, the pooler (74 in BERT-base); and
 # the same parts by the names that other families give them.
 _BERT = r"attention\.self\.(query|key|value)(_proj)?|attention\.output\.dense|intermediate\.dense|output\.dense"
 _ALBERT = r"attention\.(query|key|value|dense)|ffn(_output)?"
