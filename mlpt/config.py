@@ -32,6 +32,10 @@ class RuntimeConfig(Settings):
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
                        or HOST:PORT.
     max_failures       worker crashes that the run restarts from its last checkpoint.
+    resize_every       seconds between looks for more nodes, with elastic workers; each resize costs the steps since the
+                       last checkpoint.
+    start_timeout      seconds until workers that find no place are given up and asked for again; null: 900, in which a
+                       cluster may add nodes, and 60 with elastic workers, which then make do with fewer.
     """
 
     num_workers: int | tuple[int, int] = 1
@@ -43,6 +47,8 @@ class RuntimeConfig(Settings):
     meta_resources: dict[str, float] = Field(default_factory=dict)
     address: str = "local"
     max_failures: int = Field(3, ge=0)
+    resize_every: float = Field(60, gt=0)
+    start_timeout: float | None = Field(None, gt=0)
     preemption_every: int = Field(20, gt=0, description="steps between looks for a preemption notice, on a cluster")
 
     @field_validator("num_workers")

@@ -15,6 +15,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
@@ -43,11 +44,13 @@ def pretrain_on_ray(
 
 def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
     actor = create_actor(config, blocks, run_dir) if learns(config) else None
-    hub = ray.remote(num_cpus=0)(Hub).remote()
+    hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote()
     runtime = config.runtime
     on_gpus = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker, **runtime.worker_resources}
     resources |= {"GPU": runtime.gpus_per_worker} if on_gpus else {}
+    elastic = not isinstance(runtime.num_workers, int)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(runtime.start_timeout or (60 if elastic else 900))
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -57,7 +60,12 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
             "actor": actor,
             "hub": hub,
         },
-        scaling_config=ScalingConfig(num_workers=runtime.num_workers, use_gpu=on_gpus, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=runtime.num_workers,
+            use_gpu=on_gpus,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=runtime.resize_every,
+        ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # Ray resumes runs of the same name silently; ours are resumed on request
             storage_path=str(run_dir / ".ray"),
@@ -129,6 +137,11 @@ class Hub:
 
     def error(self) -> str | None:
         return self._error
+
+
+def _this_node() -> NodeAffinitySchedulingStrategy:
+    """Where the driver is, which may outlive every other node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class _Relay:
