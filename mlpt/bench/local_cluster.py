@@ -82,7 +82,7 @@ class LocalCluster:
 
     def add_node(self, cpus: int) -> "Node":
         """Start a node with `cpus` logical CPUs, and return once the cluster counts it."""
-        known = {node["node_id"] for node in self.state("nodes")}
+        known = {node.node_id for node in self.nodes}
         agent, metrics = free_ports(2)
         process = self._start(
             *(f"--address={self.address}", "--node-ip-address=127.0.0.1"),
@@ -92,7 +92,7 @@ class LocalCluster:
         found: list[str] = []
 
         def is_there() -> bool:
-            alive = [node for node in self.state("nodes") if node["state"] == "ALIVE"]
+            alive = [node for node in self.state("nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
             found[:] = [node["node_id"] for node in alive if node["node_id"] not in known]
             return bool(found)
 
