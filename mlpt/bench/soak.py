@@ -136,7 +136,7 @@ class Soak:
         self._wait_for(lambda: self._driver is not None and self._driver.poll() is not None, ended=True)
         return suffered
 
-    def held_by_ray(self) -> dict[str, list[str]]:
+    def held_by_ray(self) -> dict[str, list[Any]]:
         """Actors and placement groups that the cluster still has half a minute after the run's end."""
         assert self._cluster is not None
         deadline = time.monotonic() + 30

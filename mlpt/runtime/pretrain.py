@@ -7,6 +7,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mlpt.job import learns, run_rank
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
-from mlpt.runtime.meta_actor import ActorSource, create_actor
+from mlpt.runtime.meta_actor import ActorSource, create_actor, may_have_spare
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
 
@@ -101,7 +102,8 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     group = Group(rank, context.get_world_size(), get_device())
     source = None
     if rank == 0 and settings["actor"] is not None:
-        source = ActorSource(settings["actor"], lambda: create_actor(config, settings["blocks"], run_dir))
+        create = partial(create_actor, config, settings["blocks"], run_dir)
+        source = ActorSource(settings["actor"], create, partial(create, spare=True) if may_have_spare(config) else None)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         return run_rank(
