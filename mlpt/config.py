@@ -29,9 +29,15 @@ class RuntimeConfig(Settings):
     worker_resources   custom resources of a worker, such as {train: 1}, to keep workers off the meta-learner's node.
     meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
     meta_resources     custom resources of the actor, such as {meta: 1}, to place it on a node of its own.
+    meta_spare         keep a second process (about 0.4 GB) ready for the death of the actor, which then stops training
+                       for a second or two, not for the seconds of a start. Without GPU and custom resources only.
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
                        or HOST:PORT.
     max_failures       worker crashes that the run restarts from its last checkpoint.
+    resize_every       seconds between looks for more nodes, with elastic workers; each resize costs the steps since the
+                       last checkpoint.
+    start_timeout      seconds until workers that find no place are given up and asked for again; null: 900, in which a
+                       cluster may add nodes, and 60 with elastic workers, which then make do with fewer.
     """
 
     num_workers: int | tuple[int, int] = 1
@@ -41,8 +47,11 @@ class RuntimeConfig(Settings):
     meta_cpus: float = Field(1, ge=0)
     meta_gpus: float = Field(0, ge=0)
     meta_resources: dict[str, float] = Field(default_factory=dict)
+    meta_spare: bool = True
     address: str = "local"
     max_failures: int = Field(3, ge=0)
+    resize_every: float = Field(60, gt=0)
+    start_timeout: float | None = Field(None, gt=0)
     preemption_every: int = Field(20, gt=0, description="steps between looks for a preemption notice, on a cluster")
 
     @field_validator("num_workers")

@@ -2,7 +2,14 @@
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from mlpt.data.vocabulary import Vocabulary
 
@@ -30,9 +37,19 @@ def tiny_bert(seed: int = 0, dropout: float = 0.0) -> BertForMaskedLM:
 def tiny_roberta() -> RobertaForMaskedLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = RobertaForMaskedLM(RobertaConfig(**SIZES)).eval()
+        model = RobertaForMaskedLM(RobertaConfig(**SIZES, type_vocab_size=1)).eval()
         torch.nn.init.normal_(model.lm_head.bias)
         return model
+
+
+def tiny_encoder_of(family: str) -> nn.Module:
+    """The stock `...ForMaskedLM` of another family, by its model type; two layers, no dropout while it is evaluated."""
+    named = {"distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 101}}
+    specials = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "embedding_size": 32}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **named.get(family, SIZES | specials))
+        return AutoModelForMaskedLM.from_config(config).eval()
 
 
 def linear(values: list[list[float]]) -> nn.Linear:

@@ -1,7 +1,9 @@
-"""`mlpt bench soak`: one real run whose worker, meta-learner and driver are killed at random, again and again.
+"""`mlpt bench soak`: one real run whose worker, meta-learner, driver and node are killed at random, again and again.
 
-What it must show: losses equal to those of the run that nobody disturbed, bit for bit; no step lost beyond the last
-committed checkpoint; no process left behind. What it measures: the seconds from each kill to the next new step.
+It runs on a cluster of this machine's processes: a head, and a node that holds the worker and the meta-learner; a node
+that was killed is followed by a new one. What it must show: losses equal to those of the run that nobody disturbed, bit
+for bit; no step lost beyond the last committed checkpoint; nothing left behind: processes, actors, placement groups,
+shared memory, temporary files. What it measures: the seconds from each kill to the next new step.
 """
 
 import contextlib
@@ -23,7 +25,9 @@ from uuid import uuid4
 
 import psutil
 
+import mlpt
 from mlpt.bench.harness import Row, machine, peak_bytes
+from mlpt.bench.local_cluster import LocalCluster, Node
 from mlpt.errors import UserError
 from mlpt.training.tracker import read_metrics
 
@@ -38,9 +42,15 @@ SETTINGS = [
     *("report.tensorboard=false", "report.progress=off", "runtime.max_failures=1000"),
 ]
 PATIENCE_S = 300.0
+_TO_REACH_RAY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+_OF_THE_CLUSTER = {"_AutoscalingCoordinatorActor"}  # Ray keeps one for as long as the cluster lives
 
-Victim = Literal["worker", "meta-learner", "driver"]
+NODE_CPUS = 2  # of the worker and the meta-learner
+SHARED_MEMORY = Path("/dev/shm")
+
+Victim = Literal["worker", "meta-learner", "driver", "node"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
+WEIGHTS = (4, 3, 2, 1)  # how often each is drawn
 
 
 @dataclass(frozen=True)
@@ -54,19 +64,27 @@ class Kill:
 
 
 def run(kills: int = KILLS, seed: int = 0) -> list[Row]:
-    """Rows with the median and longest recovery of each victim, and whether the losses are the same (1) or not (0)."""
+    """Rows with the median and longest recovery of each victim, whether the losses are the same (1: yes), and leaks."""
     with tempfile.TemporaryDirectory(prefix="soak", dir="/tmp") as folder:
+        before = _shared_memory()
         soak = Soak(Path(folder), steps=kills * STEPS_A_KILL)
         undisturbed = soak.undisturbed()
-        suffered = soak.disturbed(kills, random.Random(seed))
+        try:
+            suffered = soak.disturbed(kills, random.Random(seed))
+            left = soak.held_by_ray()
+        finally:
+            soak.close()
         same = float(losses(undisturbed) == losses(soak.run_dir))
-        left = soak.processes_left()
+        left |= {"processes": soak.processes_left(), "temporary files": soak.files_left()}
+        left["shared-memory segments"] = sorted(_shared_memory() - before)
         lost = soak.most_steps_repeated
     rows = [_row(f"{victim} killed: {what}", value, "s") for victim, what, value in _recoveries(suffered)]
     rows.append(_row(f"losses equal to the undisturbed run's, after {len(suffered)} kills (1: yes)", same, ""))
     rows.append(_row(f"most steps done twice after a kill (checkpoints every {CHECKPOINT_EVERY})", lost, "steps"))
-    rows.append(_row("processes left behind", len(left), ""))
-    return rows
+    for what, found in left.items():
+        if found:
+            print(f"{what} left behind: {', '.join(map(str, found))}", file=sys.stderr)
+    return rows + [_row(f"{what} left behind", len(found), "") for what, found in left.items()]
 
 
 def losses(run_dir: Path) -> list[str]:
@@ -85,6 +103,13 @@ class Soak:
         self.mark = uuid4().hex  # in the environment of everything that the drivers start
         self.most_steps_repeated = 0
         self._driver: subprocess.Popen[bytes] | None = None
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir()
+        self._environment = {"MLPT_SOAK": self.mark, "OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)}
+        here = str(Path(mlpt.__file__).parents[1])
+        self._environment["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+        self._cluster: LocalCluster | None = None
+        self._node: Node | None = None
 
     def undisturbed(self) -> Path:
         """The same run in one process, from beginning to end."""
@@ -96,17 +121,46 @@ class Soak:
 
     def disturbed(self, kills: int, draw: random.Random) -> list[Kill]:
         """Kill `kills` times, then let the run finish."""
-        self._driver = self._start("pretrain", *self._words(self.run_dir))
+        self._cluster = LocalCluster(self.folder, environment=self._environment)
+        self._node = self._cluster.add_node(NODE_CPUS)
+        self._environment |= {name: self._cluster.environment[name] for name in _TO_REACH_RAY}
+        self._driver = self._start("pretrain", *self._words(self.run_dir), f"runtime.address={self._cluster.address}")
         suffered: list[Kill] = []
         self._wait_for(lambda: self._step() > 0)
         while len(suffered) < kills and self._step() < self.steps:
-            victim = draw.choices(VICTIMS, weights=(5, 3, 2))[0]
+            victim = draw.choices(VICTIMS, weights=WEIGHTS)[0]
             moment = draw.choice(("at random", *_SIGNS))
             time.sleep(draw.uniform(0.5, 3.0))
             self._wait_for_moment(moment)
             suffered.append(self._kill(victim, moment))
         self._wait_for(lambda: self._driver is not None and self._driver.poll() is not None, ended=True)
         return suffered
+
+    def held_by_ray(self) -> dict[str, list[Any]]:
+        """Actors and placement groups that the cluster still has half a minute after the run's end."""
+        assert self._cluster is not None
+        deadline = time.monotonic() + 30
+        while True:
+            alive = [one["class_name"] for one in self._cluster.state("actors") if one["state"] != "DEAD"]
+            actors = [name for name in alive if name not in _OF_THE_CLUSTER]
+            groups = self._cluster.state("placement_groups")
+            held = [one["placement_group_id"] for one in groups if one["state"] != "REMOVED"]
+            if time.monotonic() > deadline or not (actors or held):
+                return {"actors": actors, "placement groups": held}
+            time.sleep(0.5)
+
+    def files_left(self) -> list[str]:
+        """Temporary files of the drivers and workers, half-written checkpoints, and Ray Train's own folder."""
+        found = [*self._temporary.iterdir(), *self.run_dir.glob(".ray"), *self.run_dir.rglob("*.partial*")]
+        return [str(path) for path in found]
+
+    def close(self) -> None:
+        """End the driver, if it is still there, and the cluster."""
+        if self._driver is not None and self._driver.poll() is None:
+            self._driver.kill()
+            self._driver.wait()
+        if self._cluster is not None:
+            self._cluster.close()
 
     def processes_left(self) -> list[int]:
         """Processes of this soak that are still there half a minute after its end."""
@@ -130,6 +184,11 @@ class Soak:
             # Ray ends the orphans within seconds, in which they still train; a person restarts after that.
             reached, begun = self._step(), time.monotonic()
             self._driver = self._start("pretrain", "--resume", str(self.run_dir))
+        elif victim == "node":
+            assert self._cluster is not None
+            assert self._node is not None
+            self._node.kill()
+            self._node = self._cluster.add_node(NODE_CPUS)
         else:
             pid = self._pid("rank_0" if victim == "worker" else "meta_learner")
             if pid is not None:
@@ -175,7 +234,7 @@ class Soak:
             time.sleep(0.05)
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "MLPT_SOAK": self.mark, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(self.folder)}
+        environment = {**os.environ, **self._environment}
         with open(self.folder / "driver.txt", "ab") as output:
             command = [sys.executable, "-m", "mlpt", *words]
             return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -207,6 +266,10 @@ class Soak:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("MLPT_SOAK") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process.pid
+
+
+def _shared_memory() -> set[str]:
+    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
 
 
 def _partial_checkpoint(run_dir: Path) -> bool:

@@ -43,14 +43,12 @@ class Encoder(nn.Module):
         return self.objectives[objective].loss(self, inputs)
 
     def hidden(self, inputs: Inputs) -> Tensor:
-        """Last hidden states, (batch, length, hidden). Token types are all zero."""
-        return self.backbone.base_model(inputs.input_ids, attention_mask=inputs.attention_mask)[0]
+        """Last hidden states, (batch, length, hidden)."""
+        return self.backbone.base_model(inputs.input_ids, **_attended(inputs))[0]
 
     def hidden_states(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Embedding output and the output of every layer, each (batch, length, hidden)."""
-        return self.backbone.base_model(
-            inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True
-        ).hidden_states
+        return self.backbone.base_model(inputs.input_ids, output_hidden_states=True, **_attended(inputs)).hidden_states
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) -> (n, vocabulary), by the architecture's own head."""
@@ -72,6 +70,12 @@ class Encoder(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
             nn.init.zeros_(module.bias)
+
+
+def _attended(inputs: Inputs) -> dict[str, Tensor | None]:
+    """Arguments beside the ids. Token types only where there are any: not every architecture takes them."""
+    typed = {} if inputs.token_types is None else {"token_type_ids": inputs.token_types}
+    return {"attention_mask": inputs.attention_mask, **typed}
 
 
 def build_encoder(

@@ -17,11 +17,15 @@ from mlpt.errors import UserError
 
 THETA = 0.01  # TAMT's threshold before the first reset; kept scores start at 2 * THETA, pruned ones at 0
 
-# What TAMT masks in stock BERT and RoBERTa: 6 weights a layer, the word embeddings and the pooler (74 in BERT-base).
-ATTENTION = r"attention\.self\.(query|key|value)|attention\.output\.dense"
-ENCODER = rf".*\.layer\.\d+\.({ATTENTION}|intermediate\.dense|output\.dense)"
+# What TAMT masks in stock BERT and RoBERTa: 6 weights a layer, the word embeddings, the pooler (74 in BERT-base); and
+# the same parts by the names that other families give them.
+_BERT = r"attention\.self\.(query|key|value)(_proj)?|attention\.output\.dense|intermediate\.dense|output\.dense"
+_ALBERT = r"attention\.(query|key|value|dense)|ffn(_output)?"
+_DISTILBERT = r"attention\.(q|k|v|out)_lin|ffn\.lin[12]"
+_MODERNBERT = r"attn\.(Wqkv|Wo)|mlp\.(Wi|Wo)"
+ENCODER = rf".*[._]layers?\.\d+\.({_BERT}|{_ALBERT}|{_DISTILBERT}|{_MODERNBERT})"
 PRESETS = {
-    "tamt": rf"{ENCODER}|.*embeddings\.word_embeddings|.*pooler\.dense",
+    "tamt": rf"{ENCODER}|.*embeddings\.(word|tok)_embeddings|.*pooler\.dense",
     "encoder": ENCODER,
 }
 
@@ -149,14 +153,17 @@ def maskable_weights(model: nn.Module, modules: str = "tamt") -> dict[str, Tenso
         pattern = re.compile(PRESETS.get(modules, modules))
     except re.error as error:
         raise UserError(
-            f"mask.modules is neither one of {', '.join(PRESETS)} nor a regular expression: {error}"
+            f"masks.modules is neither one of {', '.join(PRESETS)} nor a regular expression: {error}"
         ) from error
     found: dict[str, Tensor] = {}
     for name, module in backbone_of(model).named_modules():
         if isinstance(module, nn.Linear | nn.Embedding) and pattern.fullmatch(name):
             found.setdefault(f"{name}.weight", module.weight)
-    if not found:
-        raise UserError(f"no linear layer or embedding of this model matches mask.modules '{modules}'")
+    in_layers = re.compile(ENCODER if modules in PRESETS else ".*")
+    if not any(in_layers.fullmatch(name.removesuffix(".weight")) for name in found):
+        raise UserError(
+            f"no linear layer of this model matches masks.modules '{modules}'; give a regular expression over its names"
+        )
     return found
 
 

@@ -23,6 +23,7 @@ class Inputs:
     attention_mask   (batch, length) bool, True where a token may be attended to; None: no padding.
     positions        (n,) int64, predicted positions as indices into the flattened batch * length; None: none.
     targets          (n,) int64, the class (or token id) to predict at each of `positions`.
+    token_types      (batch, length) int64, 0 for a first text and 1 for a second; None: all zero.
 
     `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
     """
@@ -31,6 +32,7 @@ class Inputs:
     attention_mask: Tensor | None = None
     positions: Tensor | None = None
     targets: Tensor | None = None
+    token_types: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same micro-batch on `device`."""

@@ -41,6 +41,8 @@ class Distillation(Objective):
                           always in eval mode.
         corruption        `one_token`: one non-special token a text is corrupted as in masked language modelling, as
                           the published data generator does; `none`: plain texts.
+        token_types       `zero`; `pair`: 1 after the first separator, as published for BERT. It suits the pairs of
+                          `data.packing=kd`, and an encoder that has two token types.
         """
 
         teacher: str | None = None
@@ -52,6 +54,7 @@ class Distillation(Objective):
         padding: Literal["out", "in"] = "out"
         teacher_mode: Literal["eval", "train"] = "eval"
         corruption: Literal["one_token", "none"] = "one_token"
+        token_types: Literal["zero", "pair"] = "zero"
         masking: MaskingConfig = MaskingConfig()
 
         @field_validator("layers")
@@ -80,11 +83,14 @@ class Distillation(Objective):
         if ours != theirs:
             raise UserError(f"the teacher has {theirs} layers and the model {ours}: layers are distilled one to one")
         self._layers = chosen_layers(self.config.layers, ours)
+        if self.config.token_types == "pair" and getattr(model.config, "type_vocab_size", 0) < 2:
+            raise UserError(f"a {model.config.model_type} has no second token type; use token_types: zero")
 
     def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
         mask = attention_mask_of(tokens, self.vocabulary.pad)
+        types = second_texts(tokens, self.vocabulary) if self.config.token_types == "pair" else None
         if self.config.corruption == "none":
-            return Inputs(tokens, mask)
+            return Inputs(tokens, mask, token_types=types)
         ordinary = ~self.vocabulary.is_special(tokens)  # (batch, length)
         draw = torch.rand(tokens.shape, generator=generator).masked_fill(~ordinary, -1.0)
         columns = draw.argmax(1)  # (batch,) of one ordinary token each
@@ -95,14 +101,15 @@ class Distillation(Objective):
         drawn = random_tokens(len(positions), self.vocabulary, self.config.masking.random_tokens, generator)
         input_ids = tokens.reshape(-1).clone()
         input_ids[positions] = replacements(targets, fate, drawn, self.vocabulary.mask, self.config.masking)
-        return Inputs(input_ids.view(tokens.shape), mask, positions, targets)
+        return Inputs(input_ids.view(tokens.shape), mask, positions, targets, types)
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         teacher = self._ready_teacher(model, inputs.input_ids.device)
         states = model.hidden_states(inputs)  # embedding output and each layer's, (batch, length, hidden)
         with torch.no_grad():
+            typed = {} if inputs.token_types is None else {"token_type_ids": inputs.token_types}
             targets = teacher(
-                inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True
+                inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True, **typed
             ).hidden_states
         real = inputs.attention_mask if self.config.padding == "out" else None
         terms = []
@@ -126,6 +133,13 @@ class Distillation(Objective):
             raise UserError("distill has no teacher yet: build the model, then call prepare(model) once")
         self._teacher.to(device)
         return self._teacher.train(model.training and self.config.teacher_mode == "train")
+
+
+def second_texts(tokens: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """(batch, length) int64, 1 where `tokens` come after the first separator and are no padding."""
+    separators = (tokens == vocabulary.sep).long()
+    after = separators.cumsum(1) - separators > 0
+    return (after & (tokens != vocabulary.pad)).long()
 
 
 def dense_copy(backbone: nn.Module) -> Any:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.job import build_learner, open_splits
 from mlpt.logs import log_to_file
+from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.training.group import default_device
 
@@ -31,22 +33,33 @@ _log = logging.getLogger(__name__)
 
 
 class MetaLearnerActor:
-    """One process that holds a `MetaLearner`; everything it knows it can be told again."""
+    """One process that holds a `MetaLearner`; everything it knows it can be told again.
 
-    def __init__(self, config: dict[str, Any], blocks: str, logs: str):
+    An idle one, or one that Ray restarted, has done its imports, which take seconds, and builds its learner at `start`.
+    """
+
+    def __init__(self, config: dict[str, Any], blocks: str, logs: str, idle: bool = False):
         log_to_file(Path(logs) / "meta_learner.log")
-        resolved = RunConfig.model_validate(config)
-        torch.set_num_threads(max(1, int(resolved.runtime.meta_cpus)))
-        device = default_device() if resolved.runtime.meta_gpus else torch.device("cpu")
-        self._learner = build_learner(resolved, open_splits(blocks), device)
-        self._first_state = self._learner.state()
-        rule = resolved.meta.mixture.rule
+        self._config = RunConfig.model_validate(config)
+        self._blocks = blocks
+        torch.set_num_threads(max(1, int(self._config.runtime.meta_cpus)))
+        if not (idle or ray.get_runtime_context().was_current_actor_reconstructed):
+            _ = self._learner
+
+    @cached_property
+    def _learner(self) -> MetaLearner:
+        device = default_device() if self._config.runtime.meta_gpus else torch.device("cpu")
+        learner = build_learner(self._config, open_splits(self._blocks), device)
+        self._first_state = learner.state()
+        rule = self._config.meta.mixture.rule
         _log.info("meta-learner ready: rule %s on %s, process %d", rule, device, os.getpid())
+        return learner
 
     def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
         """Put the learner into `state`; None: into its first state."""
+        learner = self._learner
         first_state, first_tensors = self._first_state
-        self._learner.load_state(state or first_state, tensors if state else first_tensors)
+        learner.load_state(state or first_state, tensors if state else first_tensors)
 
     def update(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> Answer:
         """One update of the learner."""
@@ -55,15 +68,15 @@ class MetaLearnerActor:
         return answer
 
 
-def create_actor(config: RunConfig, blocks: str, run_dir: Path) -> Any:
-    """The actor, owned by the calling process, with resources of its own.
+def create_actor(config: RunConfig, blocks: str, run_dir: Path, spare: bool = False) -> Any:
+    """The actor, owned by the calling process, with resources of its own; a `spare` has none, and waits.
 
     It restarts after death, but no call is repeated by Ray: the client repeats it with the right state.
     """
     runtime: RuntimeConfig = config.runtime
     threads = str(max(1, int(runtime.meta_cpus)))
     options: dict[str, Any] = {
-        "num_cpus": runtime.meta_cpus,
+        "num_cpus": 0 if spare else runtime.meta_cpus,
         "num_gpus": runtime.meta_gpus,
         "resources": runtime.meta_resources or None,
         "max_restarts": 3,
@@ -71,15 +84,28 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path) -> Any:
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
     }
     actor_class = ray.remote(MetaLearnerActor).options(**options)
-    return actor_class.remote(config.model_dump(), blocks, str(run_dir / "logs"))
+    return actor_class.remote(config.model_dump(), blocks, str(run_dir / "logs"), spare)
+
+
+def may_have_spare(config: RunConfig) -> bool:
+    """A spare must be able to wait beside the actor, which it could not where the actor holds a GPU or a place."""
+    runtime = config.runtime
+    return runtime.meta_spare and not runtime.meta_gpus and not runtime.meta_resources
 
 
 class ActorSource:
-    """Rank 0's way to the actor (a `PolicySource`). A death of the actor costs time, never an update."""
+    """Rank 0's way to the actor (a `PolicySource`). A death of the actor costs time, never an update.
 
-    def __init__(self, actor: Any, create: Callable[[], Any]):
+    create        makes another actor for one that is dead for good: killed, or out of its own restarts.
+    create_spare  makes one that waits, with its imports done, to take the place of one that dies: the dead one, once
+                  Ray has restarted it, is then the spare. None: the restart itself is waited for.
+    """
+
+    def __init__(self, actor: Any, create: Callable[[], Any], create_spare: Callable[[], Any] | None = None):
         self._actor = actor
-        self._create = create  # for an actor that is dead for good: killed, or out of its own restarts
+        self._create = create
+        self._create_spare = create_spare
+        self._spare: Any = None
         self._deaths = 0
         self._state: Mapping[str, Any] | None = None
         self._tensors: Mapping[str, Tensor] = {}
@@ -95,6 +121,8 @@ class ActorSource:
         """Put the snapshot's flat buffers into the object store and begin the update."""
         self._launched = (policy, ray.put(snapshot), evidence)
         self._future = self._actor.update.remote(*self._launched)
+        if self._spare is None and self._create_spare is not None:
+            self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
 
     def collect(self) -> Answer:
         """Wait for the answer. Raises `UserError` when the learner fails or its actor keeps dying."""
@@ -113,9 +141,11 @@ class ActorSource:
             return answer
 
     def _again(self, error: Exception) -> None:
-        """Give a restarted actor its state and the update that it lost."""
+        """Give the spare, or the restarted actor, the state and the update that was lost."""
         _log.warning("the meta-learner died (%s); it gets its state and its update again", type(error).__name__)
         self._count(error)
+        if self._spare is not None:
+            self._actor, self._spare = self._spare, self._actor
         self._push()
         assert self._launched is not None
         self._future = self._actor.update.remote(*self._launched)

@@ -7,6 +7,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
@@ -22,7 +24,7 @@ from mlpt.job import learns, run_rank
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
-from mlpt.runtime.meta_actor import ActorSource, create_actor
+from mlpt.runtime.meta_actor import ActorSource, create_actor, may_have_spare
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
 
@@ -43,11 +45,13 @@ def pretrain_on_ray(
 
 def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
     actor = create_actor(config, blocks, run_dir) if learns(config) else None
-    hub = ray.remote(num_cpus=0)(Hub).remote()
+    hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote()
     runtime = config.runtime
     on_gpus = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker, **runtime.worker_resources}
     resources |= {"GPU": runtime.gpus_per_worker} if on_gpus else {}
+    elastic = not isinstance(runtime.num_workers, int)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(runtime.start_timeout or (60 if elastic else 900))
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -57,7 +61,12 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
             "actor": actor,
             "hub": hub,
         },
-        scaling_config=ScalingConfig(num_workers=runtime.num_workers, use_gpu=on_gpus, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=runtime.num_workers,
+            use_gpu=on_gpus,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=runtime.resize_every,
+        ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # Ray resumes runs of the same name silently; ours are resumed on request
             storage_path=str(run_dir / ".ray"),
@@ -93,7 +102,8 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     group = Group(rank, context.get_world_size(), get_device())
     source = None
     if rank == 0 and settings["actor"] is not None:
-        source = ActorSource(settings["actor"], lambda: create_actor(config, settings["blocks"], run_dir))
+        create = partial(create_actor, config, settings["blocks"], run_dir)
+        source = ActorSource(settings["actor"], create, partial(create, spare=True) if may_have_spare(config) else None)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         return run_rank(
@@ -129,6 +139,11 @@ class Hub:
 
     def error(self) -> str | None:
         return self._error
+
+
+def _this_node() -> NodeAffinitySchedulingStrategy:
+    """Where the driver is, which may outlive every other node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class _Relay:

@@ -50,7 +50,8 @@ def _untie_decoder(backbone: Any, masks: Mapping[str, Tensor]) -> None:
     decoder, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
     if decoder is None or decoder.weight is not embeddings.weight:
         return
-    if not any(name.endswith("word_embeddings.weight") for name in masks):
+    names = {f"{name}.weight" for name, module in backbone.named_modules() if module is embeddings}
+    if not names & masks.keys():
         return
     # Its bias is tied too, and would not be saved under the name that an untied decoder reads.
     decoder.weight = nn.Parameter(decoder.weight.detach().clone())

@@ -102,7 +102,7 @@ def refuse_empty(masks: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]
     for name, mask in masks.items():
         if not mask.any():
             left_out = f"sparsity {sparsity} leaves none of the {mask.numel()} weights of '{name}'"
-            raise UserError(f"{left_out}; lower it, or leave that matrix out of mask.modules")
+            raise UserError(f"{left_out}; lower it, or leave that matrix out of masks.modules")
     return masks
 
 

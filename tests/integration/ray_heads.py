@@ -1,82 +1,31 @@
-"""Ray clusters of a test's own: ports and a temporary directory of theirs, ended by process id, never by `ray stop`."""
+"""Ray clusters of a test's own, and jobs submitted to them as a user would."""
 
-import contextlib
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import urllib.error
-import urllib.request
-from pathlib import Path
 
-import psutil
-import ray
-from real_runs import REPOSITORY, wait_until
+from real_runs import REPOSITORY
 
-RAY = str(Path(sys.executable).parent / "ray")
+from mlpt.bench.local_cluster import RAY, LocalCluster, free_ports
 
 
-class Head:
-    """`ray start --head` with token authentication and, unless it is left out, the dashboard on the loopback."""
+class Head(LocalCluster):
+    """`ray start --head` with token authentication, the dashboard on the loopback, and this repository on its path.
+
+    `dashboard=False` leaves the dashboard out.
+    """
 
     def __init__(self, folder, cpus, autoscaling=None, dashboard=True):
-        self.folder = Path(folder)
-        self.temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets below it have at most 107 letters
-        self.token = self.folder / "token"
-        self.token.write_text("0123456789abcdef0123456789abcdef")
-        self.token.chmod(0o600)
-        ports = free_ports(5)
-        self.port, self.dashboard = ports[0], f"http://127.0.0.1:{ports[1]}"
-        self.address = f"{ray.util.get_node_ip_address()}:{self.port}"
-        names = (
-            "port",
-            "dashboard-port",
-            "ray-client-server-port",
-            "dashboard-agent-listen-port",
-            "metrics-export-port",
-        )
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-            **({"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"} if autoscaling else {}),
-        }
-        extra = []
+        self._has_dashboard = dashboard
+        environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")}
+        options, port = [] if dashboard else ["--include-dashboard=false"], free_ports(1)[0]
         if autoscaling is not None:
-            config = self.folder / "autoscaling.json"
-            config.write_text(json.dumps(autoscaling(self.address)))
-            extra.append(f"--autoscaling-config={config}")
-        self.process = subprocess.Popen(
-            [
-                *(RAY, "start", "--head", "--block", "--dashboard-host=127.0.0.1", f"--temp-dir={self.temporary}"),
-                *(f"--{name}={port}" for name, port in zip(names, ports, strict=True)),
-                *(
-                    f"--num-cpus={cpus}",
-                    f"--include-dashboard={str(dashboard).lower()}",
-                    "--object-store-memory=200000000",
-                    "--min-worker-port=0",
-                    "--max-worker-port=0",
-                ),
-                *extra,
-            ],
-            env=self.environment,
-            stdout=open(self.folder / "head.txt", "w"),  # noqa: SIM115 (lives as long as the process)
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            wait_until(self._answers if dashboard else self._accepts, timeout=90)
-        except BaseException:
-            self.close()
-            raise
+            environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+            config = folder / "autoscaling.json"
+            config.write_text(json.dumps(autoscaling(f"127.0.0.1:{port}")))
+            options.append(f"--autoscaling-config={config}")
+        super().__init__(folder, cpus, environment, options, port)
 
     def job(self, *words, submit=("--working-dir", str(REPOSITORY)), environment=None, timeout=300):
         """`ray job submit WORDS`, with the repository as working directory unless `submit` says otherwise."""
@@ -101,24 +50,15 @@ class Head:
         assert asked.returncode == 0, asked.stderr
         return json.loads(asked.stdout.splitlines()[-1])
 
-    def nodes(self):
+    def count_nodes(self):
         """How many nodes besides the head are alive."""
-        request = urllib.request.Request(f"{self.dashboard}/api/v0/nodes?limit=100")
-        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            nodes = json.load(answer)["data"]["result"]["result"]
-        return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
+        return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in self.state("nodes"))
 
-    def close(self):
-        """End the head and everything that it started."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            head = psutil.Process(self.process.pid)
-            started = [head, *head.children(recursive=True)]
-            _end(started, "terminate")
-            _, left = psutil.wait_procs(started, timeout=8)
-            _end(left, "kill")
-        self.process.wait()
-        shutil.rmtree(self.temporary, ignore_errors=True)
+    def _answers(self):
+        if self._has_dashboard:
+            return super()._answers()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def _ray(self, command, environment, timeout):
         return subprocess.run(
@@ -129,21 +69,6 @@ class Head:
             text=True,
             timeout=timeout,
         )
-
-    def _accepts(self):
-        assert self.process.poll() is None, (self.folder / "head.txt").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex((self.address.split(":")[0], self.port)) == 0
-
-    def _answers(self):
-        assert self.process.poll() is None, (self.folder / "head.txt").read_text()
-        try:
-            urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2)
-        except urllib.error.HTTPError as error:
-            return error.code == 401  # it is there, and wants the token
-        except OSError:
-            return False
-        return True
 
 
 def nodes_of_one_cpu(most, idle_minutes=0.1):
@@ -187,21 +112,3 @@ def nodes_of_one_cpu(most, idle_minutes=0.1):
         }
 
     return config
-
-
-def free_ports(count):
-    """Ports that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def _end(processes, how):
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            getattr(process, how)()

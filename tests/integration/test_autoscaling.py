@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 def test_nodes_come_for_the_quickstart_and_go_when_it_is_done(tmp_path, tiny):
     head = Head(tmp_path, cpus=0, autoscaling=nodes_of_one_cpu(most=4))
     try:
-        assert head.nodes() == 0
+        assert head.count_nodes() == 0
         jobs = []
         words = ("pretrain", "quickstart", *tiny, f"run_dir={tmp_path / 'run'}", "train.steps=60")
         more = ("runtime.num_workers=2", "runtime.address=auto")
@@ -25,12 +25,12 @@ def test_nodes_come_for_the_quickstart_and_go_when_it_is_done(tmp_path, tiny):
         thread.start()
         most = 0
         while thread.is_alive():
-            most = max(most, head.nodes())
+            most = max(most, head.count_nodes())
             time.sleep(1)
         assert jobs[0].returncode == 0, jobs[0].stdout + jobs[0].stderr
         assert most == 3, "two workers and the meta-learner, one CPU each, were not given three nodes"
         assert "waiting for the cluster to grow" in jobs[0].stdout
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 60
-        wait_until(lambda: head.nodes() == 0, timeout=120, every=1)
+        wait_until(lambda: head.count_nodes() == 0, timeout=120, every=1)
     finally:
         head.close()

@@ -4,7 +4,7 @@ import higher
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_bert import linear, tiny_bert, tiny_roberta, token_batch
+from tiny_bert import linear, tiny_bert, tiny_encoder_of, tiny_roberta, token_batch
 from torch import nn
 
 from mlpt.errors import UserError
@@ -248,3 +248,28 @@ def test_a_pattern_without_a_match_and_scores_of_another_model_are_refused_in_on
         attach_scores(model, {"bert.absent.weight": torch.zeros(2, 2)})
     with pytest.raises(UserError, match="in the masks and"):
         attach_scores(model, {"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("family", "in_a_layer", "layers"),
+    [("electra", 6, 2), ("deberta-v2", 6, 2), ("distilbert", 6, 2), ("modernbert", 4, 2), ("albert", 6, 1)],
+)
+def test_the_preset_finds_every_matrix_of_the_layers_and_the_embeddings_in_other_families(family, in_a_layer, layers):
+    model = tiny_encoder_of(family)
+    found = maskable_weights(model)
+    body = {
+        name
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.Linear) and "mapping" not in name
+    }
+    assert len(body) == in_a_layer * layers
+    prefix = f"{model.base_model_prefix}."
+    kept = {name.removeprefix(prefix).removesuffix(".weight") for name in found}
+    embeddings = [name for name in kept if name.startswith("embeddings.")]
+    assert len(embeddings) == 1
+    assert kept - set(embeddings) == body
+
+
+def test_a_family_whose_layers_have_unknown_names_is_refused_not_masked_in_part():
+    with pytest.raises(UserError, match="give a regular expression over its names"):
+        maskable_weights(nn.ModuleDict({"word_embeddings": nn.Embedding(4, 2), "mixer": nn.Linear(2, 2)}), "encoder")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_bert import VOCABULARY, tiny_bert, tiny_roberta, token_batch
 
+from mlpt.data.kd_instances import framed
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.models.masked import attach_scores, maskable_weights, set_trainable
@@ -221,3 +222,36 @@ def test_settings_that_distil_nothing_are_refused():
         make_objectives({"distill": {"hidden": "none"}}, VOCABULARY)
     with pytest.raises(UserError, match="numbered from 1"):
         make_objectives({"distill": {"layers": [0, 1]}}, VOCABULARY)
+
+
+def test_token_types_of_a_padded_pair_are_the_published_segments():
+    cls, sep, pad = VOCABULARY.cls, VOCABULARY.sep, VOCABULARY.pad
+    pair, segments = framed([20, 21], [22, 23, 24], cls, sep, "bert")
+    single, none = framed([20, 21], [], cls, sep, "bert")
+    tokens = torch.tensor([pair + [pad] * 2, single + [pad] * (len(pair) - len(single) + 2)])
+    expected = torch.tensor([segments + [0] * 2, none + [0] * (len(pair) - len(single) + 2)])
+    objective = make_objectives({"distill": {"token_types": "pair"}}, VOCABULARY)["distill"]
+    made = objective.corrupt(tokens, torch.Generator().manual_seed(0))
+    assert torch.equal(made.token_types, expected)
+    assert (
+        make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(tokens, torch.Generator()).token_types is None
+    )
+
+
+def test_student_and_teacher_both_see_the_token_types():
+    model, tokens = encoder(token_types="pair"), token_batch()
+    types = torch.zeros_like(tokens).index_fill(1, torch.arange(5, tokens.shape[1]), 1)
+    with torch.no_grad():
+        seen = [
+            backbone.base_model(tokens, token_type_ids=types, output_hidden_states=True).hidden_states
+            for backbone in (model.backbone, tiny_bert())
+        ]
+    layers = zip(seen[0][1:], seen[1][1:], strict=True)
+    expected = torch.stack([hidden_distance(student, teacher, "cosine") for student, teacher in layers]).mean()
+    torch.testing.assert_close(model("distill", Inputs(tokens, token_types=types)), expected)
+    assert not torch.isclose(expected, model("distill", Inputs(tokens)))
+
+
+def test_token_types_of_an_encoder_that_has_none_are_refused():
+    with pytest.raises(UserError, match="has no second token type"):
+        encoder(tiny_roberta(), token_types="pair")

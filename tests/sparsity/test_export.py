@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_bert import VOCABULARY, tiny_bert, tiny_roberta, token_batch
+from tiny_bert import VOCABULARY, tiny_bert, tiny_encoder_of, tiny_roberta, token_batch
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from mlpt.errors import UserError
@@ -49,6 +49,16 @@ def test_a_dense_export_loads_in_stock_classes_and_equals_the_masked_model(tmp_p
     assert float(zeros) == pytest.approx(0.7, abs=1e-3)
     assert load_masks(tmp_path).description == file.description
     assert torch.equal(model(tokens).logits, make()(tokens).logits)  # the base is untouched
+
+
+@pytest.mark.parametrize("family", ["modernbert", "distilbert", "electra"])
+def test_a_dense_export_of_another_family_equals_its_masked_model(tmp_path, family):
+    model = tiny_encoder_of(family)
+    file = masks_of(model)
+    export_dense(model, file, tmp_path)
+    attach_scores(model, {name: scores_of_mask(mask) for name, mask in file.masks.items()})
+    tokens = token_batch()
+    torch.testing.assert_close(AutoModelForMaskedLM.from_pretrained(tmp_path)(tokens).logits, model(tokens).logits)
 
 
 def test_a_dense_export_refuses_masks_of_another_model(tmp_path):

@@ -1,0 +1,189 @@
+"""A Ray cluster of processes on this machine, whose nodes can be added and killed one by one.
+
+Ports and temporary folder are its own and it is ended by process ids, so that it leaves every other Ray alone.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mlpt.errors import UserError
+
+RAY = str(Path(sys.executable).parent / "ray")
+_PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+_PATIENCE_S = 120.0
+# A node that is killed answers no health check: it is given up after about 5 s instead of half a minute.
+_QUICK_TO_MISS_A_NODE = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+class LocalCluster:
+    """`ray start --head` with token authentication and the dashboard on the loopback; more nodes by `add_node`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int = 0,
+        environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        port: int | None = None,
+    ):
+        self.folder = folder
+        self.temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets below it have at most 107 letters
+        self.token = folder / "token"
+        self.token.write_text(secrets.token_hex(16))
+        self.token.chmod(0o600)
+        ports = free_ports(len(_PORTS))
+        self.port = ports[0] = port or ports[0]
+        self.dashboard = f"http://127.0.0.1:{ports[1]}"
+        self.address = f"127.0.0.1:{self.port}"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **_QUICK_TO_MISS_A_NODE,
+            **(environment or {}),
+        }
+        self.nodes: list[Node] = []
+        named = [f"--{name}={number}" for name, number in zip(_PORTS, ports, strict=True)]
+        self._head = self._start(
+            *("--head", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={self.temporary}"),
+            *named,
+            *options,
+            cpus=cpus,
+        )
+        try:
+            self._wait(self._answers, "its head does not answer")
+        except BaseException:
+            self.close()
+            raise
+
+    def add_node(self, cpus: int) -> "Node":
+        """Start a node with `cpus` logical CPUs, and return once the cluster counts it."""
+        known = {node.node_id for node in self.nodes}
+        agent, metrics = free_ports(2)
+        process = self._start(
+            *(f"--address={self.address}", "--node-ip-address=127.0.0.1"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
+            cpus=cpus,
+        )
+        found: list[str] = []
+
+        def is_there() -> bool:
+            alive = [node for node in self.state("nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
+            found[:] = [node["node_id"] for node in alive if node["node_id"] not in known]
+            return bool(found)
+
+        self._wait(is_there, "a node does not join")
+        node = Node(found[0], process)
+        self.nodes.append(node)
+        return node
+
+    def state(self, what: str) -> list[dict[str, Any]]:
+        """Ray's own list of `nodes`, `placement_groups`, `actors`, ..."""
+        request = urllib.request.Request(f"{self.dashboard}/api/v0/{what}?limit=1000&detail=true")
+        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+        return found
+
+    def close(self) -> None:
+        """End the nodes, the head and everything that they started."""
+        for node in self.nodes:
+            node.kill()
+        _end_tree(self._head)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _start(self, *options: str, cpus: int) -> subprocess.Popen[bytes]:
+        memory = ("--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0")
+        with open(self.folder / "cluster.txt", "ab") as output:
+            return subprocess.Popen(
+                [RAY, "start", "--block", f"--num-cpus={cpus}", *memory, *options],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _answers(self) -> bool:
+        if self._head.poll() is not None:
+            raise UserError(f"a local Ray head did not start; see {self.folder / 'cluster.txt'}")
+        try:
+            urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2)
+        except urllib.error.HTTPError as error:
+            return error.code == 401  # it is there, and wants the token
+        except OSError:
+            return False
+        return True
+
+    def _wait(self, condition: Any, lack: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise UserError(f"the local Ray cluster failed: {lack} within {_PATIENCE_S:.0f} s")
+            time.sleep(0.2)
+
+
+class Node:
+    """A node beside the head. `node_id` is Ray's."""
+
+    def __init__(self, node_id: str, process: subprocess.Popen[bytes]):
+        self.node_id = node_id
+        self._process = process
+
+    def kill(self) -> None:
+        """SIGKILL to the node's raylet and everything below it, as when a machine goes."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            node = psutil.Process(self._process.pid)
+            _signal([node, *node.children(recursive=True)], signal.SIGKILL)
+        self._process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _end_tree(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        head = psutil.Process(process.pid)
+        started = [head, *head.children(recursive=True)]
+        _signal(started, signal.SIGTERM)
+        _, left = psutil.wait_procs(started, timeout=8)
+        _signal(left, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

@@ -1,0 +1,111 @@
+"""Nodes that come, go and are about to go, under a run on a cluster of this machine's processes."""
+
+import contextlib
+import json
+import re
+import subprocess
+
+import pytest
+from ray_heads import RAY, Head
+from real_runs import metrics_of, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUN = ["train.checkpoint_every=20", "train.log_every=1", "train.schedule.shape=constant", "runtime.meta_cpus=0"]
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head without CPUs: every worker needs a node."""
+    head = Head(tmp_path, cpus=0)
+    yield head
+    head.close()
+
+
+@pytest.fixture
+def start(head, mlpt, tiny, tmp_path):
+    """Start a run on the cluster; its folder and process."""
+
+    def run(*words):
+        mlpt.environment |= {name: value for name, value in head.environment.items() if name.startswith("RAY_AUTH")}
+        folder = tmp_path / "run"
+        more = (f"run_dir={folder}", f"runtime.address={head.address}")
+        return folder, mlpt.start("pretrain", *tiny, *RUN, *more, *words)
+
+    return run
+
+
+def step_of(run):
+    lines = []
+    with contextlib.suppress(ValueError):  # the last line may be half written
+        lines = metrics_of(run)
+    return max((line["step"] for line in lines if "loss" in line), default=0)
+
+
+def worlds_of(run):
+    """World size at each start of rank 0."""
+    log = run / "logs" / "rank_0.log"
+    return [int(found) for found in re.findall(r"rank 0 of (\d+) on", log.read_text())] if log.is_file() else []
+
+
+def check_finished(run, process, mlpt, steps):
+    assert process.wait(timeout=300) == 0, mlpt.output()
+    assert json.loads((run / "summary.json").read_text())["steps"] == steps
+    logged = [line["step"] for line in metrics_of(run) if "loss" in line]
+    assert logged == list(range(1, steps + 1)), "a step is missing or stands twice"
+
+
+def test_a_run_goes_on_when_its_node_is_lost_and_another_comes(head, start, mlpt):
+    node = head.add_node(cpus=1)
+    run, process = start("train.steps=1500")
+    wait_until(lambda: step_of(run) > 100 or process.poll() is not None, timeout=240)
+    node.kill()
+    reached = step_of(run)
+    head.add_node(cpus=1)
+    check_finished(run, process, mlpt, 1500)
+    resumed = [int(step) for step in re.findall(r"resumed at step (\d+)", mlpt.output())]
+    assert resumed
+    assert reached - resumed[0] <= 40, "more was lost than a checkpoint interval and one that was being written"
+
+
+def test_elastic_workers_grow_onto_a_node_that_comes_and_shrink_when_it_goes(head, start, mlpt):
+    head.add_node(cpus=1)
+    run, process = start(
+        "train.steps=6000", "runtime.num_workers=[1,2]", "runtime.resize_every=3", "runtime.start_timeout=15"
+    )
+    wait_until(lambda: step_of(run) > 50 or process.poll() is not None, timeout=240)
+    assert worlds_of(run) == [1], mlpt.output()
+    second = head.add_node(cpus=1)
+    wait_until(lambda: worlds_of(run)[-1] == 2 or process.poll() is not None, timeout=240)
+    grown_at = step_of(run)
+    wait_until(lambda: step_of(run) > grown_at + 100 or process.poll() is not None, timeout=240)
+    second.kill()
+    wait_until(lambda: worlds_of(run)[-1] == 1 or process.poll() is not None, timeout=240)
+    check_finished(run, process, mlpt, 6000)
+
+
+def test_a_notice_of_preemption_is_answered_with_a_checkpoint_in_time(head, start, mlpt):
+    node = head.add_node(cpus=1)
+    run, process = start(
+        "train.steps=8000",
+        "train.checkpoint_every=100000",
+        "runtime.preemption_every=5",
+    )
+    wait_until(lambda: step_of(run) > 100 or process.poll() is not None, timeout=240)
+    assert not list(run.glob("checkpoints/step_*"))
+    subprocess.run(
+        [
+            *(RAY, "drain-node", f"--address={head.address}", f"--node-id={node.node_id}"),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"),
+            *("--deadline-remaining-seconds", "30"),
+        ],
+        env=head.environment,
+        check=True,
+        capture_output=True,
+    )
+    (committed,) = wait_until(lambda: list(run.glob("checkpoints/step_*/COMMITTED")), timeout=28)
+    node.kill()
+    head.add_node(cpus=1)
+    saved = int(committed.parent.name.removeprefix("step_"))
+    wait_until(lambda: f"resumed at step {saved}" in mlpt.output() or process.poll() is not None, timeout=240)
+    check_finished(run, process, mlpt, 8000)
