@@ -51,8 +51,8 @@ def pretrain(
 ) -> Run:
     """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
 
-    resume   the folder or URI of a run to go on with, from its last whole checkpoint; then only `runtime` and `report` may be
-             set anew, because they change where and not what is computed.
+    resume   the folder or URI of a run to go on with, from its last whole checkpoint; then only `runtime` and `report`
+             may be set anew, because they change where and not what is computed.
     console  where progress and the summary go; None: standard error.
     Raises `UserError` in one line for anything that the caller can put right.
     """

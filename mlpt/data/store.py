@@ -21,8 +21,8 @@ T = TypeVar("T")
 _TRIES = 5
 _FIRST_DELAY_S = 0.5  # doubled each time
 _PATIENCE_S = 60.0  # no further try begins after this
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}  # no folders to make, and writes are atomic
-# botocore's own retries would multiply with s3fs's and ours: a server that swallows packets would hold a run for an hour.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}  # no folders to make; writes are whole
+# botocore's own retries would multiply with s3fs's and ours: a silent server would hold a run for most of an hour.
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -47,7 +47,7 @@ class Remote:
 
 
 def working_folder(run_dir: str | os.PathLike[str], remote: Remote | None) -> Path:
-    """The run's folder as this process sees it: `run_dir`, which all nodes share, or the node's own for a `remote` run."""
+    """The run's folder in this process: `run_dir`, which all nodes share, or for a `remote` run this node's own."""
     return Path(run_dir) if remote is None else remote.folder()
 
 
@@ -73,7 +73,7 @@ class MirroredCheckpoints(Checkpoints):
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of the file when it went up
 
     def known_steps(self) -> list[int]:
-        """Steps committed here or there. Raises `StorageError` if there are none here and the storage doesn't answer."""
+        """Steps committed here or there. Raises `StorageError` if none are here and the storage doesn't answer."""
         here = self.steps()
         try:
             return sorted({*here, *self._steps_there()})
