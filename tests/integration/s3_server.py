@@ -15,7 +15,7 @@ class S3Server:
         self.fail = lambda method, path: False  # asked for each request; True: answer 503
         self.failed = 0
         self.seconds = 0.0  # that each answer takes
-        self._backend = DomainDispatcherApplication(create_backend_app, service="s3")
+        self._backend = DomainDispatcherApplication(create_backend_app)
         self._port = 0
         self._server = None
         self.start()
