@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from ray_heads import Head
 from real_runs import Mlpt, wait_until
 from s3_server import S3Server, every
 
@@ -172,11 +173,21 @@ def test_a_server_that_goes_away_costs_no_work_and_one_line_and_later_gets_it_al
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_trains_from_and_to_s3(s3, bucket, machines, small_blocks):
+def test_on_ray_driver_and_worker_share_no_folder_but_the_bucket(s3, bucket, machines, small_blocks, tmp_path):
     uri = f"{bucket}/run"
     s3.fail = every(5)
-    code, output = machines("first").run(*words(small_blocks, uri, 20), "runtime.num_workers=1")
+    head = Head(tmp_path, cpus=2)  # its workers have a cache of their own
+    try:
+        first = machines("first")
+        first.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token)}
+        address = f"runtime.address=127.0.0.1:{head.port}"
+        code, output = first.run(*words(small_blocks, uri, 20), "runtime.num_workers=1", address)
+    finally:
+        head.close()
     assert code == 0, output
+    (driver,), (worker,) = ((cache / "cache/mlpt/runs").iterdir() for cache in (tmp_path / "first", tmp_path))
+    assert list(driver.glob("checkpoints/*")) == []
+    assert (driver / "model" / "model.safetensors").read_bytes() == (worker / "model/model.safetensors").read_bytes()
     assert {f"run/logs/{name}.log" for name in ("rank_0", "meta_learner")} <= set(s3.keys(uri[5:-4]))
     s3.fail = lambda method, path: False
     config = s3.content(uri[5:-4], "run/config.yaml").decode()

@@ -1,16 +1,21 @@
 """Runs at a URI: what goes up and in which order, what comes down elsewhere, and what storage that fails costs."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from mlpt.config import RunConfig
 from mlpt.data.store import StorageError, Store
 from mlpt.errors import UserError
+from mlpt.job import run_rank
 from mlpt.rundir import new_run_dir, open_run
+from mlpt.settings import load_settings, merge
 from mlpt.training.checkpoint import COMMITTED
+from mlpt.training.group import Group
 from mlpt.training.mirror import MirroredCheckpoints, Remote
 
 URI = "flaky://bucket/run"
@@ -270,3 +275,31 @@ def test_a_folder_that_somebody_copied_to_a_uri_is_a_run_there(store):
 def test_a_uri_without_a_run_is_one_line(store):
     with pytest.raises(UserError, match=f"{URI} holds no run: it has no config.yaml"):
         open_run(URI)
+
+
+def rank_main(rank, world, values, blocks, folder, remote):
+    """One of several ranks, on a machine of its own: only the blocks and the URI are shared."""
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/machine-{rank}"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    run_rank(RunConfig.model_validate(values), blocks, remote.folder(), Group(rank, world), remote=remote)
+    os._exit(0)  # without destructors: those of process groups may wait for each other
+
+
+def test_ranks_on_machines_that_share_no_folder_go_on_from_the_same_checkpoint(small_blocks, machine, tmp_path):
+    values = {
+        "model": {"hidden_size": 32, "layers": 1, "heads": 2},
+        "meta": {"mixture": {"rule": "uniform"}},
+        "train": {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 2, "evaluate_batches": 1},
+        "report": {"tensorboard": False},
+    }
+    remote = Remote(f"file://{tmp_path}/bucket/run", "id")
+    config = load_settings(RunConfig, values)
+    run_rank(config, small_blocks, remote.folder(), Group(), remote=remote)
+    longer = load_settings(RunConfig, merge(values, {"train": {"steps": 4}}))
+    spawn(rank_main, (2, longer.model_dump(), small_blocks, str(tmp_path), remote), nprocs=2)
+    steps = [line["step"] for line in map(json.loads, (Store(remote.uri).read("metrics.jsonl") or b"").splitlines())]
+    assert steps == [0, 2, 4, 4]  # before; logged at the end of each part; after
+    for rank in (0, 1):
+        fetched = tmp_path / f"machine-{rank}" / "mlpt" / "runs" / remote.folder().name / "checkpoints"
+        assert (fetched / "step_00000002" / COMMITTED).is_file()
