@@ -286,6 +286,7 @@ def rank_main(rank, world, values, blocks, folder, remote):
     os._exit(0)  # without destructors: those of process groups may wait for each other
 
 
+@pytest.mark.slow
 def test_ranks_on_machines_that_share_no_folder_go_on_from_the_same_checkpoint(small_blocks, machine, tmp_path):
     values = {
         "model": {"hidden_size": 32, "layers": 1, "heads": 2},
