@@ -72,9 +72,9 @@ def pretrain(
         summary = train(config, run, display, debug)
     summary["first_mixture"] = mixture_rule(config).first_mixture()
     (run.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    print_summary(summary, run.name, console)
     run.send("summary.json")
     run.fetch_model()
-    print_summary(summary, run.name, console)
     return Run(run.folder, summary, run.name)
 
 

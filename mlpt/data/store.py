@@ -147,7 +147,11 @@ class Store:
 def _is_final(error: Exception) -> bool:
     """True where asking again cannot help."""
     full = isinstance(error, OSError) and _is_full(error)
-    return full or isinstance(error, PermissionError | ImportError) or "Credential" in type(error).__name__
+    return (
+        full
+        or isinstance(error, PermissionError | ImportError | NotImplementedError)
+        or "Credential" in type(error).__name__
+    )
 
 
 def _is_full(error: OSError) -> bool:
