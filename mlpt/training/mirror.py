@@ -25,6 +25,7 @@ _METRICS = "metrics.jsonl"
 _BEST = "checkpoints/best.json"
 _GROWING = ("policies", "masks")  # what a resumed run doesn't make again
 _FINAL = ("model", "tensorboard")
+_LOG_TRIES = 3
 _log = logging.getLogger(__name__)
 
 
@@ -223,7 +224,7 @@ def fetch_log(remote: Remote | None, file: Path) -> None:
     """Get the log that an earlier machine of the run left, so that this one goes on in it."""
     if remote is not None and not file.exists():
         try:
-            Store(remote.uri, tries=1).download(f"logs/{file.name}", file)
+            Store(remote.uri, tries=_LOG_TRIES).download(f"logs/{file.name}", file)
         except StorageError as error:
             _log.warning("%s; this log begins anew", error)
 
@@ -232,7 +233,7 @@ def send_log(remote: Remote | None, file: Path) -> None:
     """Send up one process's log; a log is no reason to fail."""
     if remote is not None:
         try:
-            Store(remote.uri, tries=1).upload(file, f"logs/{file.name}")
+            Store(remote.uri, tries=_LOG_TRIES).upload(file, f"logs/{file.name}")
         except StorageError as error:
             _log.warning("%s; the log stays in %s", error, file)
 
