@@ -192,7 +192,7 @@ def test_on_ray_driver_and_worker_share_no_folder_but_the_bucket(s3, bucket, mac
     s3.fail = lambda method, path: False
     config = s3.content(uri[5:-4], "run/config.yaml").decode()
     s3.client().put_object(Bucket=uri[5:-4], Key="run/config.yaml", Body=config.replace("steps: 20", "steps: 30"))
-    code, output = machines("second").run("pretrain", "--resume", uri)
+    code, output = machines("second").run("pretrain", "--resume", uri, "runtime.address=local")
     assert code == 0, output
     assert "resumed at step 20" in output
     assert any("step_00000030/COMMITTED" in key for key in s3.keys(uri[5:-4]))
