@@ -181,17 +181,17 @@ class MirroredCheckpoints(Checkpoints):
         with readable_errors(str(partial), "write"):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            (partial / COMMITTED).write_bytes(listing)
-            for name in _files_of(listing, f"{self._store.uri}/{_name(step, COMMITTED)}"):
-                self._store.download(_name(step, name), partial / name)
             try:
+                (partial / COMMITTED).write_bytes(listing)
+                for name in _files_of(listing, f"{self._store.uri}/{_name(step, COMMITTED)}"):
+                    self._store.download(_name(step, name), partial / name)
                 self._verify(partial, step)
-                metrics = self._store.read(_METRICS)
-                for other in self.steps():
-                    shutil.rmtree(self.path(other))
-                shutil.rmtree(self.path(step), ignore_errors=True)
-                write_whole(self._run_dir / _METRICS, metrics or b"")
-                if (best := self._store.read(_BEST)) is not None:
+                metrics, best = self._store.read(_METRICS) or b"", self._store.read(_BEST)
+                for other in {*self.steps(), step}:
+                    shutil.rmtree(self.path(other), ignore_errors=True)
+                write_whole(self._run_dir / _METRICS, metrics)
+                (self._run_dir / _BEST).unlink(missing_ok=True)
+                if best is not None:
                     write_whole(self._run_dir / _BEST, best)
                 os.replace(partial, self.path(step))
             finally:

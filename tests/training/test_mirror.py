@@ -111,6 +111,21 @@ def test_a_machine_that_was_away_meanwhile_takes_over_metrics_and_forgets_what_i
     assert (run.folder / "metrics.jsonl").read_text() == 'other and longer words on steps 1 and 2\n{"step": 3}\n'
 
 
+def test_a_download_that_breaks_off_takes_nothing_away(store, flaky, machine):
+    Run().save(1)
+    machine("second")
+    Run().latest()
+    machine("first")
+    Run().save(2)
+    machine("second")
+    run = Run()
+    flaky.fail(on="step_00000002/state.json")
+    with pytest.raises(StorageError):  # and not back to step 1: the storage says nothing about step 2
+        run.latest()
+    assert run.checkpoints.steps() == [1]
+    assert [path.name for path in run.checkpoints.folder.iterdir()] == ["step_00000001"]
+
+
 def test_what_is_damaged_here_is_mended_from_there(store):
     run = Run()
     run.save(1, 2)
