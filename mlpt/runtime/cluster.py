@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import ray
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
+
+_KNOCK_TIMEOUT_S = 10.0
 
 # Ray reads these when it starts; what the user has set stays.
 _QUIET = {
@@ -47,8 +50,9 @@ def ray_session(
         if runtime.address == "local":
             ray.init(address="local", num_cpus=max(1, round(cpus)), include_dashboard=dashboard, **options)
         else:
+            _knock(runtime.address)
             ray.init(address=runtime.address, **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
@@ -58,6 +62,13 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nothing listens at HOST:PORT: Ray itself would try for minutes, and then end the process."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:
