@@ -90,7 +90,7 @@ def _plain_mlm() -> dict[str, dict[str, Any]]:
 class RunConfig(Settings):
     """One pretraining run.
 
-    run_dir  its folder; None: a new one under runs/ named after the recipe and the time.
+    run_dir  its folder, or a URI (s3://, gs://, ...). None: a new folder under runs/, named after recipe and time.
     blocks   prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
              None: a folder in the user's cache.
     """

@@ -20,6 +20,7 @@ from mlpt.objectives import make_objectives
 from mlpt.sparsity.config import mask_encoder, mask_hooks, save_final_masks
 from mlpt.training.group import Group
 from mlpt.training.loop import Event, Loop, Splits
+from mlpt.training.mirror import Remote
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
 
@@ -74,10 +75,11 @@ def run_rank(
     source: PolicySource | None = None,
     tell: Callable[[Event], None] = lambda event: None,
     must_save: Callable[[int], bool] = lambda step: False,
+    remote: Remote | None = None,
 ) -> dict[str, Any]:
     """Train as one rank and return the summary; rank 0 leaves the final model in `run_dir`/model.
 
-    `source` serves policies to rank 0. None: a learner in this very process.
+    `source` serves policies to rank 0. None: a learner in this very process. A `remote` run is copied to its URI.
     """
     quiet_libraries()
     splits = open_splits(blocks)
@@ -100,10 +102,12 @@ def run_rank(
         tell=tell,
         must_save=must_save,
         tensorboard=config.report.tensorboard,
+        remote=remote,
     )
     summary = loop.run()
     if group.leads:
         if config.masks is not None:
             save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
         model.save(run_dir / "model", load_tokenizer(str(Path(blocks) / "tokenizer")))
+        loop.checkpoints.finish()
     return summary

@@ -7,6 +7,7 @@ print(run.summary["held_out"], run.folder / "model")
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,23 @@ from mlpt.logs import log_to_file
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
-from mlpt.rundir import new_run_dir, open_run
+from mlpt.rundir import RunDir, new_run_dir, open_run
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group, default_device
+from mlpt.training.mirror import fetch_log, send_log
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder (the model is in `folder`/model) and its summary (plain JSON values)."""
+    """A finished run: its folder (the model is in `folder`/model) and its summary (plain JSON values).
+
+    folder  where it lies on this machine; of a run at a URI the working folder.
+    name    its URI if it has one, else the folder.
+    """
 
     folder: Path
     summary: dict[str, Any]
+    name: str
 
 
 def pretrain(
@@ -44,45 +51,64 @@ def pretrain(
 ) -> Run:
     """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
 
-    resume   the folder of a run to go on with, from its last whole checkpoint; then only `runtime` and `report` may be
-             set anew, because they change where and not what is computed.
+    resume   the folder or URI of a run to go on with, from its last whole checkpoint; then only `runtime` and `report`
+             may be set anew, because they change where and not what is computed.
     console  where progress and the summary go; None: standard error.
     Raises `UserError` in one line for anything that the caller can put right.
     """
     console = console or Console(stderr=True)
     if resume is not None:
-        folder, config = _resumed(resume, recipe, settings or {})
+        run, config = _resumed(resume, recipe, settings or {})
     else:
         config = load_run_config(recipe, dict(settings or {}))
         mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
-        folder = new_run_dir(config)
+        run = new_run_dir(config)
     with Display(config.report.progress, console) as display:
-        display.say(f"run: {folder}")
-        if config.runtime.num_workers == 0:
-            summary = _in_this_process(config, blocks_of(config, folder, display), folder, display)
-        else:
-            from mlpt.runtime.ingest import blocks_on_cluster  # Ray is needed from here on only
-            from mlpt.runtime.pretrain import pretrain_on_ray
-
-            on_cluster = config.runtime.address != "local"
-            blocks = (
-                blocks_on_cluster(config, folder, display, debug) if on_cluster else blocks_of(config, folder, display)
-            )
-            summary = pretrain_on_ray(config, blocks, folder, display, debug)
+        display.say(f"run: {run.name}")
+        if run.remote is not None:
+            display.say(f"working folder on this machine: {run.folder}")
+            shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
+        train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
+        summary = train(config, run, display, debug)
     summary["first_mixture"] = mixture_rule(config).first_mixture()
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    print_summary(summary, folder, console)
-    return Run(folder, summary)
+    (run.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    print_summary(summary, run.name, console)
+    run.send("summary.json")
+    run.fetch_model()
+    return Run(run.folder, summary, run.name)
 
 
-def _resumed(resume: str | os.PathLike[str], recipe: str | None, settings: Mapping[str, Any]) -> tuple[Path, RunConfig]:
+def _resumed(
+    resume: str | os.PathLike[str], recipe: str | None, settings: Mapping[str, Any]
+) -> tuple[RunDir, RunConfig]:
     if recipe is not None or settings.keys() - {"runtime", "report"}:
         raise UserError("--resume takes the run's own configuration; only runtime.* and report.* may be set anew")
-    folder, config = open_run(resume)
-    return folder, load_settings(RunConfig, merge(config.model_dump(), settings))
+    run, config = open_run(resume)
+    return run, load_settings(RunConfig, merge(config.model_dump(), settings))
 
 
-def _in_this_process(config: RunConfig, blocks: str, folder: Path, display: Display) -> dict[str, Any]:
+def _in_this_process(config: RunConfig, run: RunDir, display: Display, debug: bool) -> dict[str, Any]:
     """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
-    log_to_file(folder / "logs" / "rank_0.log")
-    return run_rank(config, blocks, folder, Group(device=default_device()), tell=display.handle)
+    blocks = blocks_of(config, run.folder, display)
+    run.send("blocks.json")
+    log = run.folder / "logs" / "rank_0.log"
+    fetch_log(run.remote, log)
+    log_to_file(log)
+    try:
+        group = Group(device=default_device())
+        return run_rank(config, blocks, run.folder, group, tell=display.handle, remote=run.remote)
+    finally:
+        send_log(run.remote, log)
+
+
+def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool) -> dict[str, Any]:
+    """The run on Ray, which is needed from here on only: on this machine or on a cluster."""
+    from mlpt.runtime.ingest import blocks_on_cluster
+    from mlpt.runtime.pretrain import pretrain_on_ray
+
+    if config.runtime.address == "local":
+        blocks = blocks_of(config, run.folder, display)
+    else:
+        blocks = blocks_on_cluster(config, run.folder, display, debug)
+    run.send("blocks.json")
+    return pretrain_on_ray(config, blocks, run.folder, display, debug, run.remote)

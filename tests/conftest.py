@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
+from flaky_storage import Flaky
 
 # Tests are many small processes on few cores: threads would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +30,13 @@ def small_blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = DataConfig(source="docs", max_bytes=600_000, vocab_size=512, block_size=32, dev_share=0.1, workers=1)
     prepare(config, str(folder))
     return str(folder)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch):
+    """The storage behind `flaky://`, empty and healthy; tries follow each other quickly."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr("mlpt.data.store._FIRST_DELAY_S", 0.001)
+    Flaky.reset()
+    yield Flaky
+    Flaky.reset()

@@ -19,13 +19,13 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "mlpt"
 
 
-def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URI, and the path within it.
+def filesystem(path: str, **options: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URI, and the path within it; `options` go to fsspec's class.
 
     Raises UserError for a protocol that fsspec doesn't know or whose package isn't installed.
     """
     try:
-        return url_to_fs(os.path.expanduser(path))
+        return url_to_fs(os.path.expanduser(path), **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"{path}: {one_line(error)}; use a local path or an installed fsspec protocol") from error
 

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mlpt.data import tokenizers
+from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
@@ -37,7 +38,11 @@ class Base:
 
 
 def model_folder(name: str) -> str:
-    """`name`, or the `model/` of a run's folder."""
+    """`name`, or the `model/` of a run's folder. Raises `UserError` for a URI: models are loaded from folders."""
+    if is_uri(name):
+        raise UserError(
+            f"{name} is a URI, and models are loaded from folders; copy {name.rstrip('/')}/model here first"
+        )
     inner = Path(name) / "model"
     return os.fspath(inner) if (inner / "config.json").is_file() else name
 

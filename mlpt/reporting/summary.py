@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-def print_summary(summary: Mapping[str, Any], run_dir: Path, console: Console) -> None:
-    """Print the summary that `Loop.run` returned."""
+def print_summary(summary: Mapping[str, Any], run: str, console: Console) -> None:
+    """Print the summary that `Loop.run` returned; `run` is the run's folder or URI."""
     table = Table(title="held-out loss on the test split, in nats")
     for heading in ("objective", "before", "after", "mixture at start", "mixture at end"):
         table.add_column(heading, justify="left" if heading == "objective" else "right")
@@ -20,11 +19,11 @@ def print_summary(summary: Mapping[str, Any], run_dir: Path, console: Console) -
         shares = (first.get(name, 0.0), summary["mixture"].get(name, 0.0))
         table.add_row(name, f"{before:.4f}", f"{after:.4f}", *(f"{share:.3f}" for share in shares))
     console.print(table)
-    for line in _lines(summary, run_dir):
+    for line in _lines(summary, run):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _lines(summary: Mapping[str, Any], run_dir: Path) -> list[str]:
+def _lines(summary: Mapping[str, Any], run: str) -> list[str]:
     meta = summary["meta"]
     rate = summary["tokens_per_second"]
     updates, waited = summary["policy_version"], meta["stall"] + meta["launch"]
@@ -38,8 +37,8 @@ def _lines(summary: Mapping[str, Any], run_dir: Path) -> list[str]:
         verdict = "below" if loss < summary["unigram_entropy"] else "not below"
         lines[-1] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
     lines += [
-        f"model:  {run_dir / 'model'}",
-        f"run:    {run_dir}",
-        f"resume: mlpt pretrain --resume {run_dir}",
+        f"model:  {run}/model",
+        f"run:    {run}",
+        f"resume: mlpt pretrain --resume {run}",
     ]
     return lines

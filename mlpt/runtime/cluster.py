@@ -11,6 +11,8 @@ import ray
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 
+_KNOCK_TIMEOUT_S = 10.0
+
 # Ray reads these when it starts; what the user has set stays.
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -50,8 +52,9 @@ def ray_session(
             with _known_address() if nested else contextlib.nullcontext(environment) as environment:
                 ray.init(address="local", **_with(environment), **options)
         else:
+            _knock(runtime.address)
             ray.init(address=runtime.address, **_with(environment), **options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
@@ -81,6 +84,13 @@ def _known_address() -> Iterator[dict[str, str]]:
         yield {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
     finally:
         del os.environ[_PORT]
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nothing listens at HOST:PORT: Ray itself would try for minutes, and then end the process."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:

@@ -4,6 +4,7 @@ The actor is a thin shell. Its state travels with every answer and lives in the 
 dies is given the state back and its update again: nothing is lost, nothing is done twice.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from torch import Tensor
 
 from mlpt.config import RunConfig, RuntimeConfig
@@ -24,9 +25,11 @@ from mlpt.logs import log_to_file
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
 from mlpt.training.group import default_device
+from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
 _START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
+_LOG_TIMEOUT_S = 30.0
 _RETRY_S = 0.25
 _MOST_DEATHS = 10  # in one run; more are no accident
 _log = logging.getLogger(__name__)
@@ -38,8 +41,11 @@ class MetaLearnerActor:
     An idle one, or one that Ray restarted, has done its imports, which take seconds, and builds its learner at `start`.
     """
 
-    def __init__(self, config: dict[str, Any], blocks: str, logs: str, idle: bool = False):
-        log_to_file(Path(logs) / "meta_learner.log")
+    def __init__(self, config: dict[str, Any], blocks: str, run_dir: str, remote: Remote | None, idle: bool = False):
+        self._remote = remote
+        self._log = working_folder(run_dir, remote) / "logs" / "meta_learner.log"
+        fetch_log(remote, self._log)
+        log_to_file(self._log)
         self._config = RunConfig.model_validate(config)
         self._blocks = blocks
         torch.set_num_threads(max(1, int(self._config.runtime.meta_cpus)))
@@ -67,8 +73,12 @@ class MetaLearnerActor:
         _log.info("step %d: policy %d, %s", snapshot.step, answer.policy.version, dict(answer.report))
         return answer
 
+    def send_log(self) -> None:
+        """Copy the log to the run's URI, if it has one."""
+        send_log(self._remote, self._log)
 
-def create_actor(config: RunConfig, blocks: str, run_dir: Path, spare: bool = False) -> Any:
+
+def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote | None, spare: bool = False) -> Any:
     """The actor, owned by the calling process, with resources of its own; a `spare` has none, and waits.
 
     It restarts after death, but no call is repeated by Ray: the client repeats it with the right state.
@@ -84,13 +94,21 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path, spare: bool = Fa
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
     }
     actor_class = ray.remote(MetaLearnerActor).options(**options)
-    return actor_class.remote(config.model_dump(), blocks, str(run_dir / "logs"), spare)
+    return actor_class.remote(config.model_dump(), blocks, str(run_dir), remote, spare)
 
 
 def may_have_spare(config: RunConfig) -> bool:
     """A spare must be able to wait beside the actor, which it could not where the actor holds a GPU or a place."""
     runtime = config.runtime
     return runtime.meta_spare and not runtime.meta_gpus and not runtime.meta_resources
+
+
+def end_actor(actor: Any, remote: Remote | None) -> None:
+    """Kill the actor; its log goes up first where the run is `remote`."""
+    if remote is not None:
+        with contextlib.suppress(RayError):  # it may be dead already
+            ray.get(actor.send_log.remote(), timeout=_LOG_TIMEOUT_S)
+    ray.kill(actor)
 
 
 class ActorSource:

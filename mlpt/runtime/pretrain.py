@@ -24,27 +24,29 @@ from mlpt.job import learns, run_rank
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
-from mlpt.runtime.meta_actor import ActorSource, create_actor, may_have_spare
+from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
+from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
 
 _log = logging.getLogger(__name__)
 
 
 def pretrain_on_ray(
-    config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False
+    config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False, remote: Remote | None = None
 ) -> dict[str, Any]:
     """Run `config` on prepared `blocks` from the newest checkpoint in `run_dir`, or from the start; the summary.
 
+    A `remote` run needs no folder that all nodes see: each node has its own, and `run_dir` is the driver's.
     Raises `UserError` for what the user can put right; training resumes where it was after that.
     """
     with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
         check_resources(config.runtime, learns(config), display.say)
-        return _on_ray(config, blocks, run_dir, display)
+        return _on_ray(config, blocks, run_dir, display, remote)
 
 
-def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> dict[str, Any]:
-    actor = create_actor(config, blocks, run_dir) if learns(config) else None
+def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display, remote: Remote | None) -> dict[str, Any]:
+    actor = create_actor(config, blocks, run_dir, remote) if learns(config) else None
     hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote()
     runtime = config.runtime
     on_gpus = runtime.gpus_per_worker > 0
@@ -58,6 +60,7 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
             "config": config.model_dump(),
             "blocks": blocks,
             "run_dir": str(run_dir),
+            "remote": remote,
             "actor": actor,
             "hub": hub,
         },
@@ -78,10 +81,10 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
         with _Relay(hub, display):
             result = trainer.fit()
     except Exception as error:
-        raise UserError(_why_failed(error, hub, run_dir)) from error
+        raise UserError(_why_failed(error, hub, str(run_dir) if remote is None else remote.uri)) from error
     finally:
         if actor is not None:
-            ray.kill(actor)
+            end_actor(actor, remote)
         shutil.rmtree(run_dir / ".ray", ignore_errors=True)
     outcome: dict[str, Any] = result.return_value
     if "error" in outcome:
@@ -92,8 +95,11 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display) -> 
 def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     context = ray.train.get_context()
-    rank, run_dir, hub = context.get_world_rank(), Path(settings["run_dir"]), settings["hub"]
-    log_to_file(run_dir / "logs" / f"rank_{rank}.log")
+    rank, remote, hub = context.get_world_rank(), settings["remote"], settings["hub"]
+    run_dir = working_folder(settings["run_dir"], remote)
+    log = run_dir / "logs" / f"rank_{rank}.log"
+    fetch_log(remote, log)
+    log_to_file(log)
     config = RunConfig.model_validate(settings["config"])
     earlier = ray.get(hub.error.remote())
     if earlier is not None:  # another rank said what is wrong before the group was restarted
@@ -102,13 +108,12 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     group = Group(rank, context.get_world_size(), get_device())
     source = None
     if rank == 0 and settings["actor"] is not None:
-        create = partial(create_actor, config, settings["blocks"], run_dir)
+        create = partial(create_actor, config, settings["blocks"], run_dir, remote)
         source = ActorSource(settings["actor"], create, partial(create, spare=True) if may_have_spare(config) else None)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
-        return run_rank(
-            config, settings["blocks"], run_dir, group, source, _teller(hub, run_dir), _preemption_notice(config)
-        )
+        tell, must_save = _teller(hub), _preemption_notice(config)
+        return run_rank(config, settings["blocks"], run_dir, group, source, tell, must_save, remote)
     except UserError as error:
         _log.error("%s", error)
         ray.get(hub.fail.remote(str(error)))
@@ -118,6 +123,8 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     except Exception:
         _log.exception("rank %d failed", rank)
         raise
+    finally:
+        send_log(remote, log)
 
 
 class Hub:
@@ -176,7 +183,7 @@ class _Relay:
             stopping = self._stop.wait(0.3)
 
 
-def _teller(hub: Any, run_dir: Path) -> Callable[[Event], None]:
+def _teller(hub: Any) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         _log.info("%s", json.dumps(event))
         hub.push.remote(event)
@@ -200,7 +207,7 @@ def _preemption_notice(config: RunConfig) -> Callable[[int], bool]:
     return must_save
 
 
-def _why_failed(error: Exception, hub: Any, run_dir: Path) -> str:
+def _why_failed(error: Exception, hub: Any, run: str) -> str:
     try:
         said = ray.get(hub.error.remote(), timeout=10)
     except ray.exceptions.RayError:
@@ -209,4 +216,4 @@ def _why_failed(error: Exception, hub: Any, run_dir: Path) -> str:
         return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
-    return f"training failed: {reason}; see {run_dir / 'logs'}, then `mlpt pretrain --resume {run_dir}`"
+    return f"training failed: {reason}; see {run}/logs, then `mlpt pretrain --resume {run}`"

@@ -17,6 +17,7 @@ from pydantic import Field
 from ray import tune
 
 from mlpt.config import RuntimeConfig
+from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.runtime.cluster import ray_session
 from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
@@ -106,6 +107,8 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
     given = parse_overrides(words)
     options = load_settings(SweepConfig, given.pop("sweep", None) or {}, "sweep")
     space = options.applied(load_space(name))
+    if options.folder is not None and is_uri(options.folder):
+        raise UserError(f"sweep.folder={options.folder}: a sweep lives in a folder that all nodes see, not at a URI")
     if folder is None:
         named = Path.cwd() / "runs" / f"tune-{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = Path(options.folder).expanduser().resolve() if options.folder else named

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mlpt.data.store import StorageError
 from mlpt.errors import UserError
 
 COMMITTED = "COMMITTED"
@@ -29,10 +30,14 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One restored checkpoint: plain JSON `state` and tensors by file stem ("model", "optimizer", ...), on the CPU."""
+    """One restored checkpoint: plain JSON `state` and tensors by file stem ("model", "optimizer", ...), on the CPU.
+
+    mark  digest of the list of files and digests: checkpoints with equal marks are equal.
+    """
 
     path: Path
     step: int
+    mark: str
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
 
@@ -81,30 +86,36 @@ class Checkpoints:
             if (path / COMMITTED).is_file() and path.name.removeprefix("step_").isdigit()
         )
 
+    def known_steps(self) -> list[int]:
+        """Steps that `load` can be asked for, ascending."""
+        return self.steps()
+
     def path(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}"
+        return self.folder / step_name(step)
 
     def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; `say` is told of each damaged one passed over. None if there is none."""
-        for step in reversed(self.steps()):
+        for step in reversed(self.known_steps()):
             try:
                 return self.load(step)
+            except StorageError:
+                raise  # it says nothing about the checkpoint
             except UserError as error:
                 say(f"{error}; falling back to the checkpoint before it")
         return None
 
-    def load(self, step: int) -> Checkpoint:
-        """Checkpoint `step`, verified against its digests. Raises `UserError` when a file is missing or damaged."""
-        path = self.path(step)
-        try:
-            for name, (size, digest) in json.loads((path / COMMITTED).read_text())["files"].items():
-                if (path / name).stat().st_size != size or _digest((path / name).read_bytes()) != digest:
-                    raise UserError(f"checkpoint {path} is damaged: {name} is not what was written")
-            state = json.loads((path / _STATE).read_text())
-            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise UserError(f"checkpoint {path} cannot be read ({error})") from error
-        return Checkpoint(path, step, state, tensors)
+    def load(self, step: int, mark: str | None = None) -> Checkpoint:
+        """Checkpoint `step`, verified against its digests and, if given, against its mark.
+
+        Raises `UserError` when a file is missing or damaged.
+        """
+        checkpoint = read_checkpoint(self.path(step), step)
+        if mark not in (None, checkpoint.mark):
+            raise UserError(f"checkpoint {checkpoint.path} is not the one that rank 0 goes on from")
+        return checkpoint
+
+    def finish(self) -> None:
+        """Called when all of the run is written: here it already lies where it belongs."""
 
     def best(self) -> int | None:
         """The step marked best, or None."""
@@ -128,8 +139,9 @@ class Checkpoints:
             os.replace(partial, final)
             _sync_folder(self.folder)
             if best:
-                _write_whole(self.folder / "best.json", json.dumps({"step": step}).encode())
+                write_whole(self.folder / "best.json", json.dumps({"step": step}).encode())
             self._forget_old()
+            self.after_commit(step)
         except OSError as error:
             self._failure = UserError(_why_unwritable(final, error))
         except Exception as error:  # carried to the training thread, which raises it
@@ -137,11 +149,33 @@ class Checkpoints:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def after_commit(self, step: int) -> None:
+        """Called by the writing thread when checkpoint `step` is whole."""
+
     def _forget_old(self) -> None:
         best = self.best()
         for step in self.steps()[: -self.keep]:
             if step != best:
                 shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def step_name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step_{step:08d}"
+
+
+def read_checkpoint(path: Path, step: int) -> Checkpoint:
+    """The checkpoint in folder `path`. Raises `UserError` when a file of it is missing or damaged."""
+    try:
+        listing = (path / COMMITTED).read_bytes()
+        for name, (size, digest) in json.loads(listing)["files"].items():
+            if (path / name).stat().st_size != size or _digest((path / name).read_bytes()) != digest:
+                raise UserError(f"checkpoint {path} is damaged: {name} is not what was written")
+        state = json.loads((path / _STATE).read_text())
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error})") from error
+    return Checkpoint(path, step, _digest(listing), state, tensors)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -159,8 +193,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new one."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         _write_synced(partial, content)

@@ -20,13 +20,14 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.models.hooks import StepHook
 from mlpt.randomness import address, torch_generator
-from mlpt.training.checkpoint import Checkpoint, Checkpoints
+from mlpt.training.checkpoint import Checkpoint
 from mlpt.training.compiling import why_not_compile
 from mlpt.training.config import TrainConfig
 from mlpt.training.draw import draw_objectives
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
+from mlpt.training.mirror import Remote, run_checkpoints
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
 from mlpt.training.schedule import check_schedule, learning_rate
@@ -63,6 +64,7 @@ class Loop:
         tell: Callable[[Event], None] = lambda event: None,
         must_save: Callable[[int], bool] = lambda step: False,
         tensorboard: bool = True,
+        remote: Remote | None = None,
     ):
         self.config = config
         self.model = model.to(group.device)
@@ -91,7 +93,7 @@ class Loop:
         self.sampler = Sampler(len(splits.train), config.batch_size, seed)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep)
+        self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
         unit = outer.interval if outer.learns else 1
         self.checkpoint_every = -(-config.checkpoint_every // unit) * unit
         self._tensorboard = tensorboard
@@ -272,10 +274,10 @@ class Loop:
         """Load the newest whole checkpoint on every rank; the step to go on from, 0 for a fresh run."""
         found = None
         if self.group.leads:
-            found = self.checkpoints.latest(say=lambda text: self.tell({"event": "warning", "text": text}))
-        step = self.group.share(found.step if found else 0)
+            found = self.checkpoints.latest(say=self._warn)
+        step, mark = self.group.share((found.step, found.mark) if found else (0, None))
         if step:
-            self._load(found or self.checkpoints.load(step))
+            self._load(found or self.checkpoints.load(step, mark))
             self.tell({"event": "resumed", "step": step})
         return step
 
@@ -301,11 +303,14 @@ class Loop:
             if reason is None:
                 forward = torch.compile(self.model)
             else:
-                self.tell({"event": "warning", "text": f"train.compile has no effect: {reason}"})
+                self._warn(f"train.compile has no effect: {reason}")
         if self.group.world == 1:
             return forward
         # Heads of objectives that a step doesn't draw get no gradient.
         return DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
+
+    def _warn(self, text: str) -> None:
+        self.tell({"event": "warning", "text": text})
 
     def _rate(self) -> float:
         step = self.step

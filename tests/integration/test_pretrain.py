@@ -178,6 +178,7 @@ def test_a_stopped_run_goes_on_with_two_workers_from_the_same_token(recipe, tmp_
         (["pretrain", "runtime.num_workers=3"], "cannot be shared by 3 workers"),
         (["pretrain", "data.source=nowhere.txt"], "nowhere.txt"),
         (["pretrain", "--resume", "nowhere"], "holds no run"),
+        (["pretrain", "runtime.address=127.0.0.1:9", "data.max_bytes=20000"], "cannot reach Ray at runtime.address="),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, says):
