@@ -87,7 +87,7 @@ def _known_address() -> Iterator[dict[str, str]]:
 
 
 def _knock(address: str) -> None:
-    """Raise `OSError` where nothing listens at HOST:PORT: Ray itself would try for minutes, and then end the process."""
+    """Raise `OSError` where nothing listens at HOST:PORT: Ray would try for minutes, and then end the process."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
