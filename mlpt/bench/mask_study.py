@@ -41,6 +41,7 @@ class Study:
     tasks_dir: str | None
     tasks: tuple[str, ...]
     task_steps: int
+    task_rate: float
 
     def dense(self, seed: int) -> Path:
         """The folder of a seed's dense model, pretrained if it is not there yet: 3 layers x 128, vocabulary 8,192."""
@@ -69,16 +70,19 @@ class Study:
         return self._for_dense(cell, dense) if method in ("meta", "joint") else cell / "model" / "masks.safetensors"
 
     def measure(self, method: str, sparsity: float, seed: int) -> dict[str, Any]:
-        """{mlm_loss, perplexity, kd_cosine, kd_mse, density, scores} of a cell; read back if it is finished."""
+        """{mlm_loss, perplexity, kd_cosine, kd_mse, density, scores} of a cell; what is there already is read back."""
         result = self.out / f"seed{seed}" / "results" / f"{method}-{sparsity:g}.json"
-        if result.is_file():
-            return json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
+        lacks_scores = bool(self.tasks_dir) and not found.get("scores")
+        if found and not lacks_scores:
+            return found
         dense = self.dense(seed)
         masks = None if method == "dense" else str(self.masks(method, sparsity, seed))
-        blocks = str(self.out / "blocks")
-        found = evaluate_files(str(dense), blocks, masks, batches=32)
-        found |= {"method": method, "sparsity": sparsity, "seed": seed}
-        found["scores"] = self._downstream(dense, masks, f"{method}-{sparsity:g}", seed) if self.tasks_dir else {}
+        if not found:
+            found = evaluate_files(str(dense), str(self.out / "blocks"), masks, batches=32)
+            found |= {"method": method, "sparsity": sparsity, "seed": seed, "scores": {}}
+        if lacks_scores:
+            found["scores"] = self._downstream(dense, masks, f"{method}-{sparsity:g}", seed)
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(json.dumps(found, indent=1))
         return found
@@ -91,7 +95,8 @@ class Study:
             "source": {"data_dir": self.tasks_dir},
             "out": str(self.out / f"seed{seed}" / "finetuned" / name),
             "seeds": [seed],
-            "learning_rates": [3e-4],
+            "learning_rates": [self.task_rate],
+            "max_length": 64,  # tokens, as in pretraining
             "max_steps": self.task_steps,
             "keep_model": "none",
             "predict_test": False,
@@ -216,9 +221,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="text, or a prepared folder")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--tasks-dir", help="folder of GLUE files; without it no downstream scores")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "mrpc", "stsb"])
-    parser.add_argument("--task-steps", type=int, default=150)
+    parser.add_argument("--tasks-dir", help="folder of GLUE and SuperGLUE files; without it no downstream scores")
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "stsb", "cb", "docs_package"])
+    parser.add_argument("--task-steps", type=int, default=100)
+    parser.add_argument("--task-rate", type=float, default=1e-3, help="learning rate of fine-tuning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1200, help="of dense pretraining")
     parser.add_argument("--mask-steps", type=int, default=300)
@@ -226,7 +232,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     given = parser.parse_args(words)
     study = Study(
-        given.source, given.out, given.steps, given.mask_steps, given.tasks_dir, tuple(given.tasks), given.task_steps
+        given.source,
+        given.out,
+        given.steps,
+        given.mask_steps,
+        given.tasks_dir,
+        tuple(given.tasks),
+        given.task_steps,
+        given.task_rate,
     )
     results: list[dict[str, Any]] = []
     for seed in range(given.seeds):

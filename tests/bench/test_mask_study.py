@@ -53,7 +53,7 @@ def test_the_table_has_means_over_seeds_and_correlations_leave_the_dense_model_o
 
 
 def test_a_finished_cell_is_read_back(tmp_path):
-    study = Study("nowhere", tmp_path, 1, 1, None, (), 1)
+    study = Study("nowhere", tmp_path, 1, 1, None, (), 1, 1e-3)
     (tmp_path / "seed0" / "results").mkdir(parents=True)
     (tmp_path / "seed0" / "results" / "random-0.5.json").write_text(json.dumps(RESULTS[1]))
     assert study.measure("random", 0.5, 0) == RESULTS[1]
