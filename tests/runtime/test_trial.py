@@ -5,7 +5,8 @@ from ray import tune
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.job import mixture_rule
+from mlpt.job import build_model, mixture_rule, open_splits, step_hooks
+from mlpt.models.masked import group_masked_modules, masked_modules
 from mlpt.runtime.placement import concurrency, trial_needs, trial_resources
 from mlpt.runtime.pretrain_trial import PretrainJob
 from mlpt.runtime.searching import a_point
@@ -33,6 +34,19 @@ def test_every_point_of_a_shipped_space_is_a_run(space):
         assert job.budget(config, space, 64).tokens >= space.tokens
         if space.job == "pretrain":
             mixture_rule(config)
+
+
+@pytest.mark.parametrize("space", [s for s in shipped_spaces() if s.job == "pretrain"], ids=lambda space: space.name)
+def test_a_point_of_a_shipped_space_builds_its_model_masks_and_all(space, small_blocks):
+    splits = open_splits(small_blocks)
+    smaller = {"model": {"hidden_size": 32, "layers": 1, "heads": 2}}
+    for _ in range(3):
+        config = PRETRAIN.config(space, smaller, a_point(space), seed=0)
+        model = build_model(config, splits)
+        hooks = step_hooks(config, model, splits, None)
+        masked = masked_modules(model) or group_masked_modules(model)
+        assert bool(masked) == (config.masks is not None)
+        assert all(hook.name for hook in hooks)
 
 
 def test_the_point_wins_over_the_user_and_the_user_over_the_space():
