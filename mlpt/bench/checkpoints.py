@@ -22,7 +22,9 @@ def run() -> list[Row]:
         ]
     each = statistics.median(extra) / (STEPS // EVERY - 1)  # the last step is saved in both
     name = "stall of one checkpoint a minute, BERT 4 x 256 (weights and AdamW moments)"
-    return [Row("checkpoints", name, 100 * each / INTERVAL_S, None, None, "% of training time", peak_bytes(), machine())]
+    return [
+        Row("checkpoints", name, 100 * each / INTERVAL_S, None, None, "% of training time", peak_bytes(), machine())
+    ]
 
 
 def _seconds(run_dir: str, every: int) -> float:

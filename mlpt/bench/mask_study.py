@@ -27,6 +27,7 @@ from mlpt.sparsity.commands import evaluate_files, prune
 from mlpt.sparsity.compare import correlation
 
 METHODS = ("random", "magnitude", "imp", "tamt_mlm", "tamt_kd", "tamt_mlm_kd", "meta", "joint")
+WITH_WEIGHTS = ("meta", "joint")  # weights train along with the masks
 ROUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of iterative pruning
 
 
@@ -74,13 +75,20 @@ class Study:
         result = self.out / f"seed{seed}" / "results" / f"{method}-{sparsity:g}.json"
         found: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
         lacks_scores = bool(self.tasks_dir) and not found.get("scores")
-        if found and not lacks_scores:
+        lacks_own = method in WITH_WEIGHTS and "own_mlm_loss" not in found
+        if found and not (lacks_scores or lacks_own):
             return found
         dense = self.dense(seed)
         masks = None if method == "dense" else str(self.masks(method, sparsity, seed))
         if not found:
             found = evaluate_files(str(dense), str(self.out / "blocks"), masks, batches=32)
             found |= {"method": method, "sparsity": sparsity, "seed": seed, "scores": {}}
+        if lacks_own:
+            own = self.out / f"seed{seed}" / f"{method}-{sparsity:g}" / "model"
+            masks_beside = str(own / "masks.safetensors")
+            found["own_mlm_loss"] = evaluate_files(str(own), str(self.out / "blocks"), masks_beside, batches=32)[
+                "mlm_loss"
+            ]
         if lacks_scores:
             found["scores"] = self._downstream(dense, masks, f"{method}-{sparsity:g}", seed)
         result.parent.mkdir(parents=True, exist_ok=True)
@@ -181,6 +189,7 @@ def table(results: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
         "sparsity",
         "masks",
         "MLM loss (nats)",
+        "on its own weights",
         "KD loss (cosine)",
         "KD loss (MSE)",
         *tasks,
@@ -194,6 +203,8 @@ def table(results: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
     for (sparsity, method), same in sorted(cells.items(), key=lambda item: item[0][0]):
         scored = [one["scores"] for one in same if one["scores"]]
         words = [f"{sparsity:.0%}", method, *(_spread([one[key] for one in same]) for key in LOSSES)]
+        own = [one["own_mlm_loss"] for one in same if "own_mlm_loss" in one]
+        words.insert(3, _spread(own) if own else "")
         words += [f"{100 * statistics.mean(one[task] for one in scored):.1f}" if scored else "" for task in tasks]
         words.append(_spread([100 * statistics.mean(one.values()) for one in scored], 1) if scored else "")
         lines.append("| " + " | ".join([*words, str(len(same))]) + " |")

@@ -45,7 +45,7 @@ def test_the_table_has_means_over_seeds_and_correlations_leave_the_dense_model_o
     lines = table(RESULTS, ["a", "b"]).splitlines()
     assert len(lines) == 2 + 3
     assert lines[3].startswith(
-        "| 50% | x | 6.250 ± 0.354 | 0.625 ± 0.035 | 1.250 ± 0.071 | 55.0 | 75.0 | 65.0 ± 7.1 | 2 |"
+        "| 50% | x | 6.250 ± 0.354 |  | 0.625 ± 0.035 | 1.250 ± 0.071 | 55.0 | 75.0 | 65.0 ± 7.1 | 2 |"
     )
     found = correlations(RESULTS)["mlm_loss"]
     assert found["masks"] == 3
