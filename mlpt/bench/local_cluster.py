@@ -73,6 +73,7 @@ class LocalCluster:
             *named,
             *options,
             cpus=cpus,
+            environment={"TMPDIR": self.temporary},  # its dashboard leaves a folder there
         )
         try:
             self._wait(self._answers, "its head does not answer")
@@ -116,12 +117,12 @@ class LocalCluster:
         _end_tree(self._head)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def _start(self, *options: str, cpus: int) -> subprocess.Popen[bytes]:
+    def _start(self, *options: str, cpus: int, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         memory = ("--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0")
         with open(self.folder / "cluster.txt", "ab") as output:
             return subprocess.Popen(
                 [RAY, "start", "--block", f"--num-cpus={cpus}", *memory, *options],
-                env=self.environment,
+                env={**self.environment, **(environment or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

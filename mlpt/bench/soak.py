@@ -106,6 +106,7 @@ class Soak:
         self._temporary = folder / "tmp"
         self._temporary.mkdir()
         self._environment = {"MLPT_SOAK": self.mark, "OMP_NUM_THREADS": "1", "TMPDIR": str(self._temporary)}
+        self._environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # a cache, which stays by design
         here = str(Path(mlpt.__file__).parents[1])
         self._environment["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
         self._cluster: LocalCluster | None = None
