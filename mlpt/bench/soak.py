@@ -33,7 +33,7 @@ from mlpt.training.tracker import read_metrics
 
 KILLS = 30
 CHECKPOINT_EVERY = 50
-STEPS_A_KILL = 400  # so that the run outlives its kills
+STEPS_A_KILL = 700  # so that the run outlives its kills
 SETTINGS = [
     *("data.max_bytes=300000", "data.vocab_size=500", "data.block_size=32"),
     *("model.hidden_size=64", "model.layers=2", "model.heads=2", "meta.interval=25", "meta.lag=10"),
