@@ -33,7 +33,7 @@ from mlpt.training.tracker import read_metrics
 
 KILLS = 30
 CHECKPOINT_EVERY = 50
-STEPS_A_KILL = 700  # so that the run outlives its kills
+STEPS_A_KILL = 500  # so that the run outlives its kills
 SETTINGS = [
     *("data.max_bytes=300000", "data.vocab_size=500", "data.block_size=32"),
     *("model.hidden_size=64", "model.layers=2", "model.heads=2", "meta.interval=25", "meta.lag=10"),
@@ -50,7 +50,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 Victim = Literal["worker", "meta-learner", "driver", "node"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
-WEIGHTS = (4, 3, 2, 1)  # how often each is drawn
+WEIGHTS = (4, 3, 2, 2)  # how often each is drawn
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ class Soak:
             assert self._cluster is not None
             assert self._node is not None
             self._node.kill()
+            reached, begun = self._step(), time.monotonic()
             self._node = self._cluster.add_node(NODE_CPUS)
         else:
             pid = self._pid("rank_0" if victim == "worker" else "meta_learner")

@@ -38,7 +38,8 @@ _log = logging.getLogger(__name__)
 class MetaLearnerActor:
     """One process that holds a `MetaLearner`; everything it knows it can be told again.
 
-    An idle one, or one that Ray restarted, has done its imports, which take seconds, and builds its learner at `start`.
+    An idle one, or one that Ray restarted, has built its learner once and dropped it: the seconds of imports that this
+    takes are over when `start` builds it again.
     """
 
     def __init__(self, config: dict[str, Any], blocks: str, run_dir: str, remote: Remote | None, idle: bool = False):
@@ -49,17 +50,21 @@ class MetaLearnerActor:
         self._config = RunConfig.model_validate(config)
         self._blocks = blocks
         torch.set_num_threads(max(1, int(self._config.runtime.meta_cpus)))
-        if not (idle or ray.get_runtime_context().was_current_actor_reconstructed):
+        if idle or ray.get_runtime_context().was_current_actor_reconstructed:
+            self._build()
+        else:
             _ = self._learner
 
     @cached_property
     def _learner(self) -> MetaLearner:
-        device = default_device() if self._config.runtime.meta_gpus else torch.device("cpu")
-        learner = build_learner(self._config, open_splits(self._blocks), device)
+        learner = self._build()
         self._first_state = learner.state()
-        rule = self._config.meta.mixture.rule
-        _log.info("meta-learner ready: rule %s on %s, process %d", rule, device, os.getpid())
+        _log.info("meta-learner ready: rule %s, process %d", self._config.meta.mixture.rule, os.getpid())
         return learner
+
+    def _build(self) -> MetaLearner:
+        device = default_device() if self._config.runtime.meta_gpus else torch.device("cpu")
+        return build_learner(self._config, open_splits(self._blocks), device)
 
     def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
         """Put the learner into `state`; None: into its first state."""
