@@ -2,7 +2,5 @@
 . ~/venv/bin/activate
 # Nothing talks to the cluster without the token in ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
-# A node takes minutes to start; Train's own limit of 60 s would give up on it and try again for ever.
-export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=900
 export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.5
 export TOKENIZERS_PARALLELISM=false

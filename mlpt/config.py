@@ -29,8 +29,8 @@ class RuntimeConfig(Settings):
     worker_resources   custom resources of a worker, such as {train: 1}, to keep workers off the meta-learner's node.
     meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
     meta_resources     custom resources of the actor, such as {meta: 1}, to place it on a node of its own.
-    meta_spare         keep a second process (about 0.4 GB) ready for the death of the actor, which then stops training
-                       for a second or two, not for the seconds of a start. Without GPU and custom resources only.
+    meta_spare         keep a second process ready for the death of the actor, so that training need not wait for the
+                       imports of a new one. Without GPU and custom resources only.
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
                        or HOST:PORT.
     max_failures       worker crashes that the run restarts from its last checkpoint.
