@@ -33,10 +33,10 @@ def run() -> list[Row]:
         save_model(folder, load_task(task, source, ("train",)).splits["train"][:4096])
         settings = {"model": str(folder), "tasks": (task,), "source": source, "seeds": SEEDS, "max_steps": STEPS}
         shared = FinetuneConfig(**settings, out=scratch, eval_steps=STEPS, keep_model="none", predict_test=False)
-        rounds = [
-            [_rates(shared.model_copy(update={"out": f"{scratch}/{turn}-{workers}"}), workers) for workers in (cores, 1)]
-            for turn in range(ROUNDS)
-        ]
+        rounds = []
+        for turn in range(ROUNDS):
+            ours, peer = (shared.model_copy(update={"out": f"{scratch}/{turn}-{side}"}) for side in ("ours", "peer"))
+            rounds.append((_rates(ours, cores), _rates(peer, 1)))
     name = f"{task}, {len(SEEDS)} seeds on {cores} cores, side by side against one after another"
     return [
         _row(f"{name}: {what}", [(ours[which], peer[which]) for ours, peer in rounds])
