@@ -7,10 +7,12 @@ dies is given the state back and its update again: nothing is lost, nothing is d
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -31,7 +33,7 @@ _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
 _START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
 _LOG_TIMEOUT_S = 30.0
 _RETRY_S = 0.25
-_MOST_DEATHS = 10  # in one run; more are no accident
+_MOST_DEATHS = 10  # without an answer in between; more are no accident
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +96,7 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote |
         "num_cpus": 0 if spare else runtime.meta_cpus,
         "num_gpus": runtime.meta_gpus,
         "resources": runtime.meta_resources or None,
-        "max_restarts": 3,
+        "max_restarts": -1,  # for ever; `ActorSource` counts the deaths
         "max_task_retries": 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
     }
@@ -119,6 +121,8 @@ def end_actor(actor: Any, remote: Remote | None) -> None:
 class ActorSource:
     """Rank 0's way to the actor (a `PolicySource`). A death of the actor costs time, never an update.
 
+    A thread follows each update: a death is seen at once, not when the answer is due, and by then it may be mended.
+
     create        makes another actor for one that is dead for good: killed, or out of its own restarts.
     create_spare  makes one that waits, with its imports done, to take the place of one that dies: the dead one, once
                   Ray has restarted it, is then the spare. None: the restart itself is waited for.
@@ -134,6 +138,7 @@ class ActorSource:
         self._tensors: Mapping[str, Tensor] = {}
         self._launched: tuple[Policy, Any, Evidence] | None = None
         self._future: Any = None
+        self._outcome: SimpleQueue[Answer | Exception] = SimpleQueue()
 
     def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
         """Push the state of a checkpoint: an actor that outlived a crash of the workers is ahead of it."""
@@ -146,9 +151,24 @@ class ActorSource:
         self._future = self._actor.update.remote(*self._launched)
         if self._spare is None and self._create_spare is not None:
             self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
+        threading.Thread(target=self._follow, name="meta-learner", daemon=True).start()
 
     def collect(self) -> Answer:
         """Wait for the answer. Raises `UserError` when the learner fails or its actor keeps dying."""
+        outcome = self._outcome.get()
+        if isinstance(outcome, Exception):
+            raise outcome
+        self._state, self._tensors = outcome.state, outcome.tensors
+        self._launched, self._future, self._deaths = None, None, 0
+        return outcome
+
+    def _follow(self) -> None:
+        try:
+            self._outcome.put(self._answer())
+        except Exception as error:  # for `collect` to raise where the run can end
+            self._outcome.put(error)
+
+    def _answer(self) -> Answer:
         while True:
             try:
                 answer: Answer = ray.get(self._future, timeout=_UPDATE_TIMEOUT_S)
@@ -158,10 +178,8 @@ class ActorSource:
                 ) from error
             except (RayActorError, GetTimeoutError) as error:
                 self._again(error)
-                continue
-            self._state, self._tensors = answer.state, answer.tensors
-            self._launched, self._future = None, None
-            return answer
+            else:
+                return answer
 
     def _again(self, error: Exception) -> None:
         """Give the spare, or the restarted actor, the state and the update that was lost."""
@@ -194,7 +212,8 @@ class ActorSource:
                     raise UserError(f"the meta-learner's actor does not start: {_cause(error)}") from error
                 if isinstance(error, ActorDiedError):
                     self._count(error)
-                    self._actor = self._create()
+                    # Like a spare, if there is one: the other of the two may hold the place that this one had.
+                    self._actor = (self._create_spare or self._create)()
                 time.sleep(_RETRY_S)  # it is restarting
 
 

@@ -40,6 +40,16 @@ class Head(LocalCluster):
         """`mlpt WORDS` on this machine, as one of this cluster's users; the completed process."""
         return self._ray([sys.executable, "-m", "mlpt", *map(str, words)], None, timeout)
 
+    def start(self, *words):
+        """The process of `mlpt WORDS` and the file of its output; it is the caller's to end."""
+        output = self.folder / "started.txt"
+        with open(output, "wb") as file:
+            command = [sys.executable, "-m", "mlpt", *map(str, words)]
+            process = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdout=file, stderr=subprocess.STDOUT
+            )
+        return process, output
+
     def resources(self):
         """(free, all) resources of the cluster, as another of its users sees them."""
         ask = (

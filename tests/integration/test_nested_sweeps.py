@@ -54,12 +54,35 @@ def test_trials_of_two_workers_are_stopped_early_and_leak_no_cpu(head, tiny, spa
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     by_rate = {row["parameter/train.optimizer.lr"]: row["status"] for row in rows}
     assert by_rate == {3e-3: "finished", 1e-7: "stopped early", 1e-6: "stopped early"}, done.stderr
+    wait_until(lambda: both_cpus_are_free(cluster), timeout=60, every=2)
 
-    def all_cpus_are_free():
-        free, everything = cluster.resources()
-        return free.get("CPU") == everything["CPU"] == 2
 
-    wait_until(all_cpus_are_free, timeout=60, every=2)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_sweep_of_two_worker_trials_goes_on_and_leaks_no_cpu(head, tiny, space, tmp_path):
+    cluster = head(cpus=2)
+    folder = tmp_path / "sweep"
+    words = (*tiny, *TWO_WORKERS, f"runtime.address={cluster.address}", f"sweep.folder={folder}")
+    driver, output = cluster.start("tune", space, *words, "sweep.scheduler=none")
+    try:
+        wait_until(lambda: "trial 2:" in output.read_text() or driver.poll() is not None, timeout=300)
+        assert driver.poll() is None, output.read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/finished.json")}
+    done = cluster.run("tune", "--resume", folder, timeout=500)
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["finished"] * 3, done.stderr
+    assert finished
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items()), "a finished trial ran again"
+    wait_until(lambda: both_cpus_are_free(cluster), timeout=60, every=2)
+
+
+def both_cpus_are_free(cluster):
+    free, everything = cluster.resources()
+    return free.get("CPU") == everything["CPU"] == 2
 
 
 @pytest.mark.slow

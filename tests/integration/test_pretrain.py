@@ -153,6 +153,25 @@ def test_a_killed_meta_learner_loses_nothing(recipe, tmp_path, uninterrupted):
     assert losses(run) == losses(uninterrupted)
 
 
+@pytest.mark.slow
+def test_a_meta_learner_killed_after_each_of_many_answers_loses_nothing(recipe, tmp_path, uninterrupted):
+    run, kills = tmp_path / "run", 12
+    log = run / "logs/meta_learner.log"
+    command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}")
+    for earlier in range(kills):
+        wait_for(lambda earlier=earlier: has_answered(log, learners=earlier + 1), command)
+        os.kill(process_of(log), signal.SIGKILL)
+    assert command.wait() == 0, command.text()
+    assert log.read_text().count("meta-learner ready") == kills + 1
+    assert losses(run) == losses(uninterrupted)
+
+
+def has_answered(log: Path, learners: int) -> bool:
+    """Whether the last of so many learners has made an update."""
+    started = log.read_text().split("meta-learner ready")[1:] if log.is_file() else []
+    return len(started) == learners and ": policy " in started[-1]
+
+
 def test_a_stopped_run_goes_on_with_two_workers_from_the_same_token(recipe, tmp_path, uninterrupted):
     run = tmp_path / "run"
     command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}", "runtime.num_workers=0")
