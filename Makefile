@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test slow lint types bench clean
+.PHONY: install quickstart test cluster-test slow lint types bench clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,11 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# The slow tests of what a cluster promises: jobs, autoscaling, faults of disks, storage and nodes. A quarter of an hour.
+cluster-test: install
+	$(BIN)/python -m pytest -m slow tests/integration/test_jobs.py tests/integration/test_autoscaling.py \
+		tests/integration/test_faults.py tests/integration/test_object_store.py tests/integration/test_nodes.py
 
 slow: install
 	$(BIN)/python -m pytest -m slow

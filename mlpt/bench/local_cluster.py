@@ -27,6 +27,7 @@ from mlpt.errors import UserError
 RAY = str(Path(sys.executable).parent / "ray")
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
 _PATIENCE_S = 120.0
+_STARTS = 3  # of a node: another process may take a free port before it does
 # A node that is killed answers no health check: it is given up after about 5 s instead of half a minute.
 _QUICK_TO_MISS_A_NODE = {
     "RAY_health_check_initial_delay_ms": "2000",
@@ -84,23 +85,32 @@ class LocalCluster:
     def add_node(self, cpus: int) -> "Node":
         """Start a node with `cpus` logical CPUs, and return once the cluster counts it."""
         known = {node.node_id for node in self.nodes}
-        agent, metrics = free_ports(2)
-        process = self._start(
-            *(f"--address={self.address}", "--node-ip-address=127.0.0.1"),
-            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
-            cpus=cpus,
-        )
         found: list[str] = []
 
-        def is_there() -> bool:
+        def has_come() -> bool:
             alive = [node for node in self.state("nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
             found[:] = [node["node_id"] for node in alive if node["node_id"] not in known]
             return bool(found)
 
-        self._wait(is_there, "a node does not join")
-        node = Node(found[0], process)
-        self.nodes.append(node)
-        return node
+        for _ in range(_STARTS):
+            process = self._start_node(cpus)
+            try:
+                self._wait(lambda process=process: has_come() or process.poll() is not None, "a node does not join")
+            except BaseException:
+                _end_tree(process)
+                raise
+            if found:
+                self.nodes.append(Node(found[0], process))
+                return self.nodes[-1]
+        raise UserError(f"a node of a local Ray cluster does not start; see {self.folder / 'cluster.txt'}")
+
+    def _start_node(self, cpus: int) -> subprocess.Popen[bytes]:
+        agent, metrics = free_ports(2)
+        return self._start(
+            *(f"--address={self.address}", "--node-ip-address=127.0.0.1"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
+            cpus=cpus,
+        )
 
     def state(self, what: str) -> list[dict[str, Any]]:
         """Ray's own list of `nodes`, `placement_groups`, `actors`, ..."""
