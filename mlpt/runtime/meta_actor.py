@@ -123,7 +123,7 @@ class ActorSource:
 
     A thread follows each update: a death is seen at once, not when the answer is due, and by then it may be mended.
 
-    create        makes another actor for one that is dead for good: killed, or out of its own restarts.
+    create        makes another actor for one that is dead for good: somebody killed it through Ray.
     create_spare  makes one that waits, with its imports done, to take the place of one that dies: the dead one, once
                   Ray has restarted it, is then the spare. None: the restart itself is waited for.
     """
