@@ -19,7 +19,7 @@ from mlpt.runtime.finetune import finetune_cells
 from mlpt.tasks import load_task
 
 SEEDS = (1, 2, 3, 4)
-STEPS = 150
+STEPS = 200
 ROUNDS = 2
 
 

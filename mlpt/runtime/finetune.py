@@ -54,9 +54,6 @@ def _run_all(config: FinetuneConfig, waiting: list[FinetuneCell], workers: int, 
     threads = max(1, (os.cpu_count() or 1) // workers)
     gpus = torch.cuda.device_count() / workers if torch.cuda.is_available() else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_run_one)
-    start = ray.remote(num_cpus=1)(_start)
-    for _ in range(workers):
-        start.remote()
     prepared: dict[str, Any] = {}
     running: dict[Any, FinetuneCell] = {}
     for cell in waiting:
@@ -67,10 +64,6 @@ def _run_all(config: FinetuneConfig, waiting: list[FinetuneCell], workers: int, 
         running[task.remote(cell, prepared[cell.task], threads)] = cell
     while running:
         _finish_one(running, say)
-
-
-def _start() -> None:
-    """Nothing: what unpickles this has imported the modules of a cell, which is to happen while rows are read."""
 
 
 def _finish_one(running: dict[Any, FinetuneCell], say: Say) -> None:

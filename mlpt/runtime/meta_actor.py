@@ -151,6 +151,7 @@ class ActorSource:
         self._future = self._actor.update.remote(*self._launched)
         if self._spare is None and self._create_spare is not None:
             self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
+        # A daemon: the end of a run that fails does not wait for it.
         threading.Thread(target=self._follow, name="meta-learner", daemon=True).start()
 
     def collect(self) -> Answer:
