@@ -9,13 +9,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.models.student import ARCHITECTURE as METALMO
 from mlpt.settings import Settings
 
 
 class ModelConfig(Settings):
     """Which encoder.
 
-    architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert, roberta, electra, ...
+    architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert, roberta, electra, ...;
+                          or `metalmo`, MetaLMO's own encoder (`mlpt.models.student`).
     pretrained            a local folder or a hub name to start from; the dimensions below are then not used.
     hidden_size, layers, heads
     intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
@@ -68,8 +70,9 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
     Raises `UserError` for an architecture that has no masked language model, an option it does not know, and
     dimensions that do not fit together.
     """
-    if config.architecture not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        near = difflib.get_close_matches(config.architecture, MODEL_FOR_MASKED_LM_MAPPING_NAMES, n=1)
+    known = [*MODEL_FOR_MASKED_LM_MAPPING_NAMES, METALMO]
+    if config.architecture not in known:
+        near = difflib.get_close_matches(config.architecture, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "bert, roberta, electra and modernbert are tested"
         raise UserError(f"'{config.architecture}' is no architecture with a masked language model; {hint}")
     if config.hidden_size % config.heads:

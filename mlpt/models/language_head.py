@@ -38,6 +38,10 @@ def _albert(backbone: Any, hidden: Tensor) -> Tensor:
     return backbone.predictions(hidden)
 
 
+def _metalmo(backbone: Any, hidden: Tensor) -> Tensor:
+    return backbone.head(hidden)
+
+
 _HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "bert": _bert,
     "roberta": _roberta,
@@ -47,6 +51,7 @@ _HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "modernbert": _modernbert,
     "distilbert": _distilbert,
     "albert": _albert,
+    "metalmo": _metalmo,
 }
 
 
