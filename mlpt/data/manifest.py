@@ -46,7 +46,7 @@ class Manifest(Settings):
     fingerprint: str = Field(description="hash of the input")
     tokenizer_sha256: str = Field(description="hash of tokenizer/tokenizer.json")
     vocabulary_sha256: str = Field(description="hash of every token with its id")
-    vocabulary: dict[str, int] = Field(description="size and special ids")
+    vocabulary: dict[str, Any] = Field(description="size and special ids")
     block_size: int
     dtype: str
     splits: dict[str, SplitEntry]

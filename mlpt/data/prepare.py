@@ -286,7 +286,7 @@ def _manifest(
         fingerprint=source_hash,
         tokenizer_sha256=tokenizer_sha256,
         vocabulary_sha256=vocabulary_hash(tokenizer),
-        vocabulary=vars(vocabulary),
+        vocabulary=vocabulary.as_json(),
         block_size=config.block_size,
         dtype=_dtype(vocabulary),
         splits={split: _split_entry(split, results) for split in SPLITS},

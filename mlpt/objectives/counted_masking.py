@@ -1,0 +1,66 @@
+"""Masking a number of positions that the length gives, as MetaLMO does (Shen, 2021), instead of each by chance."""
+
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.objectives.mlm import skip_ids
+from mlpt.settings import Settings
+
+
+class CountedMaskingConfig(Settings):
+    """Which positions are chosen, and what becomes of them; the others of the chosen become the mask token."""
+
+    probability: float = Field(default=0.15, ge=0, le=1, description="share of a row's tokens that is chosen")
+    keep_share: float = Field(default=0.1, ge=0, le=1, description="of the chosen: they keep their token")
+    random_share: float = Field(default=0.1, ge=0, le=1, description="of the chosen: they become a random token")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.keep_share + self.random_share > 1:
+            raise ValueError("keep_share and random_share together exceed 1; lower one")
+        return self
+
+
+def mask_counted(
+    tokens: Tensor,
+    vocabulary: Vocabulary,
+    generator: torch.Generator,
+    config: CountedMaskingConfig,
+    first: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Corrupt `tokens`; both results are (batch, length) int64 on the CPU: inputs, and labels that are
+    `vocabulary.pad` where nothing is to be predicted.
+
+    Of a row's n tokens that are not padding, floor(probability * n + u) are chosen without replacement, u uniform in
+    [0, 1): the first token and separators too. Random tokens are uniform over all but padding, mask and task tokens.
+
+    tokens  (batch, length) int64, padded on the right. Not changed.
+    first   the token that stands first in the inputs whatever befalls that position, and that is its label where it was
+            chosen (the task token of masked language modelling); None: the first token as any other.
+    """
+    original = tokens.clone()
+    if first is not None:
+        original[:, 0] = first
+    chosen = _chosen(original != vocabulary.pad, config.probability, generator)
+    fate = torch.rand(original.shape, generator=generator)
+    excluded = tuple(one for one in vocabulary.special_ids if one != vocabulary.sep)
+    drawn = torch.randint(vocabulary.size - len(excluded), original.shape, generator=generator)
+    random = skip_ids(drawn, excluded)
+    corrupted = torch.where(fate < config.keep_share + config.random_share, random, vocabulary.mask)
+    corrupted = torch.where(fate < config.keep_share, original, corrupted)
+    inputs = torch.where(chosen, corrupted, original)
+    if first is not None:
+        inputs[:, 0] = first
+    return inputs, torch.where(chosen, original, vocabulary.pad)
+
+
+def _chosen(real: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """(batch, length) bool: the chosen among the `real` positions."""
+    counts = (probability * real.sum(1) + torch.rand(len(real), generator=generator)).floor()  # (batch,)
+    keys = torch.rand(real.shape, generator=generator).masked_fill(~real, 2.0)
+    ranks = keys.argsort(dim=1).argsort(dim=1)  # a random order of the real positions, padding last
+    return (ranks < counts[:, None]) & real
