@@ -11,6 +11,9 @@ block's stand side by side.) As RoBERTa's FULL-SENTENCES (Liu et al. 2019, secti
 
 `packing: document` gives each document a block: [CLS] its first `block_size - 2` ids [SEP], then padding.
 
+`packing: windows` gives each document as many blocks as it takes, the last of them padded: nothing is lost, and no
+block holds two documents. As MetaLMO's articles (Shen, 2021).
+
 Beside the ids, each block has the number of the document that owns its first payload token, and `boundaries`: the
 positions in the block at which a document begins.
 """
@@ -136,3 +139,14 @@ def pack_documents(encoded: Sequence[Ids], numbers: Sequence[int], layout: Layou
     return Packed(
         tokens, np.asarray(numbers, dtype=np.int64), np.ones(n, dtype=np.uint16), np.arange(n + 1, dtype=np.int32)
     )
+
+
+def pack_windows(encoded: Sequence[Ids], numbers: Sequence[int], layout: Layout) -> Packed:
+    """As many blocks a document as hold all its ids; only its last one is padded."""
+    pieces = [np.array_split(ids, range(layout.payload, len(ids), layout.payload)) for ids in encoded]
+    counts = np.fromiter((len(one) for one in pieces), dtype=np.int64, count=len(pieces))
+    packed = pack_documents([piece for one in pieces for piece in one], np.repeat(numbers, counts).tolist(), layout)
+    firsts = np.zeros(len(packed) + 1, dtype=np.int32)
+    firsts[np.cumsum(counts) - counts + 1] = 1  # a document begins in the first of its blocks alone
+    offsets = np.cumsum(firsts, dtype=np.int32)
+    return Packed(packed.tokens, packed.document, np.ones(len(pieces), dtype=np.uint16), offsets)

@@ -44,7 +44,8 @@ class DataConfig(Settings):
         default="docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'"
     )
     tokenizer: str = Field(
-        default="wordpiece", description="'wordpiece' or 'bpe' to train one; or a folder, file or hub name"
+        default="wordpiece",
+        description="'wordpiece', 'bpe' or 'task_bpe' (MetaLMO's) to train one; or a folder, file or hub name",
     )
     vocab_size: int = Field(default=8192, gt=0, description="of a trained tokenizer")
     lowercase: bool = Field(default=True, description="of a trained WordPiece")
@@ -52,8 +53,10 @@ class DataConfig(Settings):
         default=32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
     )
     block_size: int = Field(default=128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document", "kd"] = Field(
-        default="full", description="no padding; one document a block; or paragraph pairs as TAMT-KD makes them"
+    packing: Literal["full", "document", "windows", "kd"] = Field(
+        default="full",
+        description="no padding; one block a document; whole documents in blocks of their own; or paragraph pairs as "
+        "TAMT-KD makes them",
     )
     dev_share: float = Field(
         default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
@@ -133,7 +136,7 @@ def _files(config: DataConfig) -> list[CorpusFile]:
 def _recorded(config: DataConfig) -> dict[str, Any]:
     """The settings that decide what is written from an input: not how many workers write it, nor what the input is."""
     settings = config.model_dump(mode="json", exclude={"workers", "source", "docs_bytes"})
-    if config.tokenizer not in ("wordpiece", "bpe"):
+    if config.tokenizer not in ("wordpiece", "bpe", "task_bpe"):
         for key in ("vocab_size", "lowercase", "tokenizer_bytes"):
             del settings[key]
     return settings

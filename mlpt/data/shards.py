@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 from mlpt.data.corpora import SPLITS, Piece
 from mlpt.data.files import filesystem, readable_errors
 from mlpt.data.kd_instances import Style, kd_block_rows, kd_documents
-from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full
+from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full, pack_windows
 from mlpt.data.readers import Document, read_segment
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 1024  # documents encoded together
 ROWS_BYTES = 8 << 20  # token ids in a record batch
+_BY_DOCUMENT = {"document": pack_documents, "windows": pack_windows}
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ class _SplitWriter:
                 self.documents += 1
                 self.tokens += len(ids)
         for domain, (encoded, numbers) in by_domain.items():
-            if self.job.packing == "document":
-                self._write(pack_documents(encoded, numbers, self.job.layout), domain)
+            if self.job.packing in _BY_DOCUMENT:
+                self._write(_BY_DOCUMENT[self.job.packing](encoded, numbers, self.job.layout), domain)
             else:
                 self._extend(domain, Stream.of(encoded, numbers, self.job.layout.sep))
 

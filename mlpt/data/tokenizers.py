@@ -1,4 +1,5 @@
-"""Training and loading tokenizers: WordPiece as BERT uses it, byte-level BPE as RoBERTa uses it, or a stock folder."""
+"""Training and loading tokenizers: WordPiece as BERT uses it, byte-level BPE as RoBERTa uses it (or MetaLMO, with task
+tokens), or a stock folder."""
 
 import hashlib
 import json
@@ -14,7 +15,7 @@ from mlpt.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TRAINED = ("wordpiece", "bpe")  # names that mean: train one
+TRAINED = ("wordpiece", "bpe", "task_bpe")  # names that mean: train one
 _BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _ROBERTA = {
     "bos_token": "<s>",
@@ -31,12 +32,16 @@ Texts = Callable[[], Iterator[str]]  # each call starts the same texts anew
 
 
 def train_tokenizer(kind: str, texts: Texts, vocab_size: int, lowercase: bool = True) -> "PreTrainedTokenizerFast":
-    """Train "wordpiece" (`lowercase` folds case and accents) or "bpe" (byte-level, keeps case) on `texts`.
+    """Train "wordpiece" (`lowercase` folds case and accents), "bpe" (byte-level, keeps case) or "task_bpe" on `texts`.
 
     The same texts give the same ids every time. Raises UserError when `vocab_size` has no room for the letters.
     """
     if kind == "wordpiece":
         return _wrap(_train_wordpiece(texts, vocab_size, lowercase), _BERT)
+    if kind == "task_bpe":
+        from mlpt.data.task_tokenizer import train_task_tokenizer  # it stands on this module
+
+        return train_task_tokenizer(texts, vocab_size)
     return _wrap(_train_bpe(texts, vocab_size), _ROBERTA)
 
 

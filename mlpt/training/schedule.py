@@ -12,11 +12,12 @@ from mlpt.settings import Settings
 class ScheduleConfig(Settings):
     """Warm-up, then a shape. Lengths below 1 are shares of all steps; from 1 on they count steps."""
 
-    shape: Literal["linear", "cosine", "wsd", "constant", "inverse_power"] = "linear"
+    shape: Literal["linear", "cosine", "wsd", "constant", "inverse_power", "power_law"] = "linear"
     warmup: float = Field(0.06, ge=0, description="linear from 0 to the peak")
     decay: float = Field(0.2, ge=0, description="wsd: length of the final decay, 1 - sqrt shaped")
     final: float = Field(0.0, ge=0, le=1, description="rate at the end as a share of the peak")
-    power: float = Field(0.5, gt=0, description="inverse_power: exponent of the decay after warm-up")
+    power: float = Field(0.5, gt=0, description="inverse_power, power_law: exponent of the decay after warm-up")
+    endless: bool = Field(True, description="power_law: never ends; otherwise it falls to `final` at the last step")
 
 
 def learning_rate(config: ScheduleConfig, step: int, total_steps: int, peak: float) -> float:
@@ -25,8 +26,13 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int, peak: flo
     linear         to `final` at the end. cosine: half a period to `final`.
     wsd            warm-up, stable, decay by 1 - sqrt(t) (Haegele et al., 2024).
     inverse_power  (warmup / step)^power after warm-up, never ending (Vaswani et al., 2017, at power 0.5).
+    power_law      as MetaLMO has it: steps count from 1 and the curve is normalised there, not at the end of warm-up,
+                   so that the highest rate of an endless one is peak * warmup^-power.
     """
     warmup = _steps(config.warmup, total_steps)
+    if config.shape == "power_law":
+        total = math.inf if config.endless else total_steps
+        return peak * power_law(step + 1, warmup, total, -config.power, config.final)
     if step < warmup:
         return peak * step / warmup
     after = step - warmup
@@ -44,6 +50,17 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int, peak: flo
     else:
         share = max(0.0, 1 - after / length)
     return peak * (config.final + (1 - config.final) * share)
+
+
+def power_law(step: int, warmup: int, total: float, power: float, final: float = 0.0) -> float:
+    """MetaLMO's factor of step `step`, from 1: a step^power + b, which is 1 at step 1 and `final` at step `total`
+    (infinite: for ever); below `warmup` linear from 0 to the factor of `warmup`."""
+    if step >= total:
+        return final
+    slope = (final - 1) / (total**power - 1)
+    if step < warmup:
+        return step / warmup * (slope * warmup**power + 1 - slope)
+    return slope * step**power + 1 - slope
 
 
 def check_schedule(config: ScheduleConfig, total_steps: int) -> None:

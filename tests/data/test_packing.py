@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlpt.data.packing import Layout, Stream, pack_documents, pack_full
+from mlpt.data.packing import Layout, Stream, pack_documents, pack_full, pack_windows
 
 CLS, SEP, PAD = 1, 2, 0
 LAYOUT = Layout(block_size=6, cls=CLS, sep=SEP, pad=PAD)
@@ -52,6 +52,21 @@ def test_one_document_a_block_is_cut_and_padded() -> None:
     ]
     assert packed.boundaries.tolist() == [1, 1, 1]
     assert packed.document.tolist() == [0, 1, 2]
+
+
+def test_documents_in_windows_lose_nothing_and_share_no_block() -> None:
+    documents = [ids(10), ids(20, 21, 22, 23, 24, 25, 26, 27, 28), ids(30, 31, 32, 33)]
+    packed = pack_windows(documents, [7, 8, 9], LAYOUT)
+    assert packed.tokens.tolist() == [
+        [CLS, 10, SEP, PAD, PAD, PAD],
+        [CLS, 20, 21, 22, 23, SEP],
+        [CLS, 24, 25, 26, 27, SEP],
+        [CLS, 28, SEP, PAD, PAD, PAD],
+        [CLS, 30, 31, 32, 33, SEP],
+    ]
+    assert packed.document.tolist() == [7, 8, 8, 8, 9]
+    begins = [packed.boundaries[packed.offsets[n] : packed.offsets[n + 1]].tolist() for n in range(5)]
+    assert begins == [[1], [1], [], [], [1]]
 
 
 @settings(max_examples=60, deadline=None)

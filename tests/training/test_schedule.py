@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlpt.errors import UserError
-from mlpt.training.schedule import ScheduleConfig, check_schedule, learning_rate
+from mlpt.training.schedule import ScheduleConfig, check_schedule, learning_rate, power_law
 
 
 def test_linear_has_the_published_factors_of_a_thousand_steps_with_a_tenth_of_warm_up():
@@ -32,6 +32,31 @@ def test_inverse_power_falls_by_the_root_of_the_step_after_warm_up():
     config = ScheduleConfig(shape="inverse_power", warmup=100, power=0.5)
     assert learning_rate(config, 100, 1000, 1.0) == pytest.approx(1.0)
     assert learning_rate(config, 400, 1000, 1.0) == pytest.approx(0.5)
+
+
+def test_power_law_has_the_factors_of_metalmo():
+    # MetaLMO specification 1.10: endless with power -1/2, for warm-ups of 10,000 and of 10 steps.
+    long, short = (ScheduleConfig(shape="power_law", warmup=warmup, power=0.5) for warmup in (10_000, 10))
+    factors = [learning_rate(long, step, 50_000, 1.0) for step in (0, 9_999, 39_999)]
+    assert factors == pytest.approx([1e-6, 0.01, 0.005])
+    factors = [learning_rate(short, step, 50_000, 1.0) for step in (0, 9, 39)]
+    assert factors == pytest.approx([0.0316228, 0.316228, 0.158114], rel=1e-5)
+    # The peak rates of its report.
+    moons = ScheduleConfig(shape="power_law", warmup=1_000)
+    assert max(learning_rate(moons, step, 5_000, 0.08) for step in range(5_000)) == pytest.approx(2.53e-3, rel=1e-3)
+    assert learning_rate(short, 9, 5_000, 0.04) == pytest.approx(1.26e-2, rel=1e-2)
+
+
+def test_power_law_can_end_and_is_then_metalmos_too():
+    config = ScheduleConfig(shape="power_law", warmup=100, power=0.5, endless=False)
+    factors = [learning_rate(config, step, 1_000, 1.0) for step in (0, 99, 500, 999)]
+    assert factors == pytest.approx([0.000706101, 0.07061011, 0.01348021, 0.0], rel=1e-5)
+    above = ScheduleConfig(shape="power_law", warmup=100, power=0.5, endless=False, final=0.01)
+    assert learning_rate(above, 999, 1_000, 1.0) == pytest.approx(0.01)
+
+
+def test_a_rising_power_without_an_end_is_constant_after_warm_up():
+    assert [power_law(step, 10, math.inf, power=1.0) for step in (5, 10, 1_000)] == [0.5, 1.0, 1.0]
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
