@@ -29,6 +29,7 @@ _SUPERGLUE_FILES = {
     "copa_pair": "COPA",
     "multirc": "MultiRC",
     "record": "ReCoRD",
+    "record_span": "ReCoRD",
     "superglue_rte": "RTE",
     "wic": "WiC",
     "wsc": "WSC",
@@ -67,6 +68,8 @@ def _superglue(task: Task, examples: Sequence[Example], values: Sequence[Any]) -
         yield from _multirc(examples, values)
     elif task.name == "record":  # the answer's text by the query's id, one query a line
         yield from ({"idx": examples[row].group[-1], "label": examples[row].choice} for row in values)
+    elif task.name == "record_span":
+        yield from ({"idx": one.group[-1], "label": text} for one, text in zip(examples, values, strict=True))
     elif task.name == "copa":  # a row's index is its choice, 0 or 1
         yield from ({"idx": examples[row].group[0], "label": examples[row].index} for row in values)
     else:

@@ -1,4 +1,4 @@
-"""Pointing at words inside a text with `*`, as MetaLMO's SuperGLUE formats do (WiC, WSC)."""
+"""Pointing at words inside a text with `*`, as MetaLMO's SuperGLUE formats do (WiC, WSC, ReCoRD)."""
 
 import re
 from collections.abc import Iterable
@@ -12,6 +12,13 @@ def insert_stars(text: str, at: Iterable[int]) -> str:
         pieces.append(text[last:index])
         last = index
     return "*".join([*pieces, text[last:]])
+
+
+def through_stars(span: tuple[int, int], at: Iterable[int]) -> tuple[int, int]:
+    """Where characters (start, exclusive end) of a text stand once `insert_stars` has put stars `at` its indices."""
+    places = list(at)
+    start, last = (place + sum(star <= place for star in places) for place in (span[0], span[1] - 1))
+    return start, last + 1
 
 
 def find_span(text: str, span: str, token: int) -> tuple[int, int]:

@@ -196,6 +196,22 @@ def number_of(record: Mapping[str, Any], name: str) -> int:
         raise RowError(f"has {value!r} instead of an integer in '{name}'") from error
 
 
+def list_of(record: Mapping[str, Any], name: str) -> list:
+    """A list that must be there."""
+    value = record.get(name)
+    if not isinstance(value, list):
+        raise RowError(f"has no list in '{name}'")
+    return value
+
+
+def mapping_of(record: Mapping[str, Any], name: str) -> dict:
+    """An object that must be there."""
+    value = record.get(name)
+    if not isinstance(value, dict):
+        raise RowError(f"has no object in '{name}'")
+    return value
+
+
 def label_of(text: str, labels: Sequence[str]) -> int:
     """The id of a label name; an unknown name is a malformed row, never some label."""
     try:

@@ -15,6 +15,7 @@ from mlpt.tasks.reading import FileReport, parse_rows, read_jsonl
 from mlpt.tasks.squad import SQUAD, read_squad
 from mlpt.tasks.superglue import FILES, SUPERGLUE
 from mlpt.tasks.task import Example, Task, TaskData
+from mlpt.tasks.two_moons import TWO_MOONS, load_two_moons
 
 HUB = "hub:"
 
@@ -23,11 +24,12 @@ TASKS: dict[str, Task] = {
     **{name: entry[0] for name, entry in SUPERGLUE.items()},
     **{name: entry[0] for name, entry in SQUAD.items()},
     **DOCS,
+    **TWO_MOONS,
 }
 
 
 class TaskSource(Settings):
-    """Where labelled rows come from. The `docs_*` tasks need none of it."""
+    """Where labelled rows come from. The `docs_*` and `two_moons_*` tasks need none of it."""
 
     data_dir: str | None = Field(
         None, description="folder of the original GLUE, SuperGLUE and SQuAD downloads, or 'hub:' for the hub"
@@ -53,6 +55,8 @@ def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None
         raise UserError(f"unknown task '{name}'; " + (f"did you mean '{near[0]}'?" if near else ", ".join(known)))
     if name in DOCS:
         return load_docs(name, wanted)
+    if name in TWO_MOONS:
+        return load_two_moons(name, wanted)
     if source.data_dir is None:
         raise UserError(f"task '{name}' needs data: give --data-dir FOLDER with the original files, or --data-dir hub:")
     if source.data_dir.startswith(HUB):

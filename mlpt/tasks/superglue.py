@@ -2,14 +2,15 @@
 
 Text pairs follow the published MetaLMO formats, but for COPA and ReCoRD: those are here one row a choice, scored by the
 same two-way head as MultiRC's answers, so that every SuperGLUE task is a stock sequence classifier. COPA as one text
-pair that lists both choices is the task `copa_pair`.
+pair that lists both choices is the task `copa_pair`, ReCoRD as a text from which the answer is copied `record_span`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlpt.tasks.markers import find_span, insert_stars
-from mlpt.tasks.reading import RowError, label_of, number_of, text_of
+from mlpt.tasks.reading import RowError, label_of, list_of, mapping_of, number_of, text_of
+from mlpt.tasks.record import record_spans
 from mlpt.tasks.task import Example, Task
 
 Parser = Callable[[dict], Iterable[Example]]
@@ -26,20 +27,6 @@ def _label(record: Mapping[str, Any], labels: tuple[str, ...]) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool) and labels == BOOLEAN:
         value = bool(value)
     return label_of(str(value), labels)
-
-
-def _list(record: Mapping[str, Any], name: str) -> list:
-    value = record.get(name)
-    if not isinstance(value, list):
-        raise RowError(f"has no list in '{name}'")
-    return value
-
-
-def _mapping(record: Mapping[str, Any], name: str) -> dict:
-    value = record.get(name)
-    if not isinstance(value, dict):
-        raise RowError(f"has no object in '{name}'")
-    return value
 
 
 def _pair(first: str, second: str, labels: tuple[str, ...]) -> Parser:
@@ -68,16 +55,16 @@ def _copa_pair(record: dict) -> Iterable[Example]:
 def _multirc(record: dict) -> Iterable[Example]:
     """One row an answer, from a passage with its questions (the file) or a single answer (the hub)."""
     if "paragraph" in record:
-        ids = _mapping(record, "idx")
+        ids = mapping_of(record, "idx")
         group = (number_of(ids, "paragraph"), number_of(ids, "question"))
         paragraph = text_of(record, "paragraph")
         yield _answer(number_of(ids, "answer"), group, text_of(record, "question"), record, "answer", paragraph)
         return
-    passage = _mapping(record, "passage")
+    passage = mapping_of(record, "passage")
     text, index = text_of(passage, "text"), number_of(record, "idx")
-    for question in _list(passage, "questions"):
+    for question in list_of(passage, "questions"):
         group = (index, number_of(question, "idx"))
-        for answer in _list(question, "answers"):
+        for answer in list_of(question, "answers"):
             yield _answer(number_of(answer, "idx"), group, text_of(question, "question"), answer, "text", text)
 
 
@@ -92,15 +79,15 @@ def _answer(index: int, group: tuple, question: str, record: dict, key: str, pas
 def _record(record: dict) -> Iterable[Example]:
     """One row a different entity: the query with the entity in place, and the passage. Entity ends are inclusive."""
     if isinstance(record.get("idx"), dict):
-        ids = _mapping(record, "idx")
-        entities, group = _list(record, "entities"), (number_of(ids, "passage"), number_of(ids, "query"))
+        ids = mapping_of(record, "idx")
+        entities, group = list_of(record, "entities"), (number_of(ids, "passage"), number_of(ids, "query"))
         yield from _entities(record, record, group, entities, record.get("answers") or [])
         return
-    passage = _mapping(record, "passage")
+    passage = mapping_of(record, "passage")
     text = text_of(passage, "text")
-    spans = _list(passage, "entities")
+    spans = list_of(passage, "entities")
     entities = [text[number_of(span, "start") : number_of(span, "end") + 1] for span in spans]
-    for query in _list(record, "qas"):
+    for query in list_of(record, "qas"):
         group = (number_of(record, "idx"), number_of(query, "idx"))
         gold = [str(answer["text"]) for answer in query.get("answers") or []]
         yield from _entities(query, {"passage": text}, group, entities, gold)
@@ -127,7 +114,7 @@ def _wic(record: dict) -> Iterable[Example]:
 
 
 def _wsc(record: dict) -> Iterable[Example]:
-    target = record if "span1_text" in record else _mapping(record, "target")
+    target = record if "span1_text" in record else mapping_of(record, "target")
     text, label = text_of(record, "text"), _label(record, BOOLEAN)
     spans = [text_of(target, f"span{n}_text") for n in (1, 2)]
     found = [find_span(text, span, number_of(target, f"span{n}_index")) for n, span in enumerate(spans, start=1)]
@@ -219,6 +206,21 @@ SUPERGLUE: dict[str, tuple[Task, str, str, Parser]] = {
         "ReCoRD",
         "record",
         _record,
+    ),
+    "record_span": (
+        _task(
+            "record_span",
+            (),
+            ("passage", "query", "entities", "answers"),
+            ("{query}", "{passage} with every entity between stars"),
+            kind="span",
+            metrics=("f1", "exact_match"),
+            select="f1",
+            max_length=512,
+        ),
+        "ReCoRD",
+        "record",
+        record_spans,
     ),
     "superglue_rte": (
         _task("superglue_rte", _RTE, ("hypothesis", "premise", "label"), ("{hypothesis}", "{premise}")),

@@ -23,7 +23,7 @@ class Task:
     """
 
     name: str
-    benchmark: Literal["glue", "superglue", "squad", "docs", "own"]
+    benchmark: Literal["glue", "superglue", "squad", "docs", "two_moons", "own"]
     kind: Kind
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -52,6 +52,7 @@ class Example:
     choice        multiple_rows: the text that this row proposes.
     answers       span, and choices scored by text (ReCoRD): the gold texts, the first of them at `answer_start`.
     answer_start  span: character of `second` where `answers[0]` begins; -1 where there is none.
+    spans         span: all characters (start, exclusive end) of `second` where an answer stands, where they are known.
     """
 
     index: int | str
@@ -62,6 +63,7 @@ class Example:
     choice: str = ""
     answers: tuple[str, ...] = ()
     answer_start: int = -1
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
