@@ -89,7 +89,7 @@ def test_get_loss_is_the_published_vector(targets):
 def test_the_house_computes_the_references_losses():
     student, teacher = networks(**STILL)
     data = batch()
-    heads = teacher(data.text)
+    heads = teacher(data.text, data.text != PAD)
     x, y = drawing()(heads)
     padding = data.text == PAD
     ours = pairs.pair_loss(Pair(*heads), Pair(x, y), Pair(~padding, ~padding))
@@ -99,7 +99,7 @@ def test_the_house_computes_the_references_losses():
     for name, by_inputs in (("inputs", True), ("labels", False)):
         inputs, labels = data.masked, data.labels
         keep = pairs.counted_positions(inputs, labels, PAD, by_inputs)
-        ours = pairs.token_cross_entropy(student(inputs), labels, keep)
+        ours = pairs.token_cross_entropy(student(inputs, inputs != PAD), labels, keep)
         theirs = labelled_loss(student, inputs, labels, Settings(query_padding=name))
         assert ours.item() == pytest.approx(theirs.item())
 
@@ -108,7 +108,7 @@ def test_a_labelled_loss_counts_positions_as_the_published_vector_says():
     # ML-1: five targets by the padding of the inputs, one by that of the labels.
     student, _ = networks(**STILL)
     inputs, labels = torch.tensor([[4, 1, 9, 10, 2, 0]]), torch.tensor([[0, 8, 0, 0, 0, 0]])
-    logs = student(inputs).log_softmax(-1)[0]
+    logs = student(inputs, inputs != PAD).log_softmax(-1)[0]
     published = -(logs[0, 0] + logs[1, 8] + logs[2, 0] + logs[3, 0] + logs[4, 0]) / 5
     assert labelled_loss(student, inputs, labels, Settings()).item() == pytest.approx(published.item())
     fixed = labelled_loss(student, inputs, labels, Settings(query_padding="labels"))
@@ -143,8 +143,8 @@ def test_the_pseudo_step_is_torchs_adamw_on_the_clipped_gradient():
     data, settings = batch(), Settings(max_norm=0.05)
     found = hard_step(student, teacher, adamw(student), data, drawing(), settings)
     optimizer = adamw(twin)
-    x, y = drawing()(teacher(data.text))
-    loss = F.cross_entropy(twin(x)[x != PAD], y[x != PAD])
+    x, y = drawing()(teacher(data.text, data.text != PAD))
+    loss = F.cross_entropy(twin(x, x != PAD)[x != PAD], y[x != PAD])
     loss.backward()
     assert flat([one.grad for one in twin.parameters()]).norm() > settings.max_norm
     nn.utils.clip_grad_norm_(twin.parameters(), settings.max_norm)
@@ -157,10 +157,10 @@ def test_the_teachers_gradient_is_h_times_that_of_its_pair_and_the_auxiliary_one
     student, teacher = networks(**STILL)
     data, settings = batch(), Settings(accumulation=4)
     found = hard_step(student, teacher, adamw(student), data, drawing(), settings)
-    x, y = drawing()(teacher(data.text))
+    x, y = drawing()(teacher(data.text, data.text != PAD))
     padding = data.text == PAD
     words = list(teacher.parameters())
-    loss = teacher_loss(teacher(data.text), x, y, padding, padding) / 4
+    loss = teacher_loss(teacher(data.text, data.text != PAD), x, y, padding, padding) / 4
     expected = torch.autograd.grad(loss, words)
     torch.testing.assert_close(flat(found.teacher_gradient), flat(expected))
     auxiliary = torch.autograd.grad(auxiliary_loss(teacher, data) / 4, words)
@@ -184,17 +184,17 @@ def test_a_helpful_pair_becomes_likelier():
     # down the teacher's gradient raises the probability of the sample.
     student, teacher = networks(**STILL)
     data = batch()
-    x, y = drawing()(teacher(data.text))
+    x, y = drawing()(teacher(data.text, data.text != PAD))
     data.support = data.query = (x, y)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     found = hard_step(student, teacher, optimizer, data, drawing(), Settings(inner_lr=0.0))
     assert found.h > 0.5
     padding = data.text == PAD
     with torch.no_grad():
-        before = teacher_loss(teacher(data.text), x, y, padding, padding)
+        before = teacher_loss(teacher(data.text, data.text != PAD), x, y, padding, padding)
         for word, gradient in zip(teacher.parameters(), found.teacher_gradient, strict=True):
             word -= 1e-3 * found.h * gradient
-        assert teacher_loss(teacher(data.text), x, y, padding, padding) < before
+        assert teacher_loss(teacher(data.text, data.text != PAD), x, y, padding, padding) < before
 
 
 def test_the_soft_step_reaches_all_forty_tensors_of_the_teacher():

@@ -16,6 +16,7 @@ CASES = {
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
     "masks": ("mlpt.bench.masks",),
+    "teacher": ("mlpt.bench.many",),
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),
     "soak": ("mlpt.bench.soak",),

@@ -58,6 +58,7 @@ class MetaLMOConfig(PreTrainedConfig):
                 "activation": self.hidden_act,
                 "norm": self.norm,
                 "positions": self.max_position_embeddings,
+                "attention": "eager" if self._attn_implementation == "eager" else "sdpa",
             }
         )
 

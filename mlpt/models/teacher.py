@@ -36,6 +36,10 @@ class NetworkConfig(Settings):
         default="pre", description="where each branch is normalised; every reported run uses 'pre'"
     )
     positions: int = Field(default=128, gt=0, description="longest sequence, in tokens")
+    attention: Literal["sdpa", "eager"] = Field(
+        default="sdpa",
+        description="fast kernels; or plain products, which small networks in great number run faster on",
+    )
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -56,7 +60,6 @@ class Trunk(nn.Module):
 
     def __init__(self, config: NetworkConfig, vocabulary: Vocabulary):
         super().__init__()
-        self.pad = vocabulary.pad
         self.tokens = nn.Embedding(vocabulary.size, config.hidden_size, padding_idx=vocabulary.pad)
         self.positions = nn.Embedding(config.positions, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -68,8 +71,7 @@ class Trunk(nn.Module):
         """Last hidden states, (batch, length, hidden).
 
         tokens  (batch, length) int64, or (batch, length, vocabulary) distributions.
-        real    (batch, length) bool, the positions that may be attended to; None: those that are not padding
-                (of distributions: all).
+        real    (batch, length) bool, the positions that may be attended to; None: all, nothing is padding.
         """
         return self.hidden_states(tokens, real)[-1]
 
@@ -79,7 +81,6 @@ class Trunk(nn.Module):
             embedded = soft_embedding(tokens, self.tokens.weight, self.tokens.padding_idx)
         else:
             embedded = self.tokens(tokens)
-            real = tokens != self.pad if real is None else real
         return self.encode(embedded, real)
 
     def encode(self, embedded: Tensor, real: Tensor | None) -> list[Tensor]:
@@ -128,7 +129,7 @@ class Attention(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
         width = config.hidden_size
-        self.heads, self.dropout = config.heads, config.attention_dropout
+        self.heads, self.dropout, self.eager = config.heads, config.attention_dropout, config.attention == "eager"
         self.in_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
         self.in_bias = nn.Parameter(torch.zeros(3 * width))
         self.out = nn.Linear(width, width)
@@ -139,7 +140,12 @@ class Attention(nn.Module):
         projected = F.linear(states, self.in_weight, self.in_bias)  # (batch, length, 3 * hidden)
         query, key, value = projected.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+        if self.eager:
+            scores = query @ key.transpose(-2, -1) * (width // self.heads) ** -0.5  # (batch, heads, length, length)
+            scores = scores if seen is None else scores.masked_fill(~seen, -torch.inf)
+            mixed = F.dropout(scores.softmax(dim=-1), dropout) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -168,9 +174,15 @@ class Student(nn.Module):
         self.trunk = Trunk(config, vocabulary)
         self.head = TokenHead(config, vocabulary, self.trunk.tokens)
 
-    def forward(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
-        """Logits (batch, length, vocabulary) of tokens or of distributions over them; arguments as of `Trunk`."""
-        return self.head(self.trunk(tokens, real))
+    def forward(self, tokens: Tensor, real: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Logits of tokens or of distributions over them; `tokens` and `real` as of `Trunk`.
+
+        at  (batch, n) int64, the positions of each row to predict: logits are (batch, n, vocabulary). None: all.
+        """
+        states = self.trunk(tokens, real)
+        if at is not None:
+            states = states.gather(1, at.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        return self.head(states)
 
 
 class Teacher(nn.Module):

@@ -49,7 +49,7 @@ def test_a_token_without_mass_is_never_drawn_at_either_end():
 
 def test_a_pair_keeps_the_texts_padding_and_can_be_drawn_again():
     teacher, tokens = build_teacher(SIZES, VOCABULARY, 0), texts()
-    logits = teacher(tokens)
+    logits = teacher(tokens, tokens != PAD)
     first, again, other = (draw_pair(logits, tokens, PAD, generator(seed)) for seed in (0, 0, 1))
     for drawn, redrawn, else_drawn in zip(first, again, other, strict=True):
         assert torch.equal(drawn, redrawn)
@@ -93,7 +93,7 @@ def test_the_auxiliary_loss_is_the_sum_of_both_pairs_written_out():
     assert torch.equal(tokens, before)
     text, real, labelled = tokens.clone(), tokens != PAD, labels != PAD
     text[:, 0] = 4
-    of_text, of_masked = teacher(text), teacher(masked)
+    of_text, of_masked = teacher(text, real), teacher(masked, real)
     expected = (
         0.5 * F.cross_entropy(of_text.inputs[real], masked[real])
         + 0.5 * F.cross_entropy(of_text.targets[real], text[real])

@@ -79,7 +79,7 @@ def test_the_trunk_is_pytorchs_encoder_layers_between_embeddings_and_norm(norm, 
         states = layer(states, src_key_padding_mask=ids == 0)
     if norm == "pre":
         states = trunk.norm(states)
-    torch.testing.assert_close(trunk(ids)[ids != 0], states[ids != 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trunk(ids, ids != 0)[ids != 0], states[ids != 0], atol=1e-4, rtol=1e-4)
 
 
 def test_the_student_predicts_through_its_embeddings_and_the_teacher_through_decoders_of_its_own():
@@ -123,20 +123,35 @@ def test_one_hot_distributions_give_what_the_tokens_give():
     student, ids = build_student(MOONS, vocabulary(), 0).eval(), tokens()
     real = ids != 0
     soft = nn.functional.one_hot(ids, 407).float()
-    torch.testing.assert_close(student(soft, real)[real], student(ids)[real], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(student(soft, real)[real], student(ids, real)[real], atol=1e-5, rtol=1e-4)
+
+
+def test_plain_products_give_what_the_fast_kernels_give():
+    ids = tokens()
+    fast = build_student(MOONS, vocabulary(), 0).eval()
+    plain = build_student(MOONS.model_copy(update={"attention": "eager"}), vocabulary(), 0).eval()
+    for real in (None, ids != 0):
+        torch.testing.assert_close(plain(ids, real), fast(ids, real))
+
+
+def test_logits_can_be_had_at_some_positions_alone():
+    student, ids = build_student(MOONS, vocabulary(), 0).eval(), tokens()
+    at = torch.tensor([[0, 5, 33], [1, 1, 2], [33, 0, 7], [3, 4, 5]])
+    expected = torch.stack([row[places] for row, places in zip(student(ids), at, strict=True)])
+    torch.testing.assert_close(student(ids, at=at), expected)
 
 
 def test_what_stands_at_padding_changes_nothing_elsewhere():
     student, ids = build_student(MOONS, vocabulary(), 0).eval(), tokens()
     real = ids != 0
     other = torch.where(real, ids, 99)
-    torch.testing.assert_close(student(other, real)[real], student(ids)[real])
+    torch.testing.assert_close(student(other, real)[real], student(ids, real)[real])
 
 
 def test_a_row_of_padding_alone_is_finite():
     student = build_student(MOONS, vocabulary(), 0)
     ids = torch.zeros(2, 34, dtype=torch.int64)
-    student(ids).sum().backward()
+    student(ids, ids != 0).sum().backward()
     assert all(torch.isfinite(one.grad).all() for one in student.parameters())
 
 
@@ -173,7 +188,7 @@ def test_the_student_is_an_architecture_with_the_same_weights(student_encoder):
     plain = build_student(MOONS, vocabulary(), 5).eval()
     plain.load_state_dict(backbone.state_dict())
     ids = tokens()
-    torch.testing.assert_close(backbone(ids, attention_mask=ids != 0).logits, plain(ids))
+    torch.testing.assert_close(backbone(ids, attention_mask=ids != 0).logits, plain(ids, ids != 0))
     check_soft_inputs(backbone, 407)
 
 
