@@ -152,7 +152,7 @@ def _span_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
     for package, text in documents:
         flat = " ".join(text.split())
         sentence = _SENTENCE.search(flat, 200) or _SENTENCE.search(flat)
-        if sentence and sentence.group() not in seen:
+        if sentence and " " in sentence.group() and sentence.group() not in seen:  # one word has no second half
             seen.add(sentence.group())
             found.append((package, (flat, sentence.start(), sentence.group())))
     rows: list[tuple[str, Example]] = []

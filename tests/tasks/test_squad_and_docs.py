@@ -57,6 +57,19 @@ def test_docs_tasks_are_real_text_with_every_split_and_more_than_one_label(name)
             assert row.second[row.answer_start :].startswith(row.answers[0])
 
 
+def test_a_sentence_of_one_word_makes_no_row():
+    documents = [
+        ("a", "Paths/like/this/have/no/space/in/them. Others have some."),
+        ("b", "This sentence has a first and a second half."),
+    ]
+    data = make_docs("docs_span", documents)
+    rows = [row for split in data.splits.values() for row in split]
+    assert rows
+    for row in rows:
+        assert row.first
+        assert row.second[row.answer_start :].startswith(row.answers[0])
+
+
 def test_docs_tasks_are_functions_of_their_documents_and_share_no_text_between_splits():
     documents = [
         (f"package{n % 3}", f"{n} is a number that this text of package speaks about at length. " * 3)
