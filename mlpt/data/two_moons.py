@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import make_moons
 
 from mlpt.data.task_tokenizer import train_task_tokenizer
 
@@ -32,6 +31,8 @@ Points = NDArray[np.uint8]  # (n, 2): x and y on the grid
 
 def moons(seed: int, count: int) -> tuple[Points, NDArray[np.int64]]:
     """`count` points and their moons, 0 or 1; each half of the points (scikit-learn's `make_moons`, shuffled)."""
+    from sklearn.datasets import make_moons  # slow to import
+
     places, labels = make_moons(count, shuffle=True, noise=NOISE, random_state=seed)
     columns = [np.interp(places[:, axis], _RANGES[axis], (0, GRID - 0.01)) for axis in (0, 1)]
     return np.floor(np.stack(columns, axis=1)).astype(np.uint8), labels.astype(np.int64)

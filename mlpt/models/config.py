@@ -9,7 +9,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.models.student import ARCHITECTURE as METALMO
 from mlpt.settings import Settings
 
 
@@ -38,6 +37,8 @@ class ModelConfig(Settings):
     vocabulary_multiple: int | None = Field(default=None, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
 
+
+METALMO = "metalmo"  # the one architecture that is not transformers' own: `mlpt.models.student`
 
 # What architectures call dropout; each takes those it knows.
 _DROPOUT_NAMES = (
@@ -77,6 +78,8 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
         raise UserError(f"'{config.architecture}' is no architecture with a masked language model; {hint}")
     if config.hidden_size % config.heads:
         raise UserError(f"hidden_size {config.hidden_size} is not a multiple of {config.heads} heads; change one")
+    if config.architecture == METALMO:
+        register_metalmo()
     made = AutoConfig.for_model(config.architecture)
     values: dict[str, Any] = _special_ids(vocabulary) | {
         "vocab_size": _rounded(vocabulary.size, config.vocabulary_multiple),
@@ -94,6 +97,11 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
             raise UserError(f"'{config.architecture}' has no option '{name}'{hint}")
         values[name] = value
     return AutoConfig.for_model(config.architecture, **values)
+
+
+def register_metalmo() -> None:
+    """Make `metalmo` known to transformers' auto classes. Only where it may be needed: importing models is slow."""
+    import mlpt.models.student  # noqa: F401
 
 
 def check_pretrained(config: PreTrainedConfig, vocabulary: Vocabulary, max_length: int, where: str) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config
+from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config, register_metalmo
 from mlpt.models.language_head import token_logits
 from mlpt.models.masked import dense_state
 from mlpt.objectives.base import Inputs, Objective
@@ -123,6 +123,7 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
 
 
 def _load_backbone(name: str, attention: str) -> Any:
+    register_metalmo()  # the folder may hold one
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:

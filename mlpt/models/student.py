@@ -13,15 +13,14 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.models.config import METALMO
 from mlpt.models.teacher import Attention, NetworkConfig, TokenHead, Trunk
-
-ARCHITECTURE = "metalmo"
 
 
 class MetaLMOConfig(PreTrainedConfig):
     """Sizes under the names that transformers gives them; `norm` is "pre" or "post"."""
 
-    model_type = ARCHITECTURE
+    model_type = METALMO
 
     vocab_size: int = 30000
     hidden_size: int = 256
@@ -150,6 +149,6 @@ class MetaLMOForMaskedLM(_PreTrained):
         self.head.decoder = value
 
 
-AutoConfig.register(ARCHITECTURE, MetaLMOConfig)
+AutoConfig.register(METALMO, MetaLMOConfig)
 AutoModel.register(MetaLMOConfig, MetaLMOModel)
 AutoModelForMaskedLM.register(MetaLMOConfig, MetaLMOForMaskedLM)

@@ -1,6 +1,10 @@
 """Teacher and student networks (MetaLMO specification 1.3), against PyTorch's own encoder layers and the published
 parameter counts; and the student as an architecture that an `Encoder` takes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -204,5 +208,10 @@ def test_the_architecture_trains_by_other_objectives_and_comes_back_from_its_fol
     again = load_encoder(tmp_path, encoder.objectives).eval()
     inputs = encoder.objectives["mlm"].corrupt(tokens(), torch.Generator().manual_seed(0))
     assert torch.equal(again("mlm", inputs), encoder("mlm", inputs))
+    # In a process that has built none, too.
+    program = f"from mlpt.models.encoder import load_encoder; print(load_encoder({str(tmp_path)!r}, {{}}).config.norm)"
+    root = Path(__file__).resolve().parents[2]
+    fresh = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert fresh.stdout.strip() == "pre"
     body, ids = AutoModel.from_pretrained(tmp_path).eval(), tokens()
     assert torch.equal(body(ids)[0], encoder.backbone.base_model(ids)[0])
