@@ -67,13 +67,14 @@ def pretrain(
     resume: Annotated[str | None, typer.Option(help="go on with the run in this folder")] = None,
 ) -> None:
     """The main job: pretrain an encoder while its mixture of objectives is learned."""
+    from mlpt.config import WHOLE
     from mlpt.launch import pretrain as run
     from mlpt.settings import parse_overrides
 
     recipes = [word for word in words or [] if "=" not in word]
     if len(recipes) > 1:
         raise UserError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
-    settings = parse_overrides(word for word in words or [] if "=" in word)
+    settings = parse_overrides((word for word in words or [] if "=" in word), whole=WHOLE)
     run(recipes[0] if recipes else None, settings, resume=resume, console=console, debug=_debugging())
 
 

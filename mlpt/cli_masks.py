@@ -10,11 +10,14 @@ from mlpt.errors import UserError
 
 masks_app = typer.Typer(help="Compare and look at mask files.", no_args_is_help=True, rich_markup_mode=None)
 
+Model = Annotated[str, typer.Argument(help="a run (or RUN@best, RUN@step=500), a folder or a hub name")]
+Dense = Annotated[bool, typer.Option("--dense", help="leave the masks beside the model's weights aside")]
+ByPosition = Annotated[bool, typer.Option("--by-position", help="pair matrices by order, as published")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the result to this file")]
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="a run, a folder or a hub name")],
+    model: Model,
     sparsity: Annotated[float, typer.Option(help="fraction to prune, in [0, 1)")],
     out: Annotated[str, typer.Option(help="a folder, a .safetensors file, or .pt for the published format")],
     method: Annotated[str, typer.Option(help="magnitude or random")] = "magnitude",
@@ -24,21 +27,21 @@ def prune(
     seed: Annotated[int, typer.Option(help="of random masks")] = 0,
 ) -> None:
     """One-shot masks of a model. Trained and iterative ones: mlpt pretrain tamt_mlm, tamt_kd, tamt_imp, ..."""
-    from mlpt.downstream.loading import model_folder
+    from mlpt.saved import resolve_model
     from mlpt.sparsity import commands
 
     chosen: Any = {
         "scope": _one_of("scope", scope, ("local", "global")),
         "structured": None if structured is None else _one_of("structured", structured, ("heads", "neurons")),
     }
-    made = commands.prune(model_folder(model), method, sparsity, out, seed, modules=modules, **chosen)
+    made = commands.prune(resolve_model(model, print), method, sparsity, out, seed, modules=modules, **chosen)
     print(f"{made['file']}: {made['method']} masks, density {made['density']:.4f} over {len(made['layers'])} matrices")
 
 
 @masks_app.command()
 def compare(
     files: Annotated[list[str], typer.Argument(help="two mask files or more")],
-    by_position: Annotated[bool, typer.Option("--by-position", help="pair matrices by order, as published")] = False,
+    by_position: ByPosition = False,
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="draw the heat map to this image (needs matplotlib)")] = None,
 ) -> None:
@@ -46,7 +49,7 @@ def compare(
     from mlpt.sparsity.commands import compare_files
     from mlpt.sparsity.compare import plot_comparison
 
-    comparison = compare_files(files, "position" if by_position else "key")
+    comparison = compare_files(files, _pairing(by_position))
     for name, means in zip(comparison.names, comparison.means, strict=True):
         print("  ".join(f"{mean:.4f}" for mean in means), name, sep="  ")
     if json_file is not None:
@@ -59,12 +62,13 @@ def compare(
 def distance(
     reference: Annotated[str, typer.Argument(help="the mask file to start from")],
     files: Annotated[list[str], typer.Argument(help="mask files of later steps")],
+    by_position: ByPosition = False,
     json_file: JsonFile = None,
 ) -> None:
     """How far masks have moved from a reference (1 - similarity), by step."""
     from mlpt.sparsity.commands import distance_files
 
-    rows = distance_files(reference, files)
+    rows = distance_files(reference, files, _pairing(by_position))
     for row in rows:
         print(
             f"step {row['step']:>8}  similarity {row['similarity']:.4f}  distance {row['distance']:.4f}  {row['file']}"
@@ -85,30 +89,57 @@ def show(files: Annotated[list[str], typer.Argument(help="mask files")], json_fi
     _write(json_file, rows)
 
 
+@masks_app.command()
+def convert(
+    file: Annotated[str, typer.Argument(help="a mask file, of this project or a published mask.pt")],
+    out: Annotated[str, typer.Argument(help="mask.pt for the published format; a .safetensors or a folder for ours")],
+    suffix: Annotated[str, typer.Option(help="of a .pt's keys: weight (mask training) or weight_mask (pruning)")] = (
+        "weight"
+    ),
+    model: Annotated[str | None, typer.Option(help="the base model, whose hash a file of ours then carries")] = None,
+) -> None:
+    """Masks from one format to the other: bits with a description, or a published dict of bool tensors."""
+    from mlpt.saved import resolve_model
+    from mlpt.sparsity import commands
+
+    chosen: Any = f".{_one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
+    made = commands.convert(file, out, chosen, None if model is None else resolve_model(model, print))
+    print(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
+
+
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a run, a folder or a hub name")],
+    model: Model,
     blocks: Annotated[str | None, typer.Option(help="prepared blocks; default: those of the run")] = None,
-    masks: Annotated[str | None, typer.Option(help="mask file to apply")] = None,
+    masks: Annotated[str | None, typer.Option(help="mask file to apply; default: those beside the weights")] = None,
+    dense: Dense = False,
     split: Annotated[str, typer.Option(help="train, dev or test")] = "test",
-    batches: Annotated[int, typer.Option(help="of 32 blocks")] = 16,
+    batches: Annotated[int, typer.Option(min=1, help="how many, of blocks drawn by the seed")] = 16,
+    every: Annotated[bool, typer.Option("--all", help="every block of the split, in order, as published")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="blocks; published: 16")] = 32,
     seed: Annotated[int, typer.Option(help="of the masking")] = 42,
     padding: Annotated[str, typer.Option(help="out, or in as published: padded positions in the KD losses")] = "out",
+    token_types: Annotated[
+        str, typer.Option(help="zero, or pair as published for BERT's pairs: 1 for the second, in the KD losses")
+    ] = "zero",
     json_file: JsonFile = None,
 ) -> None:
     """Pretraining losses of a model, dense or masked: MLM, perplexity, distances to the dense model, densities."""
-    from mlpt.downstream.loading import model_folder
+    from mlpt.saved import blocks_of_run, resolve_model
     from mlpt.sparsity.commands import evaluate_files
 
     chosen: Any = {
         "split": _one_of("split", split, ("train", "dev", "test")),
         "padding": _one_of("padding", padding, ("out", "in")),
+        "token_types": _one_of("token-types", token_types, ("zero", "pair")),
+        "batches": None if every else batches,
+        "batch_size": batch_size,
     }
-    values = evaluate_files(
-        model_folder(model), blocks or _blocks_of_run(model), masks, batches=batches, seed=seed, **chosen
-    )
+    where = blocks or blocks_of_run(model)
+    values = evaluate_files(resolve_model(model, print), where, masks, seed=seed, dense=dense, **chosen)
     losses = f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}"
-    print(f"{losses}, density {values['density']:.4f}")
-    if masks is not None:
+    print(f"{losses}, density {values['density']:.4f}; {values['blocks']:,} blocks of {values['split']}")
+    if values["masks"] is not None:
+        print(f"masks: {values['masks']}")
         print(f"kd loss against the dense model: cosine {values['kd_cosine']:.5f}, mse {values['kd_mse']:.5f}")
         for name, density in values["layers"].items():
             print(f"  {density:.4f}  {name}")
@@ -116,29 +147,35 @@ def evaluate(
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="a run, a folder or a hub name")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="a run (or RUN@best, RUN@step=500), a folder or a hub name")
+    ],
     out: Annotated[str, typer.Option(help="the new folder")],
-    masks: Annotated[str | None, typer.Option(help="mask file: a dense folder with zeros")] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="mask file: a dense folder with zeros; default: those beside the weights")
+    ] = None,
     heads: Annotated[str | None, typer.Option(help="head mask (.npy): a smaller model")] = None,
     neurons: Annotated[str | None, typer.Option(help="neuron mask (.npy): a smaller model")] = None,
+    dense: Dense = False,
     json_file: JsonFile = None,
 ) -> None:
     """A folder that other programs load. Zeros make no model faster; removed heads and neurons do."""
-    from mlpt.downstream.loading import model_folder
+    from mlpt.saved import resolve_model
     from mlpt.sparsity.commands import export_files
 
-    made = export_files(model_folder(model), out, masks, heads, neurons)
+    made = export_files(resolve_model(model, print), out, masks, heads, neurons, dense)
     print(f"{made['folder']}: load it with {made['loader']}")
+    if made["masks"] is not None:
+        print(f"with the masks of {made['masks']}")
+    if "parameters" in made:
+        print(f"{made['parameters']:,} parameters instead of {made['parameters_before']:,}")
     for name, value in made.get("latency", {}).items():
         print(f"  {name}: {value}")
     _write(json_file, made)
 
 
-def _blocks_of_run(model: str) -> str:
-    remembered = Path(model) / "blocks.json"
-    if not remembered.is_file():
-        raise UserError(f"{model} is no run that remembers its text; name prepared blocks: --blocks FOLDER")
-    return str(json.loads(remembered.read_text())["blocks"])
+def _pairing(by_position: bool) -> Any:
+    return "position" if by_position else "key"
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:

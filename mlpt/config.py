@@ -20,6 +20,9 @@ from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 
 
+WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
+
+
 class RuntimeConfig(Settings):
     """Where the run runs.
 

@@ -23,6 +23,7 @@ from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.rundir import RunDir, new_run_dir, open_run
+from mlpt.saved import with_model_of_run
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group, default_device
 from mlpt.training.mirror import fetch_log, send_log
@@ -61,6 +62,7 @@ def pretrain(
         run, config = _resumed(resume, recipe, settings or {})
     else:
         config = load_run_config(recipe, dict(settings or {}))
+        config = with_model_of_run(config, lambda text: console.print(text, highlight=False, markup=False))
         mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
         run = new_run_dir(config)
     with Display(config.report.progress, console) as display:

@@ -6,11 +6,11 @@ Every component has a `Config(Settings)` class beside it; `mlpt.config` joins th
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlpt.errors import UserError
 
@@ -18,9 +18,30 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """Base of every configuration class: frozen, no unknown keys, defaults validated too."""
+    """Base of every configuration class: frozen, no unknown keys, no NaN or infinity, defaults validated too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_defaults(cls, values: Any) -> Any:
+        """A mapping for a component is laid on the default of this very field, not on the component's own defaults.
+
+        Fine-tuning's optimiser has other moments than `OptimizerConfig()`; `optimizer.lr=1e-4` keeps them.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        filled = dict(values)
+        for name, field in cls.model_fields.items():
+            given, default = filled.get(name), field.default
+            if isinstance(given, Mapping) and isinstance(default, Settings):
+                tag = {"rule": default.rule} if hasattr(default, "rule") else {}
+                filled[name] = merge(tag | default.model_dump(exclude_unset=True), given)
+        return filled
+
+
+class Whole(dict[str, Any]):
+    """A mapping that takes the place of what it is laid on (see `merge`)."""
 
 
 def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S:
@@ -35,14 +56,14 @@ def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping.
+    """`over` laid on `base`, mapping by mapping; a `Whole` one replaces what is there.
 
     A mapping whose `rule` (the name of a component) changes starts anew: another component's settings don't fit.
     """
-    merged = dict(base)
+    merged = Whole(base) if isinstance(base, Whole) else dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not isinstance(value, Whole):
             another_component = "rule" in value and value["rule"] != old.get("rule", value["rule"])
             merged[key] = dict(value) if another_component else merge(old, value)
         else:
@@ -50,8 +71,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML."""
+def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[str, Any]:
+    """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML.
+
+    whole  keys whose mapping replaces the recipe's: `objectives={mlm: {}}` names all there are, whereas
+           `objectives.mlm.probability=0.3` changes one of them.
+    """
     overrides: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -61,6 +86,8 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
             value: Any = _number(yaml.safe_load(text)) if text else None
         except yaml.YAMLError as error:
             raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
+        if key.strip() in whole and isinstance(value, Mapping):
+            value = Whole(value)
         overrides = merge(overrides, nested({key.strip(): value}))
     return overrides
 

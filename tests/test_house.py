@@ -26,10 +26,12 @@ HEIGHT = {
     "job": 8,
     "rundir": 8,
     "prepared": 8,
+    "saved": 9,
     "runtime": 9,
     "launch": 10,
     "bench": 11,
     "cli_masks": 12,
+    "cli_finetune": 12,
     "cli": 12,
     "__main__": 13,
 }

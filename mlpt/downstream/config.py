@@ -1,11 +1,12 @@
 """Settings of fine-tuning, and the cells of its grid: one task, one learning rate, one seed each."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
@@ -13,10 +14,25 @@ from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.schedule import ScheduleConfig
 
 
+def _several(value: Any) -> Any:
+    """A single value, or several with commas between them, where a list is wanted."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+TaskNames = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_several)]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several)]
+ForTasks = str | dict[str, str] | None  # one value for every task, or task -> value
+
+
 class SpanConfig(Settings):
     """How texts are cut and answers are read out for span tasks; the values are those of BERT's SQuAD script."""
 
-    doc_stride: int = Field(128, gt=0, description="tokens between the starts of two windows of one context")
+    doc_stride: int = Field(
+        128, gt=0, description="tokens between the starts of two windows of one context, at most (see `window_stride`)"
+    )
     question_length: int = Field(64, gt=0, description="tokens; the rest of a longer question is dropped")
     answer_length: int = Field(30, gt=0, description="tokens of the longest answer")
     n_best: int = Field(20, gt=0, description="best starts and best ends that are paired")
@@ -28,17 +44,20 @@ class SpanConfig(Settings):
 class FinetuneConfig(Settings):
     """One fine-tuning: every task with every learning rate and seed, one cell each.
 
-    Defaults are those of TAMT's and BERT's fine-tuning scripts (batch 32, 3 epochs, no weight decay) with a short
-    warm-up, which small data sets need.
+    Defaults are those of BERT's fine-tuning scripts (batch 32, 3 epochs, no weight decay) with a short warm-up, which
+    small data sets need, and an evaluation an epoch. Published protocols are presets (`mlpt.downstream.command`).
     """
 
     model: str = Field(description="a run's folder, a Hugging Face folder or a hub name")
-    masks: str | None = Field(None, description="masks file: pruned weights stay zero during fine-tuning")
-    tasks: tuple[str, ...] = Field(min_length=1)
+    masks: str | None = Field(
+        None, description="masks file: pruned weights stay zero; default: those that lie beside the model's weights"
+    )
+    dense: bool = Field(False, description="leave the masks beside the model's weights aside")
+    tasks: TaskNames = Field(min_length=1)
     source: TaskSource = TaskSource()
     out: str = "finetuned"
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
-    learning_rates: tuple[float, ...] = Field((2e-5,), min_length=1, description="peak rates; the best is reported")
+    seeds: Seeds = Field((1, 2, 3), min_length=1)
+    learning_rates: Rates = Field((2e-5,), min_length=1, description="peak rates; the best is reported")
     batch_size: int = Field(32, gt=0, description="examples (windows, for span tasks) an optimiser step")
     epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, gt=0, description="overrides epochs")
@@ -47,7 +66,8 @@ class FinetuneConfig(Settings):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     max_length: int | None = Field(None, gt=8, description="tokens of a row; default: the task's own")
     subset: int | None = Field(None, gt=0, description="few-sample: rows of train, drawn by each run's seed")
-    metric: str | None = Field(None, description="picks the best checkpoint; default: the task's own")
+    metric: ForTasks = Field(None, description="picks the best checkpoint; default: the task's own")
+    select_split: ForTasks = Field(None, description="dev split that `metric` is taken of; default: the task's first")
     eval_steps: int | None = Field(None, gt=0, description="evaluate every so many steps; default: eval_epochs")
     eval_epochs: float = Field(1.0, gt=0, description="evaluate every so many epochs")
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
@@ -67,8 +87,23 @@ class FinetuneConfig(Settings):
                 raise ValueError(f"{name} names a value twice")
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FinetuneConfig":
+        if "lr" in self.optimizer.model_fields_set:
+            raise ValueError("optimizer.lr has no effect beside learning_rates; set learning_rates, one or several")
+        if self.dense and self.masks is not None:
+            raise ValueError("dense and masks exclude each other; leave one out")
+        return self
 
+
+def for_task(value: ForTasks, task: str) -> str | None:
+    """What a setting says for `task`."""
+    return value.get(task) if isinstance(value, Mapping) else value
+
+
+# What changes no weight and no score, or is part of a cell's identity in another form (see `FinetuneCell.identity`).
 _NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "out", "checkpoint_steps", "keep_model", "predict_test"}
+_BY_CONTENT = {"model", "masks", "dense", "source", "metric", "select_split"}
 
 
 @dataclass(frozen=True)
@@ -84,16 +119,16 @@ class FinetuneCell:
     def folder(self) -> Path:
         return Path(self.config.out) / self.task / f"lr{self.learning_rate:g}-seed{self.seed}"
 
-    def identity(self) -> dict[str, Any]:
-        """Plain data that is equal for two runs of the same cell: all that changes its weights."""
-        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL))
-        settings["model"] = _whole_path(self.config.model)  # however the same folder was named
-        settings["masks"] = self.config.masks and _whole_path(self.config.masks)
-        return {**settings, "task": self.task, "learning_rate": self.learning_rate, "seed": self.seed}
+    def identity(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain data that is equal for two runs of the same cell: all that changes its weights and scores.
 
-
-def _whole_path(name: str) -> str:
-    return str(Path(name).resolve()) if Path(name).exists() else name
+        contents  digests of the rows, the model and the masks (`mlpt.downstream.fingerprint`): wherever the same ones
+                  lie it is the same cell, and other ones under the same name make another.
+        """
+        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL | _BY_CONTENT))
+        chosen = {"metric": self.config.metric, "select_split": self.config.select_split}
+        own = {name: for_task(value, self.task) for name, value in chosen.items()}
+        return {**settings, **own, **contents, "task": self.task, "learning_rate": self.learning_rate, "seed": self.seed}
 
 
 def cells(config: FinetuneConfig) -> list[FinetuneCell]:

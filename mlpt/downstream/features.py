@@ -27,6 +27,7 @@ class Features:
     example   (rows,) int64: the example that a row comes from. Only spans have several rows an example.
     pad       id of the padding token.
     characters  spans: (all tokens, 2) int32, characters of the context that a token covers; (-1, -1) outside of it.
+    stride      spans: tokens between the starts of two windows; the least, where it differs with the question.
     """
 
     tokens: np.ndarray
@@ -36,6 +37,7 @@ class Features:
     example: np.ndarray
     pad: int
     characters: np.ndarray | None = None
+    stride: int | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,7 +83,13 @@ class Features:
             np.array([place[int(self.example[row])] for row in rows], dtype=np.int64),
             self.pad,
             None if self.characters is None else self.characters[at],
+            self.stride,
         )
+
+    @property
+    def examples(self) -> int:
+        """How many examples the rows come from."""
+        return len(np.unique(self.example))
 
 
 def make_features(
@@ -115,6 +123,7 @@ class _Builder:
         self.lengths: list[int] = []
         self.example: list[int] = []
         self.spans: list[tuple[int, int]] = []
+        self.strides: list[int] = []
 
     def add(self, tokens: list[int], types: list[int], example: int) -> None:
         self.tokens.append(np.array(tokens, dtype=np.int32))
@@ -132,6 +141,7 @@ class _Builder:
             np.array(self.example, dtype=np.int64),
             pad,
             np.concatenate(self.characters) if self.characters else None,
+            min(self.strides) if self.strides else None,
         )
 
 
@@ -159,9 +169,9 @@ def _add_rows(builder: _Builder, chunk: Sequence[Example], start: int, tokenizer
 def _add_windows(
     builder: _Builder, chunk: Sequence[Example], start: int, tokenizer: Any, max_length: int, span: SpanConfig
 ) -> None:
-    """Windows of `max_length` tokens whose starts in the context are `doc_stride` tokens apart.
+    """Windows of `max_length` tokens whose starts in the context are `window_stride` tokens apart.
 
-    The tokenizer's `stride` is the overlap, so it depends on the question's length; equal ones go together.
+    The room beside a question depends on its length; equal ones go together.
     """
     questions = _shortened([example.first for example in chunk], tokenizer, span.question_length)
     alone = tokenizer(questions, [""] * len(questions), return_attention_mask=False)["input_ids"]
@@ -170,13 +180,18 @@ def _add_windows(
         groups.setdefault(max_length - len(tokens), []).append(number)
     for room, numbers in groups.items():
         if room < 8:
-            raise UserError(f"max_length {max_length} leaves no room for the text beside the question; raise it")
+            raise UserError(
+                f"{max_length} tokens leave no room for the text beside a question of up to {span.question_length}; "
+                "raise max_length, or lower span.question_length"
+            )
+        stride = window_stride(room, span)
+        builder.strides.append(stride)
         encoded = tokenizer(
             [questions[number] for number in numbers],
             [chunk[number].second for number in numbers],
             truncation="only_second",
             max_length=max_length,
-            stride=max(0, room - span.doc_stride),
+            stride=room - stride,  # the tokenizer's is the overlap
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             return_token_type_ids=True,
@@ -189,6 +204,23 @@ def _add_windows(
             builder.add(encoded["input_ids"][window], encoded["token_type_ids"][window], start + number)
             builder.characters.append(characters)
             builder.spans.append(_token_span(chunk[number], characters))
+
+
+def window_stride(room: int, span: SpanConfig) -> int:
+    """Tokens between the starts of two windows that hold `room` tokens of a context each.
+
+    `span.doc_stride`, or less: windows overlap by the longest answer's tokens, so that one which is cut by a window's
+    end is whole in the next, or by half of the room if that is less.
+    """
+    return min(span.doc_stride, max((room + 1) // 2, room - span.answer_length))
+
+
+def lost_answers(features: Features, examples: Sequence[Example]) -> tuple[int, int]:
+    """(answers that lie whole in no window of `features`, all answers) of a span task's `examples`."""
+    assert features.labels is not None
+    found = set(features.example[features.labels.any(axis=1)].tolist())
+    answered = [number for number, example in enumerate(examples) if example.answer_start >= 0]
+    return sum(number not in found for number in answered), len(answered)
 
 
 def _shortened(questions: list[str], tokenizer: Any, tokens: int) -> list[str]:

@@ -33,6 +33,8 @@ _SUPERGLUE_FILES = {
     "superglue_rte": "RTE",
     "wic": "WiC",
     "wsc": "WSC",
+    "axb": "AX-b",
+    "axg": "AX-g",
 }
 
 
@@ -48,7 +50,8 @@ def write_submission(
         )
         return _write(path, ["index\tprediction", *rows])
     if task.benchmark == "superglue":
-        path = folder / f"{_SUPERGLUE_FILES[task.name]}.jsonl"
+        # A diagnostic set is a split of the task whose model predicts it.
+        path = folder / f"{_SUPERGLUE_FILES.get(split, _SUPERGLUE_FILES[task.name])}.jsonl"
         return _write(path, map(json.dumps, _superglue(task, examples, predictions.values)))
     return None
 

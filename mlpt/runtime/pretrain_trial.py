@@ -27,6 +27,7 @@ from mlpt.runtime.pretrain import pretrain_on_ray
 from mlpt.runtime.reporter import LATENCY, Reporter
 from mlpt.runtime.searching import PAUSING
 from mlpt.runtime.space import Space
+from mlpt.saved import with_model_of_run
 from mlpt.settings import merge, nested
 from mlpt.sparsity.export import latency_when_exported
 from mlpt.training.checkpoint import COMMITTED, Checkpoints
@@ -47,7 +48,8 @@ class PretrainJob:
     def config(self, space: Space, overrides: Mapping[str, Any], point: Mapping[str, Any], seed: int) -> RunConfig:
         shared = merge(nested(space.base), overrides)
         chosen = merge(shared, nested(space.settings(point)))
-        return load_run_config(space.recipe, merge({"runtime": {"num_workers": 1}}, merge(chosen, {"seed": seed})))
+        values = merge({"runtime": {"num_workers": 1}}, merge(chosen, {"seed": seed}))
+        return with_model_of_run(load_run_config(space.recipe, values))
 
     def runtime(self, config: RunConfig, overrides: Mapping[str, Any]) -> RuntimeConfig:
         return config.runtime

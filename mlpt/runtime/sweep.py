@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field
 from ray import tune
 
-from mlpt.config import RuntimeConfig
+from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.runtime.cluster import ray_session
@@ -104,7 +104,7 @@ def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
 
 
 def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
-    given = parse_overrides(words)
+    given = parse_overrides(words, whole=WHOLE)
     options = load_settings(SweepConfig, given.pop("sweep", None) or {}, "sweep")
     space = options.applied(load_space(name))
     if options.folder is not None and is_uri(options.folder):

@@ -24,6 +24,7 @@ from mlpt.models.masked import backbone_of
 from mlpt.settings import Settings
 from mlpt.sparsity.making import density, layer_density
 
+MASKS_FILE = "masks.safetensors"
 FORMAT = "mlpt-masks-1"  # bits of the flattened mask, 1 = kept, first weight in the lowest bit of the first byte
 
 
@@ -91,8 +92,9 @@ def base_hash(model: nn.Module, names: list[str]) -> str:
 def fit(file: MaskFile, model: nn.Module, check_base: bool = True) -> dict[str, Tensor]:
     """The masks under `model`'s own weight names (with or without `bert.` before them).
 
-    Raises `UserError` when a weight is missing, a shape differs, or the base model is another one; `check_base=False`
-    lets masks go onto other weights of the same shapes, for example a base model that was trained on.
+    Raises `UserError` when a weight is missing, a shape differs, or the base model is another one. Weights that are
+    zero already wherever the masks prune need not be the base: an exported or fine-tuned subnetwork keeps its masks.
+    `check_base=False` lets masks go onto any weights of the same shapes.
     """
     parameters, prefix = _weights(model), _prefix(model)
     fitted = {}
@@ -107,7 +109,9 @@ def fit(file: MaskFile, model: nn.Module, check_base: bool = True) -> dict[str, 
             raise UserError(f"masks do not fit this model: '{name}' is {theirs} in the masks and {ours} in the model")
         fitted[own] = mask
     expected = file.description.base_hash
-    if check_base and expected is not None and base_hash(model, list(file.masks)) != expected:
+    if not check_base or expected is None or base_hash(model, list(file.masks)) == expected:
+        return fitted
+    if any(bool(parameters[name][~mask.to(parameters[name].device)].any()) for name, mask in fitted.items()):
         known = f" ({file.description.base})" if file.description.base else ""
         raise UserError(f"these masks belong to another base model{known}: its weights hash to {expected}, not to this")
     return fitted
@@ -141,7 +145,7 @@ def save_masks(file: MaskFile, path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix != ".safetensors":
-        target = target / "masks.safetensors"
+        target = target / MASKS_FILE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = file.description.model_dump_json(indent=1)
@@ -159,7 +163,12 @@ def _unwritten(target: Path, error: OSError) -> str:
 
 def description_path(masks: Path) -> Path:
     """`sparsity.json` beside `masks.safetensors`, `NAME.sparsity.json` beside another mask file."""
-    return masks.with_name("sparsity.json" if masks.name == "masks.safetensors" else f"{masks.stem}.sparsity.json")
+    return masks.with_name("sparsity.json" if masks.name == MASKS_FILE else f"{masks.stem}.sparsity.json")
+
+
+def is_description(path: str | Path) -> bool:
+    """True for the JSON beside a mask file: `masks/*` names it too, and it holds no masks."""
+    return Path(path).name == "sparsity.json" or Path(path).name.endswith(".sparsity.json")
 
 
 def load_masks(path: str | Path) -> MaskFile:
@@ -169,10 +178,12 @@ def load_masks(path: str | Path) -> MaskFile:
     """
     source = Path(path)
     if source.is_dir():
-        inside = [source / "masks.safetensors", source / "mask.pt"]
+        inside = [source / MASKS_FILE, source / "mask.pt"]
         source = next((one for one in inside if one.is_file()), inside[0])
     if not source.is_file():
         raise UserError(f"there is no mask file at {source}; `mlpt prune` makes one")
+    if source.suffix == ".npy":
+        raise UserError(f"{source} is a mask of heads or neurons; this takes masks of single weights")
     return _load_published(source) if source.suffix in (".pt", ".bin", ".pth") else _load_packed(source)
 
 

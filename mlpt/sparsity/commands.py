@@ -1,4 +1,4 @@
-"""What `mlpt prune`, `masks`, `evaluate` and `export` do: names of files and models in, plain values out."""
+"""What `mlpt prune`, `masks`, `evaluate` and `export` do: names of files and folders in, plain values out."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,16 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.models.masked import add_pooler, maskable_weights
 from mlpt.randomness import torch_generator
-from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks, save_published
+from mlpt.sparsity.artefacts import (
+    MaskFile,
+    base_hash,
+    fit,
+    is_description,
+    load_masks,
+    save_masks,
+    save_published,
+)
+from mlpt.sparsity.beside import groups_beside, masks_beside, read_masks
 from mlpt.sparsity.compare import Comparison, Pairing, compare, distances
 from mlpt.sparsity.config import pretrained_pooler
 from mlpt.sparsity.evaluate import evaluate_pretraining
@@ -29,6 +38,7 @@ from mlpt.sparsity.structured import (
 )
 
 Method = Literal["magnitude", "random"]
+Suffix = Literal[".weight", ".weight_mask"]
 
 
 def prune(
@@ -89,14 +99,47 @@ def _prune_groups(encoder: Encoder, method: str, sparsity: float, out: Path, see
 
 def show(files: Sequence[str]) -> list[dict[str, Any]]:
     """What each mask file says of itself: `Description` as plain data, with its `file`."""
-    return [{"file": name, **load_masks(name).description.model_dump(mode="json")} for name in files]
+    described = _mask_files(files)
+    return [{"file": name, **load_masks(name).description.model_dump(mode="json")} for name in described]
+
+
+def convert(file: str, out: str, suffix: Suffix = ".weight", model: str | None = None) -> dict[str, Any]:
+    """Write the masks in `file` to `out`: a published `.pt`, or this project's format (a `.safetensors` or a folder).
+
+    suffix  of the keys in a `.pt`: `.weight` as the published mask training writes them, `.weight_mask` as its pruning.
+    model   the base model (folder or hub name) whose hash a file of this project's format then carries; a published
+            file names none.
+    Returns {file, density, matrices}. Raises `UserError` where the masks are of another model.
+    """
+    source, target = load_masks(file), Path(out)
+    if model is not None:
+        source = _of_base(source, model)
+    if target.suffix == ".pt":
+        save_published(source.masks, target, suffix)
+    else:
+        target = save_masks(source, target)
+    return {"file": str(target), "density": source.description.density, "matrices": len(source.masks)}
+
+
+def _of_base(file: MaskFile, model: str) -> MaskFile:
+    encoder = load_encoder(model, {})
+    add_pooler(encoder, pretrained_pooler(model))
+    fit(file, encoder)
+    known = file.description.model_dump(include={"method", "sparsity", "seed", "step"})
+    return MaskFile.of(file.masks, base=model, base_hash=base_hash(encoder, list(file.masks)), **known)
+
+
+def _mask_files(files: Sequence[str]) -> list[str]:
+    """Without the descriptions that a glob such as `masks/*` brings along."""
+    return [file for file in files if not is_description(file)]
 
 
 def compare_files(files: Sequence[str], pairing: Pairing = "key") -> Comparison:
     """Similarity of every pair of mask files, named by their paths."""
-    if len(files) < 2:
+    compared = _mask_files(files)
+    if len(compared) < 2:
         raise UserError("comparing masks needs two files or more")
-    return compare({name: load_masks(name).masks for name in files}, pairing)
+    return compare({name: load_masks(name).masks for name in compared}, pairing)
 
 
 def distance_files(reference: str, files: Sequence[str], pairing: Pairing = "key") -> list[dict[str, Any]]:
@@ -104,11 +147,12 @@ def distance_files(reference: str, files: Sequence[str], pairing: Pairing = "key
 
     The step is the file's own, or the last number in its path (published files have none).
     """
-    if not files:
+    later = _mask_files(files)
+    if not later:
         raise UserError("give the mask files whose distance from the reference is wanted")
     start = load_masks(reference).masks
     rows = []
-    for name in files:
+    for name in later:
         file = load_masks(name)
         step = file.description.step if file.description.step is not None else _last_number(name)
         rows.append({"file": name, **distances(start, [(step, file.masks)], pairing)[0]})
@@ -125,18 +169,30 @@ def evaluate_files(
     blocks: str,
     masks: str | None = None,
     split: Literal["train", "dev", "test"] = "test",
-    batches: int = 16,
+    batches: int | None = 16,
     batch_size: int = 32,
     seed: int = 42,
     padding: Literal["out", "in"] = "out",
+    token_types: Literal["zero", "pair"] = "zero",
+    dense: bool = False,
 ) -> dict[str, Any]:
-    """`evaluate_pretraining` of a model folder or hub name on prepared blocks, dense or under a mask file."""
+    """`evaluate_pretraining` of a model folder or hub name on prepared blocks, dense or under masks.
+
+    masks  a mask file; None: those beside the model's weights, if there are any and it is not to be `dense`.
+    Adds `masks`, the masks in force or None, and `split`.
+    """
     encoder = load_encoder(model, {})
+    if token_types == "pair" and getattr(encoder.config, "type_vocab_size", 0) < 2:
+        raise UserError(f"a {encoder.config.model_type} has no second token type; use --token-types zero")
+    masks = masks or (None if dense else masks_beside(model))
     if masks is not None:
         add_pooler(encoder, pretrained_pooler(model))
     rows = Blocks.open(blocks, split)
-    file = load_masks(masks) if masks is not None else None
-    return evaluate_pretraining(encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding)
+    file = read_masks(masks, encoder) if masks is not None else None
+    found = evaluate_pretraining(
+        encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding, token_types
+    )
+    return {**found, "masks": masks, "split": split}
 
 
 def export_files(
@@ -145,30 +201,42 @@ def export_files(
     masks: str | None = None,
     heads: str | None = None,
     neurons: str | None = None,
+    dense: bool = False,
 ) -> dict[str, Any]:
     """Write a folder for other programs: dense with zeros (`masks`), or physically smaller (`heads`, `neurons`: .npy).
 
-    Returns {folder, loader, ...}; for the smaller model with `latency` before and after, measured here and now.
+    Without any of them the masks beside the model's weights are taken, if there are any and it is not to be `dense`.
+    Returns {folder, loader, masks, ...}; for the smaller model with `latency` before and after, measured here and now.
     """
     encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
+    if masks is not None and (heads or neurons):
+        raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
+    if dense and (masks or heads or neurons):
+        raise UserError("--dense leaves masks aside; give either it or the masks to export")
+    chosen: dict[Kind, Any] = {}
+    if heads is not None:
+        chosen["heads"] = load_group_mask(heads)
+    if neurons is not None:
+        chosen["neurons"] = load_group_mask(neurons)
+    own = None if masks or chosen or dense else masks_beside(model)
+    if own is not None:
+        chosen = groups_beside(own)
+        masks = None if chosen else own
+    used = own or masks
     if masks is not None:
-        if heads or neurons:
-            raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
         add_pooler(encoder, pretrained_pooler(model))
         file = load_masks(masks)
         fit(file, encoder)
         folder = export_dense(encoder, file, out, tokenizer)
-        return {"folder": str(folder), "loader": "transformers.AutoModel", "density": file.description.density}
-    chosen = {
-        kind: load_group_mask(name) for kind, name in (("heads", heads), ("neurons", neurons)) if name is not None
-    }
+        known = {"density": file.description.density, "masks": used}
+        return {"folder": str(folder), "loader": "transformers.AutoModel", **known}
     if not chosen:
         encoder.save(out, tokenizer)
-        return {"folder": out, "loader": "transformers.AutoModel", "density": 1.0}
+        return {"folder": out, "loader": "transformers.AutoModel", "density": 1.0, "masks": None}
     made = export_compact(encoder, out, chosen.get("heads"), chosen.get("neurons"), tokenizer)
     is_stock = made["loader"].startswith("transformers")
     smaller = load_encoder(out, {}).backbone if is_stock else load_compact(out)
-    return made | {"latency": latency_before_and_after(encoder.backbone, smaller)}
+    return made | {"masks": used, "latency": latency_before_and_after(encoder.backbone, smaller)}
 
 
 def _tokenizer_of(model: str) -> Any:

@@ -4,7 +4,7 @@ TAMT, section 5: the two losses that are to predict how well a subnetwork transf
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,17 +25,22 @@ def evaluate_pretraining(
     blocks: Rows,
     vocabulary: Any,
     file: MaskFile | None = None,
-    batches: int = 16,
+    batches: int | None = 16,
     batch_size: int = 32,
     seed: int = 42,
-    padding: str = "out",
+    padding: Literal["out", "in"] = "out",
+    token_types: Literal["zero", "pair"] = "zero",
     check_base: bool = True,
 ) -> dict[str, Any]:
     """Losses of `model` (a dense `Encoder`) under the masks of `file`, on fixed rows of held-out `blocks`.
 
-    Returns {mlm_loss (nats), perplexity, kd_cosine, kd_mse, density, layers}; KD losses are means over layers against
-    the dense model in eval mode, on texts with one corrupted token. As published, batch means are averaged.
-    padding  `out`, or `in` as published: padded positions count in the KD losses.
+    Returns {mlm_loss (nats), perplexity, kd_cosine, kd_mse, density, layers, blocks}; KD losses are means over layers
+    against the dense model in eval mode, on texts with one corrupted token. As published, batch means are averaged.
+
+    batches      how many, of rows that `seed` draws; None: every row of `blocks` in order, as published (the last
+                 batch, which may be smaller, counts like the others).
+    padding      `out`, or `in` as published: padded positions count in the KD losses.
+    token_types  `zero`, or `pair` as published for BERT: 1 for the second paragraph of a pair, in the KD losses.
     The model leaves as it came: dense, in its mode.
     """
     was_training = model.training
@@ -44,8 +49,10 @@ def evaluate_pretraining(
     if masks:
         attach_scores(model, {name: scores_of_mask(mask) for name, mask in masks.items()})
     model.eval()
+    order = _rows(len(blocks), batches, batch_size, seed)
+    distill = Distillation(Distillation.Config(padding=padding, token_types=token_types), vocabulary)
     try:
-        means = _means(model, teacher, blocks, vocabulary, batches, batch_size, seed, padding)
+        means = _means(model, teacher, blocks, order, MaskedLM(MaskedLM.Config(), vocabulary), distill, seed)
     finally:
         if masks:
             remove_scores(model)
@@ -59,28 +66,36 @@ def evaluate_pretraining(
         "kd_mse": means[2],
         "density": overall,
         "layers": layers,
+        "blocks": sum(map(len, order)),
     }
 
 
+def _rows(count: int, batches: int | None, batch_size: int, seed: int) -> list[np.ndarray]:
+    """The rows of each batch, ascending."""
+    if batches is None:
+        return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    drawn = numpy_generator(seed, "evaluation-rows").permutation(count)
+    number = max(1, min(batches, count // batch_size))
+    return [np.sort(drawn[start : start + batch_size]) for start in range(0, number * batch_size, batch_size)]
+
+
 def _means(
-    model: Any, teacher: Any, blocks: Rows, vocabulary: Any, batches: int, batch_size: int, seed: int, padding: str
+    model: Any, teacher: Any, blocks: Rows, order: list[np.ndarray], mlm: MaskedLM, distill: Distillation, seed: int
 ) -> list[float]:
-    mlm, distill = MaskedLM(MaskedLM.Config(), vocabulary), Distillation(Distillation.Config(), vocabulary)
     device = next(model.parameters()).device
-    order = numpy_generator(seed, "evaluation-rows").permutation(len(blocks))
-    batches = max(1, min(batches, len(blocks) // batch_size))
     sums = torch.zeros(3, dtype=torch.float64)
-    for batch in range(batches):
-        tokens = blocks.tokens(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
+    for batch, rows in enumerate(order):
+        tokens = blocks.tokens(rows)
         inputs = mlm.corrupt(tokens, torch_generator(seed, "evaluation-noise/mlm", batch)).to(device)
         sums[0] += mlm.loss(model, inputs).double().cpu()
         if teacher is None:
             continue
         inputs = distill.corrupt(tokens, torch_generator(seed, "evaluation-noise/distill", batch)).to(device)
-        real = inputs.attention_mask if padding == "out" else None
+        real = inputs.attention_mask if distill.config.padding == "out" else None
         states = model.hidden_states(inputs)[1:]
-        targets = teacher(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True)
+        typed = {} if inputs.token_types is None else {"token_type_ids": inputs.token_types}
+        targets = teacher(inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True, **typed)
         pairs = list(zip(states, targets.hidden_states[1:], strict=True))
         sums[1] += sum(float(hidden_distance(own, dense, "cosine", real)) for own, dense in pairs) / len(pairs)
         sums[2] += sum(float(hidden_distance(own, dense, "mse", real)) for own, dense in pairs) / len(pairs)
-    return (sums / batches).tolist()
+    return (sums / len(order)).tolist()

@@ -20,7 +20,8 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import load_encoder
 from mlpt.models.masked import backbone_of, remove_scores
 from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
-from mlpt.sparsity.structured import GROUP_FILES, load_group_mask, shrink
+from mlpt.sparsity.beside import groups_beside
+from mlpt.sparsity.structured import shrink
 
 COMPACT_FILE = "compact.json"
 
@@ -153,8 +154,7 @@ def as_exported(folder: str | Path) -> Any:
     """The stock model in `folder` as `mlpt export` would write it: physically smaller if structured masks lie beside
     its weights, else the dense one, as zeros alone make nothing faster."""
     backbone = load_encoder(folder, {}).backbone
-    files = {kind: Path(folder) / name for kind, name in GROUP_FILES.items()}
-    shrink(backbone, **{kind: load_group_mask(file) for kind, file in files.items() if file.is_file()})
+    shrink(backbone, **groups_beside(folder))
     return backbone.eval()
 
 

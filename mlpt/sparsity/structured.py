@@ -130,10 +130,16 @@ def save_groups(model: nn.Module, kinds: Sequence[Kind], folder: Path) -> None:
 
 
 def load_group_mask(path: str | Path) -> Tensor:
-    """Read such a file; raises `UserError` for anything else, pickles included."""
+    """Read such a file as bool (layers, groups); raises `UserError` for anything else, pickles included."""
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise UserError(f"there is no head or neuron mask at {path}; `mlpt prune --structured heads` makes one") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise UserError(f"cannot read {path} ({error.strerror})") from error
+        raise UserError(f"{path} is not a NumPy array of plain numbers") from error
+    except ValueError as error:
         raise UserError(f"{path} is not a NumPy array of plain numbers") from error
     if values.ndim != 2:
         raise UserError(f"{path} holds {values.shape}; a structured mask is (layers, heads or neurons)")

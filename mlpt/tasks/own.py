@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, model_validator
 
 from mlpt.errors import UserError
-from mlpt.settings import Settings
+from mlpt.settings import Settings, load_settings
 from mlpt.tasks.reading import FileReport, label_of, number_of, parse_rows, read_table, score_of, text_of
 from mlpt.tasks.squad import span_example
 from mlpt.tasks.task import Example, Task, TaskData
@@ -36,6 +37,35 @@ class OwnTask(Settings):
         if self.kind == "span" and not self.second:
             raise ValueError("a span task needs second, the column of the context")
         return self
+
+
+def read_task_file(file: str) -> tuple[OwnTask, ...]:
+    """The own tasks that a YAML file describes, one mapping or a list of them; paths count from the file's folder.
+
+    Raises `UserError` for a file that cannot be read and for settings that `OwnTask` refuses.
+    """
+    path = Path(file).expanduser()
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the task file {file} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    tasks = described if isinstance(described, list) else [described]
+    if not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise UserError(f"{file} describes no task; write for example 'name: mood', 'train: train.csv', 'first: text'")
+    return tuple(_own_task(task, path) for task in tasks)
+
+
+def _own_task(described: dict[str, Any], file: Path) -> OwnTask:
+    placed = {
+        key: str(file.parent / value) if key in ("train", "dev", "test") and isinstance(value, str) else value
+        for key, value in described.items()
+    }
+    try:
+        return load_settings(OwnTask, placed)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 _METRICS: dict[str, tuple[str, ...]] = {

@@ -13,11 +13,14 @@ from mlpt.tasks.glue import GLUE, read_glue
 from mlpt.tasks.own import OwnTask, load_own
 from mlpt.tasks.reading import FileReport, parse_rows, read_jsonl
 from mlpt.tasks.squad import SQUAD, read_squad
-from mlpt.tasks.superglue import FILES, SUPERGLUE
+from mlpt.tasks.superglue import SUPERGLUE, files_of
 from mlpt.tasks.task import Example, Task, TaskData
 from mlpt.tasks.two_moons import TWO_MOONS, load_two_moons
 
 HUB = "hub:"
+
+# Diagnostic sets have no training rows of their own: their server takes the predictions of a model of another task.
+_DIAGNOSTICS = {"mnli": ("ax",), "superglue_rte": ("axb", "axg")}
 
 TASKS: dict[str, Task] = {
     **{name: task for name, (task, _) in GLUE.items()},
@@ -65,18 +68,19 @@ def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None
         data = load_hub(name, source.max_malformed_share, wanted)
     else:
         data = _load_files(name, Path(source.data_dir), source.max_malformed_share, wanted)
-    return _with_diagnostics(data, source) if name == "mnli" and (wanted is None or "ax" in wanted) else data
-
-
-def _with_diagnostics(data: TaskData, source: TaskSource) -> TaskData:
-    """MNLI's data with the diagnostic set `ax`, if it is there: it has no training rows of its own, and its server
-    takes the predictions of a model of MNLI."""
-    data_dir = source.data_dir or ""
-    if data_dir.startswith(HUB) or _places("ax", Path(data_dir)):
-        diagnostics = load_task("ax", source)
-        data.splits["ax"] = diagnostics.splits["test"]
-        data.reports += diagnostics.reports
+    for diagnostic in _DIAGNOSTICS.get(name, ()):
+        if wanted is None or diagnostic in wanted:
+            _add_diagnostics(data, diagnostic, source)
     return data
+
+
+def _add_diagnostics(data: TaskData, name: str, source: TaskSource) -> None:
+    """Add the diagnostic set `name` as a split of that name, if it is there."""
+    data_dir = source.data_dir or ""
+    if data_dir.startswith(HUB) or _places(name, Path(data_dir)):
+        diagnostics = load_task(name, source)
+        data.splits[name] = diagnostics.splits["test"]
+        data.reports += diagnostics.reports
 
 
 def _load_files(name: str, root: Path, max_malformed_share: float, splits: tuple[str, ...] | None) -> TaskData:
@@ -106,7 +110,8 @@ def _find_files(name: str, root: Path) -> dict[str, Path]:
     found = _places(name, root)
     if not found:
         files, folders, benchmark = _layout(name)
-        example = root / benchmark / folders[0] / next(iter(files.values()))[0]
+        inside = root if root.name == benchmark else root / benchmark
+        example = inside / folders[0] / next(iter(files.values()))[0]
         raise UserError(f"no files of task '{name}' under {root}; expected for example {example}")
     return found
 
@@ -135,4 +140,4 @@ def _layout(name: str) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...], str
         return dict(layout.files), layout.folders, "GLUE"
     if name in SQUAD:
         return {split: (file,) for split, file in SQUAD[name][1].items()}, ("",), "SQuAD"
-    return {split: (file,) for split, file in FILES.items()}, (SUPERGLUE[name][1],), "SuperGLUE"
+    return {split: (file,) for split, file in files_of(name).items()}, (SUPERGLUE[name][1],), "SuperGLUE"

@@ -16,7 +16,8 @@ from mlpt.tasks.task import Example, Task
 Parser = Callable[[dict], Iterable[Example]]
 BOOLEAN = ("False", "True")
 RIGHT = ("0", "1")
-FILES = {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}
+_FILES = {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}
+_DIAGNOSTICS = ("axb", "axg")  # one file each, predicted by a model of RTE, whose labels they have
 
 
 def _label(record: Mapping[str, Any], labels: tuple[str, ...]) -> int | None:
@@ -128,6 +129,11 @@ def _task(name: str, labels: tuple[str, ...], columns: tuple[str, ...], template
     return Task(name, "superglue", labels=labels, columns=columns, template=template, **fields)
 
 
+def files_of(name: str) -> dict[str, str]:
+    """Split to file name of a task's folder in the original download."""
+    return {"test": f"{SUPERGLUE[name][1]}.jsonl"} if name in _DIAGNOSTICS else _FILES
+
+
 _CB = ("contradiction", "entailment", "neutral")
 _RTE = ("entailment", "not_entailment")
 
@@ -223,9 +229,36 @@ SUPERGLUE: dict[str, tuple[Task, str, str, Parser]] = {
         record_spans,
     ),
     "superglue_rte": (
-        _task("superglue_rte", _RTE, ("hypothesis", "premise", "label"), ("{hypothesis}", "{premise}")),
+        _task(
+            "superglue_rte",
+            _RTE,
+            ("hypothesis", "premise", "label"),
+            ("{hypothesis}", "{premise}"),
+            test=("test", *_DIAGNOSTICS),
+        ),
         "RTE",
         "rte",
+        _pair("hypothesis", "premise", _RTE),
+    ),
+    # The diagnostic sets: the text that may be entailed comes first, as in RTE's rows.
+    "axb": (
+        _task(
+            "axb",
+            _RTE,
+            ("sentence2", "sentence1", "label"),
+            ("{sentence2}", "{sentence1}"),
+            metrics=("matthews", "accuracy"),
+            select="matthews",
+            dev=(),
+        ),
+        "AX-b",
+        "axb",
+        _pair("sentence2", "sentence1", _RTE),
+    ),
+    "axg": (
+        _task("axg", _RTE, ("hypothesis", "premise", "label"), ("{hypothesis}", "{premise}"), dev=()),
+        "AX-g",
+        "axg",
         _pair("hypothesis", "premise", _RTE),
     ),
     "wic": (

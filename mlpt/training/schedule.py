@@ -18,10 +18,11 @@ class ScheduleConfig(Settings):
     final: float = Field(0.0, ge=0, le=1, description="rate at the end as a share of the peak")
     power: float = Field(0.5, gt=0, description="inverse_power, power_law: exponent of the decay after warm-up")
     endless: bool = Field(True, description="power_law: never ends; otherwise it falls to `final` at the last step")
+    length: int | None = Field(None, gt=0, description="steps that the schedule is made for; default: the run's")
 
 
 def learning_rate(config: ScheduleConfig, step: int, total_steps: int, peak: float) -> float:
-    """The rate of optimiser step `step` (0-based) of `total_steps`.
+    """The rate of optimiser step `step` (0-based) of `total_steps`, or of the schedule's own `length`.
 
     linear         to `final` at the end. cosine: half a period to `final`.
     wsd            warm-up, stable, decay by 1 - sqrt(t) (Haegele et al., 2024).
@@ -29,6 +30,7 @@ def learning_rate(config: ScheduleConfig, step: int, total_steps: int, peak: flo
     power_law      as MetaLMO has it: steps count from 1 and the curve is normalised there, not at the end of warm-up,
                    so that the highest rate of an endless one is peak * warmup^-power.
     """
+    total_steps = config.length or total_steps
     warmup = _steps(config.warmup, total_steps)
     if config.shape == "power_law":
         total = math.inf if config.endless else total_steps
@@ -65,6 +67,7 @@ def power_law(step: int, warmup: int, total: float, power: float, final: float =
 
 def check_schedule(config: ScheduleConfig, total_steps: int) -> None:
     """Raise `UserError` when warm-up and decay don't fit into the run."""
+    total_steps = config.length or total_steps
     needed = _steps(config.warmup, total_steps) + (_steps(config.decay, total_steps) if config.shape == "wsd" else 0)
     if needed > total_steps:
         raise UserError(
