@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mlpt import cli_masks
+from mlpt import cli_finetune, cli_masks
 from mlpt.errors import UserError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export):
+for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export, cli_finetune.finetune):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")
 console = Console()
@@ -103,44 +103,6 @@ def tune(
         start_sweep(names[0], [word for word in words or [] if "=" in word], _print, debug=_debugging())
     else:
         raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
-
-
-@app.command()
-def finetune(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL|RECIPE [key=value ...]", help="a run, a folder, a hub name, or settings in a .yaml"
-        ),
-    ],
-    tasks: Annotated[list[str] | None, typer.Option(help="one or many: --tasks sst2,rte or --tasks sst2 rte")] = None,
-    data_dir: Annotated[str | None, typer.Option(help="folder of the original downloads, or hub:")] = None,
-    masks: Annotated[str | None, typer.Option(help="sparse masks to apply and keep")] = None,
-    out: Annotated[str | None, typer.Option(help="for results, predictions and models; default: finetuned")] = None,
-    multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
-    workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
-) -> None:
-    """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
-    from mlpt.config import read_recipe
-    from mlpt.downstream.command import settings_from_words
-
-    model, *more = words
-    given = read_recipe(model) if model.endswith((".yaml", ".yml")) else {"model": model}
-    listed = [*(tasks or []), *(word for word in more if "=" not in word)]
-    named = [name for word in listed for name in word.split(",")]
-    chosen = {"tasks": named, "masks": masks, "out": out or given.get("out", "finetuned")}
-    given |= {name: value for name, value in chosen.items() if value}
-    settings = [word for word in more if "=" in word]
-    if multitask:
-        from mlpt.downstream.multitask import run_multitask
-        from mlpt.downstream.multitask_config import MultitaskConfig
-
-        run_multitask(settings_from_words(MultitaskConfig, given, data_dir, settings), say=_print)
-    else:
-        from mlpt.downstream.config import FinetuneConfig
-        from mlpt.runtime.finetune import finetune_cells
-
-        finetune_cells(settings_from_words(FinetuneConfig, given, data_dir, settings), workers, say=_print)
 
 
 @app.command()

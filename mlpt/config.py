@@ -19,7 +19,6 @@ from mlpt.settings import Settings, load_settings, merge
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 
-
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
 
 
@@ -174,16 +173,15 @@ def read_recipe(name: str) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"there is no recipe file {name}")
         return _yaml_mapping(path.read_text(), name)
-    packaged = resources.files("mlpt.recipes") / f"{name}.yaml"
-    if not packaged.is_file():
+    if name not in recipe_names():
         raise UserError(f"there is no recipe '{name}'; there are {', '.join(recipe_names())}, or give a .yaml file")
-    return _yaml_mapping(packaged.read_text(), name)
+    return _yaml_mapping((resources.files("mlpt.recipes") / f"{name}.yaml").read_text(), name)
 
 
 def recipe_names() -> list[str]:
-    """The packaged recipes."""
-    files = resources.files("mlpt.recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """The packaged recipes of pretraining; the presets of fine-tuning lie among them (`mlpt.downstream.command`)."""
+    files = [file.name for file in resources.files("mlpt.recipes").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml") and "finetune_" not in name)
 
 
 def _yaml_mapping(text: str, name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What people name as MODEL: a run, finished or not, one of its checkpoints, a Hugging Face folder or a hub name.
 
-`RUN` is its final model, or its last whole checkpoint while it has none; `RUN@best`, `RUN@last` and `RUN@step=500` are its
-checkpoints. A checkpoint holds tensors, not a model's folder: that is made from it once, in RUN/models.
+`RUN` is its final model, or its last whole checkpoint while it has none; `RUN@best`, `RUN@last` and `RUN@step=500` are
+its checkpoints. A checkpoint holds tensors, not a model's folder: that is made from it once, in RUN/models.
 """
 
 import json
@@ -116,7 +116,9 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except OSError as error:
-        raise UserError(f"cannot make {folder} ({error.strerror or error}); copy the run to where you may write") from error
+        raise UserError(
+            f"cannot make {folder} ({error.strerror or error}); copy the run to where you may write"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mlpt.downstream.batching import draw_subset, epoch_batches, passes
-from mlpt.downstream.config import FinetuneCell
-from mlpt.downstream.evaluate import Predictions, autocast, check_metric, majority, outputs_of, predict, score
+from mlpt.downstream.config import FinetuneCell, for_task
+from mlpt.downstream.evaluate import (
+    Predictions,
+    autocast,
+    check_metric,
+    check_split,
+    majority,
+    outputs_of,
+    predict,
+    score,
+)
 from mlpt.downstream.features import Features
 from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradients, quiet
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.errors import UserError
 from mlpt.randomness import address
+from mlpt.sparsity.artefacts import MaskFile, save_masks
 from mlpt.tasks import Task, TaskData
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
@@ -39,29 +49,55 @@ _LOG_STEPS = 10  # steps between looks at the loss; each waits for the device
 
 @dataclass
 class Prepared:
-    """What the cells of one task share: rows, token ids and the saved weights. Picklable; treat it as read-only."""
+    """What the cells of one task share: rows, token ids and the saved weights. Picklable; treat it as read-only.
+
+    length        tokens of the longest row or window.
+    contents      digests of rows, model and masks, for the cells' identity.
+    masks         absolute path of the masks in force; None: dense.
+    lost_answers  spans: split -> share of the answers that are whole in no window.
+    notes         lines for people about what had to be done otherwise than asked.
+    """
 
     data: TaskData
     features: dict[str, Features]
     base: Base
     tokenizer: Any
+    length: int
+    contents: dict[str, Any]
+    masks: str | None = None
+    lost_answers: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def warnings(self) -> list[str]:
+        """All that people should know before they read the scores, a line each."""
+        return [*self.data.warnings(), *self.notes]
 
 
 class CellRun:
     """The state of one cell while it trains."""
 
     def __init__(
-        self, cell: FinetuneCell, prepared: Prepared, device: torch.device, say: Callable[[str], None]
+        self,
+        cell: FinetuneCell,
+        prepared: Prepared,
+        device: torch.device,
+        say: Callable[[str], None],
+        show: Callable[[int, int, str], None] = lambda done, total, note: None,
     ) -> None:
         self.cell, self.config, self.prepared, self.device, self.say = cell, cell.config, prepared, device, say
+        self.show = show
         self.task: Task = prepared.data.task
-        self.metric = check_metric(self.task, self.config.metric)
+        self.metric = check_metric(self.task, for_task(self.config.metric, cell.task))
+        self.select_split = check_split(prepared.data, for_task(self.config.select_split, cell.task))
         self.train = self._training_rows()
         self._plan()
         model = build_model(prepared.base, self.task, cell.seed)
-        self.masks = apply_masks(self.config.masks, model) if self.config.masks else {}
+        masks: dict[str, Tensor] = {}
+        self.mask_file: MaskFile | None = None
+        if prepared.masks is not None:
+            masks, self.mask_file = apply_masks(prepared.masks, model)
         self.model: nn.Module = model.to(device).train()
-        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
+        self.masks = {name: mask.to(device) for name, mask in masks.items()}
         self.optimizer = make_optimizer(self.model, self.config.optimizer)
         self.step = 0
         self.loss = torch.zeros((), device=device)  # summed since the last line of metrics.jsonl
@@ -89,7 +125,7 @@ class CellRun:
     def result(self) -> CellResult:
         """Train to the end, from the last checkpoint if there is one, and write what was found."""
         position = self._resume()
-        (self.cell.folder / SETTINGS).write_text(json.dumps(self.cell.identity(), indent=1))
+        (self.cell.folder / SETTINGS).write_text(json.dumps(self.cell.identity(self.prepared.contents), indent=1))
         self.tracker = Tracker(self.cell.folder, self.step, position, tensorboard=False)
         begun, first_step = time.perf_counter(), self.step
         try:
@@ -114,6 +150,13 @@ class CellRun:
                 self._evaluate()
             if self.step % self.config.checkpoint_steps == 0 and self.step < self.total and not self.stopped:
                 self._save()
+            self.show(self.step, self.total, self._so_far())
+
+    def _so_far(self) -> str:
+        if not self.evaluations:
+            return ""
+        step, scores = self._best_evaluation()
+        return f"best {self.metric} {self._value(scores):.4f} at step {step}"
 
     def one_step(self) -> Tensor:
         """One optimiser step; returns its mean loss, on the device."""
@@ -147,7 +190,7 @@ class CellRun:
         self.tracker.log(self.step, {"loss": loss if math.isfinite(loss) else None})
         if not math.isfinite(loss):
             self.stopped = f"the loss was not finite at step {self.step}; lower the learning rate"
-            self.say(f"{self._name()}: {self.stopped}")
+            self.say(f"{self.cell.name}: {self.stopped}")
 
     def _evaluate(self) -> None:
         scores = {split: self._scores(split) for split in self.prepared.data.dev_splits}
@@ -175,7 +218,7 @@ class CellRun:
         return predict(self.task, examples, features, outputs, self.config.span)
 
     def _value(self, scores: Scores) -> float:
-        return scores[self.prepared.data.dev_splits[0]][self.metric]
+        return scores[self.select_split][self.metric]
 
     def _is_better(self, scores: Scores) -> bool:
         return all(self._value(scores) > self._value(earlier) for _, earlier in self.evaluations)
@@ -211,12 +254,12 @@ class CellRun:
         self.evaluations = [(step, scores) for step, scores in saved.state["evaluations"]]
         self.step = saved.step
         self.loss.fill_(saved.state["loss"])
-        self.say(f"{self._name()}: going on from step {self.step}")
+        self.say(f"{self.cell.name}: going on from step {self.step}")
         return int(saved.state["metrics_position"])
 
     def _finish(self, seconds: float, speed: float) -> CellResult:
         if not self.evaluations:
-            raise UserError(f"{self._name()}: {self.stopped or 'nothing was evaluated'}")
+            raise UserError(f"{self.cell.name}: {self.stopped or 'nothing was evaluated'}")
         best_step, best = self._best_evaluation()
         if self.config.keep_model != "last":
             load_model_tensors(self.model, self.best)
@@ -229,24 +272,32 @@ class CellRun:
             learning_rate=self.cell.learning_rate,
             seed=self.cell.seed,
             metric=self.metric,
+            select_split=self.select_split,
             best=best,
             best_step=best_step,
             last=self.evaluations[-1][1],
             steps=self.step,
             majority={split: majority(self.task, data.splits["train"], data.splits[split]) for split in best},
-            rows=len(self.train),
+            rows=self.train.examples,
+            windows=len(self.train) if self.task.kind == "span" else None,
+            max_length=self.prepared.length,
+            doc_stride=self.train.stride,
+            lost_answers=self.prepared.lost_answers,
+            masks=self.prepared.masks,
             seconds=seconds,
             examples_per_second=speed,
             folder=str(self.cell.folder),
             stopped=self.stopped,
-            warnings=data.warnings(),
+            warnings=self.prepared.warnings(),
         )
 
     def _save_model(self) -> None:
-        """A folder that the stock Auto classes load."""
+        """A folder that the stock Auto classes load, with the masks of its zeros beside it."""
         with quiet():
             self.model.save_pretrained(self.cell.folder / "model")  # type: ignore[operator]
         self.prepared.tokenizer.save_pretrained(self.cell.folder / "model")
+        if self.mask_file is not None:
+            save_masks(self.mask_file, self.cell.folder / "model")
 
     def _write_predictions(self) -> None:
         """Of the kept model: every dev split, and test splits as the benchmark's server wants them."""
@@ -259,9 +310,6 @@ class CellRun:
             write_predictions(path, self.task, data.splits[split], predictions)
             if split in data.test_splits:
                 write_submission(self.cell.folder / "submission", self.task, split, data.splits[split], predictions)
-
-    def _name(self) -> str:
-        return f"{self.cell.task} (lr {self.cell.learning_rate:g}, seed {self.cell.seed})"
 
 
 def loss_of(task: Task, outputs: Any, targets: Tensor) -> Tensor:

@@ -119,6 +119,11 @@ class FinetuneCell:
     def folder(self) -> Path:
         return Path(self.config.out) / self.task / f"lr{self.learning_rate:g}-seed{self.seed}"
 
+    @property
+    def name(self) -> str:
+        """What people call the cell by."""
+        return f"{self.task}, lr {self.learning_rate:g}, seed {self.seed}"
+
     def identity(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """Plain data that is equal for two runs of the same cell: all that changes its weights and scores.
 
@@ -128,7 +133,14 @@ class FinetuneCell:
         settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL | _BY_CONTENT))
         chosen = {"metric": self.config.metric, "select_split": self.config.select_split}
         own = {name: for_task(value, self.task) for name, value in chosen.items()}
-        return {**settings, **own, **contents, "task": self.task, "learning_rate": self.learning_rate, "seed": self.seed}
+        return {
+            **settings,
+            **own,
+            **contents,
+            "task": self.task,
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+        }
 
 
 def cells(config: FinetuneConfig) -> list[FinetuneCell]:

@@ -16,7 +16,7 @@ from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.features import Features
 from mlpt.downstream.spans import Scored, best_answers
 from mlpt.errors import UserError
-from mlpt.tasks import Example, Task
+from mlpt.tasks import Example, Task, TaskData
 
 _ROWS_A_PASS = 128  # enough to keep a device busy, few enough that sorted rows are padded little
 _TEXT_METRICS = {"f1", "exact_match"}
@@ -123,7 +123,19 @@ def majority(task: Task, train: Sequence[Example], examples: Sequence[Example]) 
 
 
 def check_metric(task: Task, metric: str | None) -> str:
-    """The metric that picks the best checkpoint. Raises `UserError` where the task has none of that name."""
+    """The metric that picks the best checkpoint. Raises `UserError` where the task has none of that name, and where
+    one of its metrics is unknown."""
+    known = metrics.known_metrics(task.kind)
+    if unknown := [name for name in task.metrics if name not in known]:
+        raise UserError(f"task '{task.name}' asks for a metric '{unknown[0]}'; there are {', '.join(known)}")
     if metric is not None and metric not in task.metrics:
         raise UserError(f"task '{task.name}' has no metric '{metric}'; it has {', '.join(task.metrics)}")
     return metric or task.select
+
+
+def check_split(data: TaskData, split: str | None) -> str:
+    """The dev split that the best checkpoint is picked on. Raises `UserError` where the task has none of that name."""
+    if split is not None and split not in data.dev_splits:
+        there = ", ".join(data.dev_splits)
+        raise UserError(f"task '{data.task.name}' has no dev split '{split}'; it has {there}")
+    return split or data.dev_splits[0]

@@ -6,7 +6,6 @@ once and hand each the same `Prepared`.
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,45 @@ import torch
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
-from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
-from mlpt.downstream.evaluate import check_metric, outputs_of, predict, score
-from mlpt.downstream.features import make_features
-from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer
+from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
+from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
+from mlpt.downstream.features import lost_answers, make_features
+from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
+from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.errors import UserError
 from mlpt.models.config import positions_needed
-from mlpt.tasks import load_task
+from mlpt.tasks import TaskData, load_task
 from mlpt.training.group import default_device
 
 Say = Callable[[str], None]
+Show = Callable[[str, int, int, str], None]  # what is done, steps done, steps of all, how it goes
+Contents = dict[str, Any]  # digests of rows, model and masks; see `FinetuneCell.identity`
+
+
+def read_task(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train",)) -> TaskData:
+    """The rows of a task, with all that people can get wrong about them refused in one line."""
+    data = load_task(task, config.source)
+    if not data.dev_splits or any(split not in data.splits for split in train):
+        there = ", ".join(data.splits) or "none"
+        raise UserError(f"task '{task}' needs {' and '.join((*train, 'dev'))} rows; splits found: {there}")
+    check_metric(data.task, for_task(config.metric, task))
+    check_split(data, for_task(config.select_split, task))
+    for split in (*train, *data.dev_splits):
+        if any(example.label is None for example in data.splits[split]):
+            raise UserError(f"split '{split}' of task '{task}' has rows without a label; give its labelled file")
+    return data
+
+
+def check(config: FinetuneConfig) -> dict[str, Contents]:
+    """Read every task before anything is trained; task -> digests of its rows, the model and the masks.
+
+    Raises `UserError` for the first task that cannot be fine-tuned on.
+    """
+    masks = masks_of(config.model, config.masks, config.dense)
+    rows = {task: rows_digests(read_task(config, task)) for task in config.tasks}
+    shared = {"model": model_digest(config.model), "masks": masks_digest(masks)}
+    return {task: {"rows": digests, **shared} for task, digests in rows.items()}
 
 
 def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train",)) -> Prepared:
@@ -33,20 +60,38 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
 
     Raises `UserError` for all that people can get wrong.
     """
-    data = load_task(task, config.source)
-    if not data.dev_splits or any(split not in data.splits for split in train):
-        there = ", ".join(data.splits) or "none"
-        raise UserError(f"task '{task}' needs {' and '.join((*train, 'dev'))} rows; splits found: {there}")
-    check_metric(data.task, config.metric)
-    for split in (*train, *data.dev_splits):
-        if any(example.label is None for example in data.splits[split]):
-            raise UserError(f"split '{split}' of task '{task}' has rows without a label; give its labelled file")
+    data = read_task(config, task, train)
     base, tokenizer = load_base(config.model, data.task), load_tokenizer(config.model)
-    length = min(config.max_length or data.task.max_length, _longest_input(base, tokenizer))
+    masks = masks_of(config.model, config.masks, config.dense)
+    wanted_length = config.max_length or data.task.max_length
+    length = min(wanted_length, _longest_input(base, tokenizer))
     types = getattr(base.config, "type_vocab_size", 1) > 1
     tokenise = partial(make_features, data.task, tokenizer=tokenizer, max_length=length, types=types, span=config.span)
     wanted = [*train, *data.dev_splits, *(data.test_splits if config.predict_test and train else [])]
-    return Prepared(data, {split: tokenise(data.splits[split]) for split in wanted}, base, tokenizer)
+    features = {split: tokenise(data.splits[split]) for split in wanted}
+    contents = {"rows": rows_digests(data), "model": model_digest(config.model), "masks": masks_digest(masks)}
+    prepared = Prepared(data, features, base, tokenizer, length, contents, masks and str(Path(masks).resolve()))
+    if length < wanted_length:
+        prepared.notes.append(f"task '{task}': max_length {wanted_length} lowered to {length}, the model's positions")
+    if data.task.kind == "span":
+        _note_windows(prepared, config.span.doc_stride, (*train, *data.dev_splits))
+    return prepared
+
+
+def _note_windows(prepared: Prepared, asked: int, splits: tuple[str, ...]) -> None:
+    """Say where windows had to be laid closer, and count the answers that are whole in none of them."""
+    name, length = prepared.data.task.name, prepared.length
+    least = min(stride for split in splits if (stride := prepared.features[split].stride) is not None)
+    if least < asked:
+        prepared.notes.append(
+            f"task '{name}': doc_stride {asked} lowered to {least}, so that windows of {length} tokens overlap"
+        )
+    for split in splits:
+        lost, answers = lost_answers(prepared.features[split], prepared.data.splits[split])
+        prepared.lost_answers[split] = lost / max(1, answers)
+        if lost:
+            which = f"{lost:,} of {answers:,} answers of {split} ({lost / answers:.1%})"
+            prepared.notes.append(f"task '{name}': {which} lie in no window of {length} tokens")
 
 
 def _longest_input(base: Base, tokenizer: Any) -> int:
@@ -56,18 +101,29 @@ def _longest_input(base: Base, tokenizer: Any) -> int:
     return min(positions - reserved, tokenizer.model_max_length)
 
 
-def run_cell(cell: FinetuneCell, prepared: Prepared | None = None, say: Say = print) -> CellResult:
+def run_cell(
+    cell: FinetuneCell,
+    prepared: Prepared | None = None,
+    say: Say = print,
+    show: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> CellResult:
     """Fine-tune, evaluate, predict, and write all of it to `cell.folder`.
 
+    show  hears after each step how many are done, how many there are, and how it goes.
     A finished cell is read back instead of run again; a killed one resumes from its last committed checkpoint.
     """
-    finished = read_result(cell)
+    if prepared is None:
+        one_task = cell.config.model_copy(update={"tasks": (cell.task,)})
+        finished = read_result(cell, check(one_task)[cell.task])
+        if finished is not None:
+            return finished
+        prepared = prepare(cell.config, cell.task)
+    finished = read_result(cell, prepared.contents)
     if finished is not None:
         return finished
-    prepared = prepared or prepare(cell.config, cell.task)
     device = default_device()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return CellRun(cell, prepared, device, say).result()
+        return CellRun(cell, prepared, device, say, show).result()
 
 
 def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
@@ -80,8 +136,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
     model = build_model(prepared.base, described, seed=0)
     if missing := sorted(set(model.state_dict()) - set(prepared.base.weights)):
         raise UserError(f"'{config.model}' has no head for task '{task}' ({missing[0]} is missing); fine-tune it first")
-    if config.masks:
-        apply_masks(config.masks, model)
+    if prepared.masks:
+        apply_masks(prepared.masks, model)
     device = default_device()
     model.to(device)
     scores = {}
@@ -93,26 +149,49 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
     return scores
 
 
-def read_result(cell: FinetuneCell) -> CellResult | None:
-    """The result that the cell left, or None. Raises `UserError` where its folder holds another configuration's."""
+def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
+    """The result that the cell left, or None. Raises `UserError` where its folder holds one of other settings, rows,
+    model or masks."""
     path, settings = cell.folder / RESULT, cell.folder / SETTINGS
-    if settings.is_file() and json.loads(settings.read_text()) != cell.identity():
-        raise UserError(f"{cell.folder} holds a fine-tuning with other settings; choose another out, or remove it")
+    if settings.is_file():
+        other = differences(json.loads(settings.read_text()), cell.identity(contents))
+        if other:
+            raise UserError(
+                f"{cell.folder} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
+                "out, or remove it"
+            )
     return CellResult.from_json(json.loads(path.read_text())) if path.is_file() else None
 
 
-def finetune(config: FinetuneConfig, say: Say = print) -> list[CellResult]:
-    """All cells of the grid, one after another in this process; writes `results.json` after each."""
+def finetune(
+    config: FinetuneConfig, say: Say = print, show: Show = lambda what, done, total, note: None
+) -> list[CellResult]:
+    """All cells of the grid, one after another in this process; writes `results.json` after each.
+
+    Every task is read before the first is trained on.
+    """
     results: list[CellResult] = []
-    for task in config.tasks:
-        prepared = None
-        for cell in cells(config.model_copy(update={"tasks": (task,)})):
-            cell = replace(cell, config=config)
-            if read_result(cell) is None and prepared is None:
-                prepared = prepare(config, task)
-                for warning in prepared.data.warnings():
+    contents, grid = check(config), cells(config)
+    say_masks(config, say)
+    say(f"{len(grid)} cells; results go to {config.out}")
+    prepared: Prepared | None = None
+    for number, cell in enumerate(grid, start=1):
+        result = read_result(cell, contents[cell.task])
+        if result is None:
+            if prepared is None or prepared.data.task.name != cell.task:
+                prepared = prepare(config, cell.task)
+                for warning in prepared.warnings():
                     say(warning)
-            results.append(run_cell(cell, prepared, say))
-            write_results(Path(config.out) / "results.json", results)
+            result = run_cell(cell, prepared, say, partial(show, f"{cell.name} (cell {number} of {len(grid)})"))
+        results.append(result)
+        write_results(Path(config.out) / "results.json", results)
+    say(f"results: {Path(config.out) / 'results.json'}")
     say(table(summarise(results)))
     return results
+
+
+def say_masks(config: FinetuneConfig, say: Say) -> None:
+    """Tell which masks are in force, where nobody named them."""
+    masks = masks_of(config.model, config.masks, config.dense)
+    if masks is not None and config.masks is None:
+        say(f"fine-tuning under the masks beside the model ({masks}); dense=true leaves them aside")

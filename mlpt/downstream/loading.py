@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,7 +22,8 @@ from mlpt.data import tokenizers
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.randomness import address
-from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
+from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
+from mlpt.sparsity.beside import masks_beside, read_masks
 from mlpt.tasks import Task
 
 
@@ -38,13 +40,25 @@ class Base:
 
 
 def model_folder(name: str) -> str:
-    """`name`, or the `model/` of a run's folder. Raises `UserError` for a URI: models are loaded from folders."""
+    """`name`, or the `model/` of a finished run's folder; `mlpt.saved.resolve_model` knows of checkpoints too.
+
+    Raises `UserError` for a URI (models are loaded from folders) and for a run that is not finished.
+    """
     if is_uri(name):
         raise UserError(
             f"{name} is a URI, and models are loaded from folders; copy {name.rstrip('/')}/model here first"
         )
     inner = Path(name) / "model"
-    return os.fspath(inner) if (inner / "config.json").is_file() else name
+    if (inner / "config.json").is_file():
+        return os.fspath(inner)
+    if (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name} is a run that is not finished; mlpt.saved.resolve_model makes its checkpoint a model")
+    return name
+
+
+def masks_of(model: str, masks: str | None, dense: bool) -> str | None:
+    """The masks that are in force: those named, else those beside the weights of `model`, unless it is to be dense."""
+    return masks or (None if dense else masks_beside(model_folder(model)))
 
 
 def load_base(name: str, task: Task) -> Base:
@@ -58,12 +72,18 @@ def load_base(name: str, task: Task) -> Base:
         config = AutoConfig.from_pretrained(folder, **_head_settings(task))
         with quiet():  # a missing head is what we expect
             model, report = _auto(task).from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+                folder,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                use_safetensors=True,  # never a pickle
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"cannot load a model from '{name}' ({reason}); give a run's folder, a Hugging Face folder or a hub name"
+            f"cannot load a model from '{name}' ({reason}); give a run's folder, a Hugging Face folder with "
+            "model.safetensors, or a hub name"
         ) from error
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
     classified = any("ForSequenceClassification" in name for name in saved.architectures or ())
@@ -104,14 +124,16 @@ def build_model(base: Base, task: Task, seed: int) -> nn.Module:
     return model
 
 
-def apply_masks(path: str, model: nn.Module) -> dict[str, Tensor]:
-    """Prune `model` by a masks file and return the masks (bool, True: kept) by the model's own parameter names.
+def apply_masks(path: str, model: nn.Module) -> tuple[dict[str, Tensor], MaskFile]:
+    """Prune `model` by the masks at `path`; the masks (bool, True: kept) by its own parameter names, and their file.
 
-    Raises `UserError` where the masks are of another model.
+    Pruned heads and neurons become pruned columns (`read_masks`). Raises `UserError` where the masks are of another
+    model.
     """
-    masks = fit(load_masks(path), model)
+    file = read_masks(path, model)
+    masks = fit(file, model)
     zero_pruned(model, masks)
-    return masks
+    return masks, file
 
 
 def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -17,20 +17,22 @@ from torch import Tensor, nn
 
 from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
-from mlpt.downstream.loading import load_tokenizer, mask_gradients, model_folder, quiet
+from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
+from mlpt.downstream.loading import load_tokenizer, mask_gradients, masks_of, model_folder, quiet
 from mlpt.downstream.multitask_config import MultitaskConfig
-from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, load_tasks
+from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
 from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch, losses_of, mean_of_tasks
 from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected, selected, table
 from mlpt.downstream.multitask_saving import build_multitask_model, export_stock_classifier, save_multitask_model
 from mlpt.downstream.multitask_scoring import Scorer
 from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
-from mlpt.downstream.submission import write_submission
+from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.errors import UserError
 from mlpt.models.conditional_encoder import load_stock_config
 from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
 from mlpt.randomness import address
+from mlpt.tasks import TaskData
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import default_device
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
@@ -40,30 +42,45 @@ from mlpt.training.tracker import Tracker
 
 Say = Callable[[str], None]
 Tell = Callable[[int, dict[str, float]], None]
+Show = Callable[[str, int, int, str], None]  # what is done, steps done, steps of all, how it goes
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
 _LOG_STEPS = 10
 
 
 def run_multitask(
-    config: MultitaskConfig, say: Say = print, tell: Tell | None = None, device: torch.device | None = None
+    config: MultitaskConfig,
+    say: Say = print,
+    tell: Tell | None = None,
+    device: torch.device | None = None,
+    show: Show = lambda what, done, total, note: None,
 ) -> MultitaskResult:
     """Train, evaluate and write everything to `config.out`.
 
     tell    hears each evaluation: its step, and the selecting metric of each task on its first dev split.
     device  where to train; None: the GPU if there is one.
-    A finished run is read back; a killed one resumes. Raises `UserError` where the folder holds another configuration.
+    show    hears after each step how far it is.
+    A finished run is read back; a killed one resumes. Raises `UserError` where the folder holds a run with other
+    settings, rows, model or masks.
     """
     folder = Path(config.out)
     written = folder / "config.json"
-    if written.is_file() and json.loads(written.read_text()) != _identity(config):
-        raise UserError(f"{folder} holds a multi-task run with other settings; choose another out, or remove it")
+    tasks = read_tasks(config.tasks, config.source)
+    identity = _identity(config, tasks)
+    if written.is_file() and (other := differences(json.loads(written.read_text()), identity)):
+        raise UserError(
+            f"{folder} holds a multi-task run with other settings or data ({', '.join(other)}); choose another out, "
+            "or remove it"
+        )
     if (folder / "results.json").is_file():
-        return MultitaskResult.from_json(json.loads((folder / "results.json").read_text()))
+        finished = MultitaskResult.from_json(json.loads((folder / "results.json").read_text()))
+        say(f"{folder} is finished; results: {folder / 'results.json'}")
+        say(table(finished))
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
-    written.write_text(json.dumps(_identity(config), indent=1))
+    written.write_text(json.dumps(identity, indent=1))
     device = device or default_device()
     with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _Run(config, folder, device, say, tell or (lambda step, scores: None)).result()
+        return _Run(config, tasks, folder, device, say, tell or (lambda step, scores: None), show).result()
 
 
 class TaskView(nn.Module):
@@ -88,10 +105,20 @@ class TaskView(nn.Module):
 class _Run:
     """The state of one run while it trains."""
 
-    def __init__(self, config: MultitaskConfig, folder: Path, device: torch.device, say: Say, tell: Tell):
-        self.config, self.folder, self.device, self.say, self.tell = config, folder, device, say, tell
+    def __init__(
+        self,
+        config: MultitaskConfig,
+        tasks: list[TaskData],
+        folder: Path,
+        device: torch.device,
+        say: Say,
+        tell: Tell,
+        show: Show,
+    ):
+        self.config, self.folder, self.device, self.say, self.tell, self.show = config, folder, device, say, tell, show
         self.tokenizer = load_tokenizer(config.model)
-        self.tasks = self._load_tasks()
+        self.tasks = self._tokenised(tasks)
+        self.notes = self._notes()
         self.selects = {data.task.name: data.task.select for data in self.tasks.data}
         self.model, masks = build_multitask_model(config, self.tasks.outputs)
         self.masks = {name: mask.to(device) for name, mask in masks.items()}
@@ -107,19 +134,25 @@ class _Run:
         self.losses: dict[str, tuple[float, int]] = {}  # sum and count of each task's losses since the last update
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=1)
 
-    def _load_tasks(self) -> TaskSet:
+    def _tokenised(self, tasks: list[TaskData]) -> TaskSet:
         cache = None if self.config.feature_cache is None else Path(self.config.feature_cache)
         encoder_config = load_stock_config(model_folder(self.config.model))
         length = self.config.conditional.max_length
-        return load_tasks(
-            self.config.tasks,
-            self.config.source,
-            self.tokenizer,
-            encoder_config,
-            length,
-            cache,
-            self.config.predict_test,
-        )
+        return tokenise_tasks(tasks, self.tokenizer, encoder_config, length, cache, self.config.predict_test)
+
+    def _notes(self) -> list[str]:
+        """What people should know before they read the scores, a line each; said at once."""
+        asked = self.config.conditional.max_length
+        notes = [warning for data in self.tasks.data for warning in data.warnings()]
+        if self.tasks.length < asked:
+            notes.append(f"conditional.max_length {asked} lowered to {self.tasks.length}, the model's positions")
+        for note in notes:
+            self.say(note)
+        masks = masks_of(self.config.model, self.config.masks, self.config.dense)
+        if masks is not None and self.config.masks is None:
+            self.say(f"fine-tuning under the masks beside the model ({masks}); dense=true leaves them aside")
+        self.say(f"results go to {self.folder}")
+        return notes
 
     def _freeze(self) -> list[str]:
         layers = self.config.freeze
@@ -177,6 +210,13 @@ class _Run:
                 self._evaluate()
             if self.step % self.config.checkpoint_steps == 0 and self.step < self.total:
                 self._save()
+            self.show("fine-tuning on all tasks", self.step, self.total, self._so_far())
+
+    def _so_far(self) -> str:
+        if not self.evaluations:
+            return ""
+        step, scores = max(self.evaluations, key=lambda one: mean_selected(one[1], self.selects))
+        return f"best mean {mean_selected(scores, self.selects):.4f} at step {step}"
 
     def _update_policy(self) -> None:
         if self.learner is None:
@@ -316,25 +356,38 @@ class _Run:
             parameters=parameter_counts(self.model),
             seconds=seconds,
             steps_per_second=speed,
-            warnings=[warning for data in self.tasks.data for warning in data.warnings()],
+            max_length=self.tasks.length,
+            warnings=self.notes,
         )
         result.write(self.folder / "results.json")
+        self.say(f"results: {self.folder / 'results.json'}")
         self.say(table(result))
         return result
 
     def _write_models(self) -> None:
-        """The kept model whole, as stock classifiers where it is one, and its submission files."""
+        """The kept model whole, as stock classifiers where it is one, its predictions and its submission files."""
         if self.config.keep_model != "none":
             save_multitask_model(self.model, self.folder / "model", self.tokenizer)
         for task, data in enumerate(self.tasks.data):
             if self.config.export and self.config.encoder == "shared" and self.config.keep_model != "none":
                 export_stock_classifier(self.model, data.task, self.folder / "stock" / data.task.name, self.tokenizer)
-            for split in data.test_splits if self.config.predict_test else []:
-                predictions = self._predict(task, split)
-                write_submission(self.folder / "submission", data.task, split, data.splits[split], predictions)
+            tested = data.test_splits if self.config.predict_test else []
+            for split in (*data.dev_splits, *tested):
+                predictions, examples = self._predict(task, split), data.splits[split]
+                path = self.folder / "predictions" / f"{data.task.name}_{split}.jsonl"
+                write_predictions(path, data.task, examples, predictions)
+                if split in tested:
+                    write_submission(self.folder / "submission", data.task, split, examples, predictions)
 
 
-def _identity(config: MultitaskConfig) -> dict[str, Any]:
+# What changes no weight and no score, or is part of the identity in another form.
+_ASIDE = {"out", "checkpoint_steps", "keep_model", "predict_test", "export", "feature_cache", "eval_tokens"}
+_BY_CONTENT = {"model", "masks", "dense", "source"}
+
+
+def _identity(config: MultitaskConfig, tasks: list[TaskData]) -> dict[str, Any]:
     """What must be equal for two runs to be the same: all that changes weights or scores."""
-    aside = {"out", "checkpoint_steps", "keep_model", "predict_test", "export", "feature_cache", "eval_tokens"}
-    return json.loads(config.model_dump_json(exclude=aside))
+    rows = {f"{data.task.name}/{split}": one for data in tasks for split, one in rows_digests(data).items()}
+    masks = masks_of(config.model, config.masks, config.dense)
+    contents = {"rows": rows, "model": model_digest(config.model), "masks": masks_digest(masks)}
+    return {**json.loads(config.model_dump_json(exclude=_ASIDE | _BY_CONTENT)), **contents}

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from mlpt.downstream.config import TaskNames
 from mlpt.downstream.multitask_model import LabelDtype
 from mlpt.downstream.multitask_scoring import ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty, SamplerConfig
@@ -23,6 +24,9 @@ PUBLISHED: dict[str, Any] = {
     "modulation": "frozen",  # CA-3
     "label_dtype": "first_row",  # CA-1
     "batch_size": 8,
+    "precision": "float32",
+    # AdamW of transformers 2.11, with the code's own rate; the README's command says 2e-5.
+    "optimizer": {"kind": "transformers_adamw", "lr": 5e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
 }
 _PUBLISHED_UNCERTAINTY = {"score": "code", "regression": "zero"}  # CA-5
 
@@ -36,8 +40,11 @@ class MultitaskConfig(Settings):
     """
 
     model: str = Field(description="a run's folder, a Hugging Face folder or a hub name")
-    masks: str | None = Field(None, description="masks file: pruned weights stay zero during fine-tuning")
-    tasks: tuple[str, ...] = Field(min_length=1)
+    masks: str | None = Field(
+        None, description="masks file: pruned weights stay zero; default: those that lie beside the model's weights"
+    )
+    dense: bool = Field(False, description="leave the masks beside the model's weights aside")
+    tasks: TaskNames = Field(min_length=1)
     source: TaskSource = TaskSource()
     out: str = "multitask"
     seed: int = 42
@@ -91,7 +98,9 @@ class MultitaskConfig(Settings):
         return filled
 
     @model_validator(mode="after")
-    def _each_once(self) -> "MultitaskConfig":
+    def _fits_together(self) -> "MultitaskConfig":
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError("tasks names a task twice")
+        if self.dense and self.masks is not None:
+            raise ValueError("dense and masks exclude each other; leave one out")
         return self

@@ -14,6 +14,7 @@ from torch import Tensor
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.batching import passes
 from mlpt.downstream.config import SpanConfig
+from mlpt.downstream.evaluate import check_metric
 from mlpt.downstream.features import Features, make_features
 from mlpt.downstream.multitask_model import LabelDtype, TaskBatch, label_tensor, rows_of_tasks
 from mlpt.downstream.samplers import Row
@@ -25,10 +26,14 @@ from mlpt.tasks import Example, Task, TaskData, TaskSource, load_task
 
 @dataclass
 class TaskSet:
-    """The tasks of one run, by task id: `data[i]` holds the rows, `features[i]` the tokens of each split in use."""
+    """The tasks of one run, by task id: `data[i]` holds the rows, `features[i]` the tokens of each split in use.
+
+    length  most tokens of a row.
+    """
 
     data: list[TaskData]
     features: list[dict[str, Features]]
+    length: int
 
     @property
     def names(self) -> list[str]:
@@ -40,22 +45,9 @@ class TaskSet:
         return {data.task.name: data.task.outputs for data in self.data}
 
 
-def load_tasks(
-    names: Sequence[str],
-    source: TaskSource,
-    tokenizer: Any,
-    encoder_config: Any,
-    max_length: int,
-    cache: Path | None = None,
-    predict_test: bool = True,
-) -> TaskSet:
-    """Read and tokenise every task. Raises `UserError` for a span task and for a task without train or dev rows."""
-    room = encoder_config.max_position_embeddings - positions_needed(
-        encoder_config.model_type, Vocabulary.of(tokenizer), 0
-    )
-    length = min(max_length, room, tokenizer.model_max_length)
-    types = getattr(encoder_config, "type_vocab_size", 0) > 1
-    taken = TaskSet([], [])
+def read_tasks(names: Sequence[str], source: TaskSource) -> list[TaskData]:
+    """The rows of every task. Raises `UserError` for a span task and for a task without train or dev rows."""
+    taken = []
     for name in names:
         data = load_task(name, source)
         if data.task.kind == "span":
@@ -63,12 +55,32 @@ def load_tasks(
         if "train" not in data.splits or not data.dev_splits:
             there = ", ".join(data.splits) or "none"
             raise UserError(f"task '{name}' needs a train and a dev file to fine-tune on; splits found: {there}")
+        check_metric(data.task, None)
+        taken.append(data)
+    return taken
+
+
+def tokenise_tasks(
+    tasks: Sequence[TaskData],
+    tokenizer: Any,
+    encoder_config: Any,
+    max_length: int,
+    cache: Path | None = None,
+    predict_test: bool = True,
+) -> TaskSet:
+    """The tokens of every task's splits in use, in rows of at most `max_length` or as many as the model takes."""
+    room = encoder_config.max_position_embeddings - positions_needed(
+        encoder_config.model_type, Vocabulary.of(tokenizer), 0
+    )
+    length = min(max_length, room, tokenizer.model_max_length)
+    types = getattr(encoder_config, "type_vocab_size", 0) > 1
+    features = []
+    for data in tasks:
         wanted = ["train", *data.dev_splits, *(data.test_splits if predict_test else [])]
-        taken.data.append(data)
-        taken.features.append(
+        features.append(
             {split: cached_features(cache, data.task, data.splits[split], tokenizer, length, types) for split in wanted}
         )
-    return taken
+    return TaskSet(list(tasks), features, length)
 
 
 def cached_features(

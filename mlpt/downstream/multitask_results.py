@@ -34,6 +34,7 @@ class MultitaskResult:
 
     rows        task -> [rows trained on, rows in its training split].
     parameters  `total` and `trainable`.
+    max_length  most tokens of a row that ran.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class MultitaskResult:
     parameters: dict[str, int]
     seconds: float
     steps_per_second: float
+    max_length: int | None = None
     warnings: list[str] = field(default_factory=list)
 
     @classmethod

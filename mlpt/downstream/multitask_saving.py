@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from mlpt.downstream.loading import apply_masks, model_folder
+from mlpt.downstream.loading import apply_masks, masks_of, model_folder
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
 from mlpt.errors import UserError
@@ -22,12 +22,13 @@ _ABOUT, _WEIGHTS = "multitask.json", "multitask.safetensors"
 
 
 def build_multitask_model(config: MultitaskConfig, outputs: dict[str, int]) -> tuple[MultitaskModel, dict[str, Tensor]]:
-    """The model, and the masks of its pruned weights by parameter name (bool, True: kept), none without `config.masks`.
+    """The model, and the masks of its pruned weights by parameter name (bool, True: kept), none for a dense one.
 
     Pretrained weights where there are any, the rest drawn by `config.seed`. In eval mode, as loaded models are.
     """
     stock = load_stock(model_folder(config.model), config.seed)
-    masks = apply_masks(config.masks, stock) if config.masks else {}
+    path = masks_of(config.model, config.masks, config.dense)
+    masks = apply_masks(path, stock)[0] if path else {}
     masked = [(stock.get_parameter(name), mask) for name, mask in masks.items()]
     encoder: Any = SharedEncoder(stock)
     if config.encoder == "conditional":

@@ -12,10 +12,14 @@ Scores = dict[str, dict[str, float]]  # split -> metric -> fraction
 
 @dataclass(frozen=True)
 class CellResult:
-    """One finished cell. `best` is the evaluation with the best `metric` on the first dev split, `last` the final one.
+    """One finished cell. `best` is the evaluation with the best `metric` on `select_split`, `last` the final one.
 
     `best_step` and `steps` count optimiser steps; `stopped` says why there are fewer than planned, if so.
-    `seconds` and `examples_per_second` are of this process, evaluations included.
+    `seconds` and `examples_per_second` (windows, of a span task) are of this process, evaluations included.
+    rows          examples trained on; `windows` of a span task: what they were cut into.
+    max_length    tokens of the longest row that ran; `doc_stride`: the least distance of two windows that ran.
+    lost_answers  spans: split -> share of the answers that are whole in no window.
+    masks         the masks that were in force.
     """
 
     task: str
@@ -32,6 +36,12 @@ class CellResult:
     examples_per_second: float
     folder: str
     stopped: str = ""
+    select_split: str = ""
+    windows: int | None = None
+    max_length: int | None = None
+    doc_stride: int | None = None
+    lost_answers: dict[str, float] = field(default_factory=dict)
+    masks: str | None = None
     warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict:
@@ -75,7 +85,7 @@ def best_rate(results: Sequence[CellResult]) -> float:
 
 
 def _selected(result: CellResult) -> float:
-    return next(iter(result.best.values()))[result.metric]
+    return result.best[result.select_split or next(iter(result.best))][result.metric]
 
 
 def summarise(results: Iterable[CellResult]) -> list[Line]:

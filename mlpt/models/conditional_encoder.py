@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -202,7 +203,7 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
             stock = AutoModel.from_pretrained(
                 folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(folder, error) from error
     if getattr(stock, "pooler", None) is None:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import field_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -162,7 +163,7 @@ def dense_copy(backbone: nn.Module) -> Any:
 def _load_teacher(name: str) -> Any:
     try:
         return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the teacher '{name}': give a model folder or a hub name ({reason})") from error
 

@@ -11,7 +11,7 @@ from mlpt.config import RuntimeConfig
 from mlpt.downstream.loading import load_tokenizer, model_folder, quiet
 from mlpt.downstream.multitask import run_multitask
 from mlpt.downstream.multitask_config import MultitaskConfig
-from mlpt.downstream.multitask_data import load_tasks
+from mlpt.downstream.multitask_data import read_tasks, tokenise_tasks
 from mlpt.downstream.multitask_results import selected
 from mlpt.downstream.multitask_saving import build_multitask_model
 from mlpt.errors import UserError
@@ -20,6 +20,7 @@ from mlpt.runtime.plan import Budget, Plan, Say, equal_parts
 from mlpt.runtime.reporter import Reporter
 from mlpt.runtime.searching import PAUSING
 from mlpt.runtime.space import Space
+from mlpt.saved import resolve_model
 from mlpt.settings import load_settings, merge, nested
 
 
@@ -38,7 +39,7 @@ class MultitaskJob:
             raise UserError(f"space '{space.name}' fine-tunes a model; say which: model=FOLDER (a run, or a hub name)")
         config = load_settings(MultitaskConfig, values)
         source = config.source.model_copy(update={"data_dir": _absolute(config.source.data_dir)})
-        return config.model_copy(update={"model": _absolute(config.model), "source": source})
+        return config.model_copy(update={"model": _absolute(resolve_model(config.model)), "source": source})
 
     def runtime(self, config: MultitaskConfig, overrides: Mapping[str, Any]) -> RuntimeConfig:
         runtime = load_settings(RuntimeConfig, overrides.get("runtime") or {}, "runtime")
@@ -58,7 +59,8 @@ class MultitaskJob:
         """Tokenises the tasks once, and builds the model once: what does not fit together shows before any trial."""
         cache, length = folder / "features", config.conditional.max_length
         stock = load_stock_config(model_folder(config.model))
-        tasks = load_tasks(config.tasks, config.source, load_tokenizer(config.model), stock, length, cache, False)
+        rows = read_tasks(config.tasks, config.source)
+        tasks = tokenise_tasks(rows, load_tokenizer(config.model), stock, length, cache, False)
         with quiet():
             build_multitask_model(config, tasks.outputs)
         sizes = ", ".join(f"{data.task.name} {len(data.splits['train']):,}" for data in tasks.data)

@@ -1,4 +1,4 @@
-"""The masks that lie beside a model's weights, as a masked run leaves them: of single weights, or of heads and neurons."""
+"""Masks that lie beside a model's weights, as a masked run leaves them: of single weights, or of heads and neurons."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ def masks_beside(folder: str | Path) -> str | None:
 
 def groups_beside(folder: str | Path) -> dict[Kind, Tensor]:
     """The structured masks in `folder`: kind -> bool (layers, groups), True = kept; empty where there are none."""
-    return {kind: load_group_mask(file) for kind, name in GROUP_FILES.items() if (file := Path(folder) / name).is_file()}
+    return {
+        kind: load_group_mask(file) for kind, name in GROUP_FILES.items() if (file := Path(folder) / name).is_file()
+    }
 
 
 def read_masks(path: str | Path, model: Any) -> MaskFile:

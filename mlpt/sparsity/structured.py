@@ -134,7 +134,9 @@ def load_group_mask(path: str | Path) -> Tensor:
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"there is no head or neuron mask at {path}; `mlpt prune --structured heads` makes one") from error
+        raise UserError(
+            f"there is no head or neuron mask at {path}; `mlpt prune --structured heads` makes one"
+        ) from error
     except OSError as error:
         if error.errno is not None:
             raise UserError(f"cannot read {path} ({error.strerror})") from error

@@ -90,7 +90,7 @@ def test_long_questions_are_cut_to_their_limit(tokenizer):
 
 
 def test_too_short_windows_are_refused(tokenizer):
-    with pytest.raises(UserError, match="leaves no room for the text beside the question"):
+    with pytest.raises(UserError, match="leave no room for the text beside a question"):
         make(TASKS["squad"], [Example("q", "the file " * 30, "the value", 0)], tokenizer, max_length=40)
 
 

@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, 
     monkeypatch.undo()
     said: list[str] = []
     resumed = run_multitask(config("killed"), said.append)
-    assert "going on from step 5" in said[0]
+    assert any("going on from step 5" in line for line in said)
     assert resumed.best == whole.best
     assert resumed.rows == whole.rows
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")

@@ -1,0 +1,71 @@
+"""The command `mlpt finetune`. Parse, call, print; `mlpt.cli` adds it."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mlpt.errors import UserError
+
+
+def finetune(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL|RECIPE [key=value ...]",
+            help="a run (or RUN@best, RUN@step=500), a folder, a hub name, or settings in a .yaml",
+        ),
+    ],
+    tasks: Annotated[list[str] | None, typer.Option(help="one or many: --tasks sst2,rte or --tasks sst2 rte")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="folder of the original downloads, or hub:")] = None,
+    task_file: Annotated[
+        list[str] | None, typer.Option(help="YAML that describes your own labelled files; may be given again")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="a published protocol, for example tamt_mnli")] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="masks to apply and keep; default: those beside the model's weights")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="leave the masks beside the model's weights aside")] = False,
+    out: Annotated[str | None, typer.Option(help="for results, predictions and models; default: finetuned")] = None,
+    multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
+    workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
+) -> None:
+    """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
+    from mlpt.config import read_recipe
+    from mlpt.downstream import command
+    from mlpt.reporting.steps import Steps
+    from mlpt.settings import merge
+
+    model, *more = words
+    command.refuse_a_task_as_model(model)
+    if preset is not None and multitask:
+        raise UserError("presets are protocols of single tasks; leave out --preset or --multitask")
+    given: dict[str, Any] = {} if preset is None else command.read_preset(preset)
+    given |= read_recipe(model) if model.endswith((".yaml", ".yml")) else {"model": model}
+    given = merge(given, command.tasks_of_files(task_file or []))
+    listed = [*(tasks or []), *(word for word in more if "=" not in word)]
+    named = [name for word in listed for name in word.split(",") if name]
+    chosen = {"tasks": named, "masks": masks, "dense": dense, "out": out or given.get("out", "finetuned")}
+    given |= {name: value for name, value in chosen.items() if value}
+    settings = [word for word in more if "=" in word]
+    with Steps() as steps:
+        printed = Console()
+
+        def say(text: str) -> None:
+            steps.clear()
+            printed.print(text, highlight=False, soft_wrap=True, markup=False)
+
+        if multitask:
+            from mlpt.downstream.multitask import run_multitask
+            from mlpt.downstream.multitask_config import MultitaskConfig
+            from mlpt.saved import resolve_model
+
+            joint = command.settings_from_words(MultitaskConfig, given, data_dir, settings)
+            joint = joint.model_copy(update={"model": resolve_model(joint.model, say)})
+            run_multitask(joint, say=say, show=steps.show)
+        else:
+            from mlpt.downstream.config import FinetuneConfig
+            from mlpt.runtime.finetune import finetune_cells
+
+            cells = command.settings_from_words(FinetuneConfig, given, data_dir, settings)
+            finetune_cells(cells, workers, say=say, show=steps.show)

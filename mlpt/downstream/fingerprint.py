@@ -1,0 +1,81 @@
+"""Digests of what a fine-tuning depends on beside its settings: rows, model and masks, wherever they lie.
+
+A finished result is read back only for equal ones, so that changed files under an old name are never answered with it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from mlpt.downstream.loading import model_folder
+from mlpt.sparsity.artefacts import MASKS_FILE
+from mlpt.sparsity.structured import GROUP_FILES
+from mlpt.tasks import TaskData
+
+# What a model's folder is read for: its shape, its weights, its tokenizer.
+_MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt")
+_MASK_FILES = (MASKS_FILE, "mask.pt", *GROUP_FILES.values())
+
+
+def rows_digests(data: TaskData, splits: Iterable[str] | None = None) -> dict[str, str]:
+    """Split -> digest of its examples, order included; None: all splits. Labels' names and the like count too."""
+    task = json.dumps(asdict(data.task), default=str)
+    digests = {}
+    for split in data.splits if splits is None else splits:
+        digest = hashlib.blake2b(task.encode(), digest_size=16)
+        for example in data.splits[split]:
+            digest.update(repr(example).encode())
+        digests[split] = digest.hexdigest()
+    return digests
+
+
+def model_digest(model: str) -> str:
+    """Digest of the files of a saved model, or the hub's commit of a hub name."""
+    folder = Path(model_folder(model))
+    if folder.is_dir():
+        files = sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)} - set(_masks_in(folder)))
+        return _digest(files)
+    try:
+        found = cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return model  # whoever loads it says what is wrong
+    return f"{model}@{extract_commit_hash(found, None)}"
+
+
+def masks_digest(masks: str | None) -> str | None:
+    """Digest of a mask file, or of the mask files of a folder; None without masks."""
+    if masks is None:
+        return None
+    path = Path(masks)
+    return _digest(_masks_in(path) if path.is_dir() else [path] if path.is_file() else [])
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, by the names that people know. Rows of splits that one lacks don't count."""
+    rows = [f"rows of {split}" for split in before.get("rows", {}) if _other(before, now, split)]
+    named = [name for name in sorted({*before, *now}) if name != "rows" and before.get(name) != now.get(name)]
+    return [*(["rows"] if "rows" not in before else []), *rows, *named]
+
+
+def _other(before: Mapping[str, Any], now: Mapping[str, Any], split: str) -> bool:
+    return split in now["rows"] and before["rows"][split] != now["rows"][split]
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    return [folder / name for name in _MASK_FILES if (folder / name).is_file()]
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Of names and contents."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return digest.hexdigest()
