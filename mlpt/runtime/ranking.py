@@ -28,7 +28,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Score:
-    """One point: mean and spread (sample standard deviation, 0 for one seed) of each metric over its seeds."""
+    """One point: mean and spread (sample standard deviation; 0 for one seed) of each metric over its seeds."""
 
     point: Mapping[str, Any]
     means: Mapping[str, float]

@@ -25,7 +25,7 @@ from mlpt.runtime.plan import Plan, Say
 from mlpt.runtime.ranking import Score, Trial, pareto_front, scores, winning
 from mlpt.runtime.searching import a_point, make_scheduler, make_search, number_of_trials, parameter_space, repeated
 from mlpt.runtime.space import Scheduler, Search, Space, load_space
-from mlpt.runtime.sweep_report import ProgressLines, finished_trials, write_outcome
+from mlpt.runtime.sweep_report import ProgressLines, finished_trials, require_success, write_outcome
 from mlpt.runtime.trial import job_of, run_trial
 from mlpt.settings import Settings, load_settings, parse_overrides
 
@@ -135,6 +135,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     configs = [job.config(space, sweep.overrides, winner.point, sweep.options.seed) for winner in winners]
     recipes = [job.recipe(config, space, length) for config in configs]
     write_outcome(sweep.folder, space, found, winners, recipes, job.follow_up, say)
+    require_success(found, sweep.folder)
     return Outcome(sweep.folder, found, winners)
 
 

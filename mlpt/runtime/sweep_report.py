@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from rich.console import Console
 from rich.table import Table
 
+from mlpt.errors import UserError
 from mlpt.runtime.ranking import Mode, Score, Trial, scores
 from mlpt.runtime.space import Space
 
@@ -93,15 +94,23 @@ def write_outcome(
     say(f"next:    {follow_up.format(paths[0])}")
 
 
+def require_success(trials: Sequence[Trial], folder: Path) -> None:
+    """Raise `UserError` where every trial failed: a sweep that found nothing out is not a success."""
+    if trials and all(trial.status == "failed" for trial in trials):
+        raise UserError(
+            f"every trial failed ({len(trials)} of {len(trials)}), the first with: {trials[0].error}; see "
+            f"{folder / 'trials.parquet'}"
+        )
+
+
 def _write_recipes(folder: Path, space: Space, winners: Sequence[Score], recipes: Sequence[str]) -> list[Path]:
     paths = [folder / "best.yaml"]
     if len(space.metrics) > 1:
         (folder / "front").mkdir(exist_ok=True)
         paths = [folder / "front" / f"{at}.yaml" for at in range(1, len(winners) + 1)]
     for path, winner, recipe in zip(paths, winners, recipes, strict=True):
-        path.write_text(
-            f"# {space.question}\n# {_measured(winner)} over {winner.seeds} seeds: {_words(winner.point)}\n{recipe}"
-        )
+        seeds = "1 seed" if winner.seeds == 1 else f"{winner.seeds} seeds"
+        path.write_text(f"# {space.question}\n# {_measured(winner)} over {seeds}: {_words(winner.point)}\n{recipe}")
     return paths
 
 
@@ -140,13 +149,19 @@ def _table(space: Space, trials: Sequence[Trial], winners: Sequence[Score]) -> T
     winning = [winner.point for winner in winners]
     for score in ranked:
         mark = "*" if score.point in winning else ""
-        figures = [f"{score.means[name]:.4f} ± {score.spreads[name]:.4f}" for name in space.metrics]
+        figures = [_figure(score, name) for name in space.metrics]
         table.add_row(mark, *figures, str(score.seeds), _words(score.point))
     return table
 
 
 def _measured(score: Score) -> str:
-    return ", ".join(f"{name} {mean:.4f} ± {score.spreads[name]:.4f}" for name, mean in score.means.items())
+    return ", ".join(f"{name} {_figure(score, name)}" for name in score.means)
+
+
+def _figure(score: Score, name: str) -> str:
+    """Mean and spread; one seed has no spread."""
+    spread = f" ± {score.spreads[name]:.4f}" if score.seeds > 1 else ""
+    return f"{score.means[name]:.4f}{spread}"
 
 
 def _words(point: Mapping[str, Any]) -> str:
