@@ -25,6 +25,7 @@ class Second(Settings):
 
 class Outer(Settings):
     inner: Inner = Inner()
+    tuned: Inner = Inner(steps=9)
     name: str = "x"
     component: Annotated[First | Second, Field(discriminator="rule")] = First()
 
@@ -37,7 +38,7 @@ def test_an_unknown_key_names_the_nearest_valid_one():
 
 
 def test_an_unknown_key_like_no_other_lists_the_valid_ones():
-    with pytest.raises(UserError, match="valid: component, inner, name"):
+    with pytest.raises(UserError, match="valid: component, inner, name, tuned"):
         load_settings(Outer, {"zzzzzz": 1})
 
 
@@ -85,3 +86,27 @@ def test_another_rule_drops_the_settings_of_the_one_before():
     base = {"mixture": {"rule": "mometas", "gamma": 2}}
     assert merge(base, {"mixture": {"rule": "uniform"}}) == {"mixture": {"rule": "uniform"}}
     assert merge(base, {"mixture": {"gamma": 1}}) == {"mixture": {"rule": "mometas", "gamma": 1}}
+
+
+def test_a_component_that_is_given_in_part_keeps_the_rest_of_its_fields_own_default():
+    assert load_settings(Outer, {"tuned": {"learning_rate": 0.5}}).tuned == Inner(learning_rate=0.5, steps=9)
+    assert load_settings(Outer, {"inner": {"learning_rate": 0.5}}).inner == Inner(learning_rate=0.5, steps=5)
+    assert load_settings(Outer, {"component": {"rule": "second"}}).component == Second()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value):
+    with pytest.raises(UserError, match=r"setting 'inner\.learning_rate'.*finite"):
+        load_settings(Outer, {"inner": {"learning_rate": value}})
+
+
+def test_a_mapping_of_names_on_the_command_line_replaces_and_a_dotted_key_changes_one_of_them():
+    base = {"objectives": {"mlm": {"probability": 0.15}, "cse": {}}}
+
+    def laid(*words):
+        return merge(base, parse_overrides(words, whole=("objectives",)))["objectives"]
+
+    assert laid("objectives={mlm: {}}") == {"mlm": {}}
+    assert laid("objectives={mlm: {}}", "objectives.mlm.probability=0.3") == {"mlm": {"probability": 0.3}}
+    assert laid("objectives.mlm.probability=0.3") == {"mlm": {"probability": 0.3}, "cse": {}}
+    assert laid("objectives.cse=", "objectives={dtd: {}}") == {"dtd": {}}

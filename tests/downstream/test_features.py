@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import make_features
+from mlpt.downstream.features import lost_answers, make_features, window_stride
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.errors import UserError
 from mlpt.tasks import TASKS, Example
@@ -87,6 +87,43 @@ def test_long_questions_are_cut_to_their_limit(tokenizer):
     example = Example("q", "the file " * 30, "the value", 0)
     features = make(TASKS["squad_v2"], [example], tokenizer, max_length=64, question_length=12)
     assert len(features.tokens) == 12 + 2 + 3
+
+
+@pytest.mark.parametrize(
+    ("room", "stride"),
+    [
+        (317, 128),  # BERT's SQuAD settings stay as they are
+        (150, 120),  # an answer of 30 tokens fits into what two windows share
+        (100, 70),
+        (40, 20),  # no room for that: half of a window is shared
+        (9, 5),
+    ],
+)
+def test_windows_of_little_room_are_laid_closer(room, stride):
+    assert window_stride(room, SpanConfig()) == stride
+
+
+def test_no_answer_is_lost_between_windows_that_are_shorter_than_doc_stride(tokenizer):
+    """Every answer of up to `answer_length` tokens, wherever it lies, is whole in some window."""
+    words = [f"the value {number} of" for number in range(40)]
+    context = " ".join(words)
+    answers = [" ".join(words[at : at + 2]) for at in range(39)]
+    examples = [Example(n, "which", context, 1, (), "", (text,), context.index(text)) for n, text in enumerate(answers)]
+    tokens = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers)
+    features = make(TASKS["squad"], examples, tokenizer, max_length=48, doc_stride=128, answer_length=tokens)
+    assert lost_answers(features, examples) == (0, 39)
+    assert features.stride < 48
+    assert features.examples == 39
+    assert len(features) > 39
+
+
+def test_answers_that_no_window_holds_are_counted(tokenizer):
+    context = "the value " * 60
+    long = Example("long", "which", context, 1, answers=(context[:400].strip(),), answer_start=0)
+    short = Example("short", "which", context, 1, answers=("the value",), answer_start=0)
+    none = Example("none", "which", context, 0)
+    features = make(TASKS["squad"], [long, short, none], tokenizer, max_length=32)
+    assert lost_answers(features, [long, short, none]) == (1, 2)
 
 
 def test_too_short_windows_are_refused(tokenizer):

@@ -28,37 +28,8 @@ from mlpt.errors import UserError
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import magnitude_masks
-from mlpt.tasks import TASKS, OwnTask, TaskSource, load_task
+from mlpt.tasks import TASKS, TaskSource, load_task
 from mlpt.training.optimizer import OptimizerConfig
-
-
-@pytest.fixture(scope="module")
-def settings(tiny_model, tmp_path_factory):
-    """A maker of small configurations; `mood` is a task learned in a few steps: which of two words is in the text."""
-    folder = tmp_path_factory.mktemp("mood")
-    words = ["the", "a", "of", "to", "file", "value"]
-    texts = [" ".join([words[n % 6]] * (n % 4) + ["true" if n % 2 else "false", words[n // 6 % 6]]) for n in range(320)]
-    lines = [f"{text},{'yes' if 'true' in text else 'no'}\n" for text in texts]
-    (folder / "train.csv").write_text("text,label\n" + "".join(lines[:256]))
-    (folder / "dev.csv").write_text("text,label\n" + "".join(lines[256:]))
-    own = OwnTask(name="mood", train=str(folder / "train.csv"), dev=str(folder / "dev.csv"), first="text")
-
-    def make(out, **changed):
-        values = {
-            "model": str(tiny_model),
-            "tasks": ("mood",),
-            "source": TaskSource(own=(own,)),
-            "out": str(out),
-            "seeds": (1,),
-            "learning_rates": (3e-3,),
-            "batch_size": 16,
-            "max_steps": 20,
-            "max_length": 32,
-            "eval_steps": 10,
-        }
-        return FinetuneConfig(**{**values, **changed})
-
-    return make
 
 
 def weights_of(folder):

@@ -79,3 +79,10 @@ def test_tasks_without_a_server_have_predictions_only(tmp_path):
         {"index": 0, "prediction": "own", "label": "own"},
         {"index": 1, "prediction": "own", "label": "other"},
     ]
+
+
+def test_the_diagnostic_sets_of_superglue_are_files_of_their_own(tmp_path):
+    for split, file in (("axb", "AX-b.jsonl"), ("axg", "AX-g.jsonl"), ("test", "RTE.jsonl")):
+        path = write_submission(tmp_path, TASKS["superglue_rte"], split, rows(1), Predictions([0]))
+        assert path.name == file
+        assert json.loads(path.read_text()) == {"idx": 0, "label": "entailment"}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlpt.errors import UserError
-from mlpt.tasks import OwnTask, TaskSource, load_task
+from mlpt.tasks import OwnTask, TaskSource, load_task, read_task_file
 
 
 def write(folder, name, text, encoding="utf-8"):
@@ -147,6 +147,48 @@ def test_an_unknown_task_names_the_nearest(tmp_path):
 def test_a_task_without_files_says_where_they_are_expected(tmp_path):
     with pytest.raises(UserError, match=r"no files of task 'sst2'.*GLUE/SST-2/train\.tsv"):
         load_task("sst2", TaskSource(data_dir=str(tmp_path)))
+
+
+def test_the_place_where_files_are_expected_names_the_benchmarks_folder_once(tmp_path):
+    (tmp_path / "GLUE").mkdir()
+    with pytest.raises(UserError) as error:
+        load_task("cola", TaskSource(data_dir=str(tmp_path / "GLUE")))
+    assert f"expected for example {tmp_path}/GLUE/CoLA/train.tsv" in str(error.value)
+
+
+def test_a_task_file_describes_own_data_with_paths_from_its_own_folder(tmp_path, monkeypatch):
+    write(tmp_path, "mood/train.csv", "text,mood\nfine,good\nwet,bad\n")
+    file = write(tmp_path, "mood/task.yaml", "name: mood\ntrain: train.csv\nfirst: text\nlabel: mood\n")
+    monkeypatch.chdir(tmp_path.parent)
+    (own,) = read_task_file(str(file))
+    data = load_task("mood", TaskSource(own=(own,)))
+    assert [(row.first, data.task.labels[row.label]) for row in data.splits["train"]] == [
+        ("fine", "good"),
+        ("wet", "bad"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: mood\ntrain: t.csv\nfirst: a\nlable: b\n", "unknown setting 'lable'; did you mean 'label'?"),
+        ("- name: mood\n  first: a\n", "give train or dev"),
+        ("just words", "describes no task"),
+        ("[", "is not YAML"),
+    ],
+)
+def test_a_task_file_that_says_nothing_usable_is_one_line(tmp_path, text, says):
+    file = write(tmp_path, "task.yaml", text)
+    with pytest.raises(UserError) as error:
+        read_task_file(str(file))
+    assert str(error.value).startswith(str(file))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_task_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot read the task file"):
+        read_task_file(str(tmp_path / "none.yaml"))
 
 
 def test_a_task_without_a_source_asks_for_one():

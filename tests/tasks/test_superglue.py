@@ -87,3 +87,31 @@ def test_a_record_without_its_fields_is_malformed_and_named(tmp_path):
     assert "2 of 3 rows" in data.warnings()[0]
     assert "has no text in 'hypothesis'" in data.warnings()[0]
     assert "val.jsonl:3: is not a JSON object" in data.warnings()[0]
+
+
+def diagnostics(folder):
+    """RTE and the two diagnostic sets in the layout of the original download."""
+    rte = {"premise": "it rains", "hypothesis": "it is wet", "label": "entailment", "idx": 0}
+    broad = {"sentence1": "all dogs bark", "sentence2": "a dog barks", "label": "entailment", "idx": 7, "logic": "x"}
+    gender = {"premise": "she slept", "hypothesis": "she woke", "label": "not_entailment", "idx": 1}
+    for place, record in (("RTE/train", rte), ("AX-b/AX-b", broad), ("AX-g/AX-g", gender)):
+        path = folder / "SuperGLUE" / f"{place}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record) + "\n")
+
+
+def test_both_diagnostic_sets_come_with_rte_whose_model_predicts_them(tmp_path):
+    diagnostics(tmp_path)
+    data = load_task("superglue_rte", TaskSource(data_dir=str(tmp_path)))
+    assert data.test_splits == ["axb", "axg"]
+    (broad,), (gender,) = data.splits["axb"], data.splits["axg"]
+    assert (broad.index, broad.first, broad.second, broad.label) == (7, "a dog barks", "all dogs bark", 0)
+    assert (gender.index, gender.first, gender.second, gender.label) == (1, "she woke", "she slept", 1)
+    assert load_task("superglue_rte", TaskSource(data_dir=str(tmp_path)), ("train",)).test_splits == []
+
+
+def test_a_diagnostic_set_alone_has_its_own_metric_and_labels(tmp_path):
+    diagnostics(tmp_path)
+    data = load_task("axb", TaskSource(data_dir=str(tmp_path / "SuperGLUE")))
+    assert (data.task.select, data.task.labels) == ("matthews", ("entailment", "not_entailment"))
+    assert list(data.splits) == ["test"]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from mlpt.config import load_run_config
 from mlpt.errors import UserError
 from mlpt.training.schedule import ScheduleConfig, check_schedule, learning_rate, power_law
 
@@ -62,3 +63,19 @@ def test_a_rising_power_without_an_end_is_constant_after_warm_up():
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="needs 200 steps"):
         check_schedule(ScheduleConfig(warmup=200), 100)
+
+
+@pytest.mark.parametrize(("interval", "share"), [(2792, 0.90), (200, 0.993)])
+def test_the_published_pruning_keeps_its_rate_within_an_interval_because_its_schedule_is_that_of_two_epochs(
+    interval, share
+):
+    # Specification of TAMT, B9: each pruning restarts the schedule, whose length stays that of the whole run.
+    train = load_run_config("tamt_imp", {"masks": {"iterative": {"interval": interval}}}).train
+    peak = train.optimizer.lr
+    assert learning_rate(train.schedule, interval, train.steps, peak) / peak == pytest.approx(share, abs=5e-4)
+
+
+def test_a_shorter_mask_training_keeps_the_schedule_of_two_epochs():
+    train = load_run_config("tamt_mlm", {"train": {"steps": 3000}}).train
+    assert learning_rate(train.schedule, 3000, train.steps, 1.0) == pytest.approx(1 - 3000 / 27920)
+    check_schedule(train.schedule, train.steps)
