@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_tasks import own_tasks, saved_encoder, write_tokenizer
-from transformers import AutoModelForSequenceClassification, BertModel, ModernBertConfig, ModernBertForMaskedLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertModel,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+)
 
 from mlpt.downstream import multitask
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.multitask import TaskView, run_multitask
 from mlpt.downstream.multitask_config import MultitaskConfig
-from mlpt.downstream.multitask_results import RunningBest
+from mlpt.downstream.multitask_results import RunningBest, table
 from mlpt.downstream.multitask_saving import export_stock_classifier, load_multitask_model
 from mlpt.errors import UserError
 from mlpt.models.conditional_encoder import ConditionalEncoder
@@ -102,9 +108,54 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, 
 def test_a_finished_run_is_read_back_and_another_configuration_is_refused(saved, source, tmp_path):
     config = configured(saved, source, tmp_path / "run", max_steps=2)
     result = run_multitask(config, quiet)
-    assert run_multitask(config, quiet) == result
-    with pytest.raises(UserError, match="other settings"):
+    said: list[str] = []
+    assert run_multitask(config, said.append) == result
+    assert said == [f"{tmp_path / 'run'} is finished; results: {tmp_path / 'run' / 'results.json'}", table(result)]
+    with pytest.raises(UserError, match=r"other settings or data \(seed\)"):
         run_multitask(config.model_copy(update={"seed": 1}), quiet)
+
+
+@pytest.mark.parametrize("changed", ["rows", "model"])
+def test_a_finished_run_is_no_answer_for_other_rows_or_another_model(tmp_path, changed):
+    saved, source = saved_encoder(tmp_path / "model"), own_tasks(tmp_path)
+    run_multitask(configured(saved, source, tmp_path / "run", max_steps=2), quiet)
+    if changed == "rows":
+        file = tmp_path / "mood_dev.jsonl"
+        file.write_text(file.read_text().replace("the", "a"))
+    else:
+        model = BertForMaskedLM.from_pretrained(saved)
+        torch.nn.init.ones_(model.bert.embeddings.LayerNorm.bias)
+        model.save_pretrained(saved)
+    with pytest.raises(UserError, match="rows of mood/dev" if changed == "rows" else r"\(model\)"):
+        run_multitask(configured(saved, source, tmp_path / "run", max_steps=2), quiet)
+
+
+def test_dev_predictions_are_written_for_every_task(saved, source, tmp_path):
+    result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=4), quiet)
+    for task in ("mood", "same"):
+        lines = (tmp_path / "run" / "predictions" / f"{task}_dev.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert len(rows) == 16
+        right = sum(row["prediction"] == row["label"] for row in rows) / len(rows)
+        assert right == pytest.approx(result.best[task]["dev"]["accuracy"])
+    assert "prediction" in json.loads((tmp_path / "run" / "predictions" / "grade_dev.jsonl").read_text().split("\n")[0])
+
+
+def test_rows_shorter_than_asked_are_told_and_recorded(saved, source, tmp_path):
+    said: list[str] = []
+    config = configured(saved, source, tmp_path / "run", encoder="shared", conditional={"max_length": 64}, max_steps=1)
+    result = run_multitask(config, said.append)
+    assert "conditional.max_length 64 lowered to 30, the model's positions" in said  # what its tokenizer says it takes
+    assert result.max_length == 30
+    assert f"results go to {tmp_path / 'run'}" in said
+
+
+def test_progress_is_shown_step_by_step(saved, source, tmp_path):
+    shown: list[tuple] = []
+    config = configured(saved, source, tmp_path / "run", max_steps=4, eval_steps=2)
+    run_multitask(config, quiet, show=lambda *one: shown.append(one))
+    assert [one[:3] for one in shown] == [("fine-tuning on all tasks", step, 4) for step in range(1, 5)]
+    assert shown[-1][3].startswith("best mean 0.")
 
 
 def test_both_ways_of_choosing_are_reported(saved, source, tmp_path):
@@ -183,6 +234,20 @@ def test_a_roberta_encoder_is_conditioned_too(source, tmp_path):
     assert result.steps == 2
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_masks_beside_the_model_are_kept_unless_it_is_to_be_dense(source, tmp_path, dense):
+    saved = saved_encoder(tmp_path / "model")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    stock = BertForMaskedLM.from_pretrained(saved)
+    kept = torch.rand(32, 48) < 0.5
+    save_masks(MaskFile.of({name: kept}, "random", base_hash=base_hash(stock, [name])), Path(saved))
+    said: list[str] = []
+    run_multitask(configured(saved, source, tmp_path / "run", max_steps=2, dense=dense), said.append)
+    assert any("under the masks beside the model" in line for line in said) != dense
+    trained = load_multitask_model(tmp_path / "run" / "model").encoder.get_parameter(name.removeprefix("bert."))
+    assert bool(trained[~kept].any()) == dense
+
+
 @pytest.mark.parametrize("last_layer", ["loaded", "random"])
 def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer):
     name = "encoder.layer.1.output.dense.weight"
@@ -218,6 +283,12 @@ def test_one_switch_turns_the_published_quirks_on_and_a_named_setting_wins():
     assert (plain.sampler.rule, plain.freeze, plain.label_dtype) == ("proportional", "none", "first_row")
     assert (plain.conditional.norm, plain.conditional.last_layer) == ("scale", "random")
     assert (plain.modulation, plain.scoring.precision, plain.scoring.dropout) == ("frozen", "float32", "as_trained")
+    assert (plain.precision, plain.batch_size, plain.clip, plain.epochs) == ("float32", 8, 1.0, 3.0)
+    optimizer = plain.optimizer  # transformers' AdamW with its own defaults (specification 2.8)
+    assert (optimizer.kind, optimizer.lr, optimizer.weight_decay) == ("transformers_adamw", 5e-5, 0.0)
+    assert (optimizer.betas, optimizer.eps) == ((0.9, 0.999), 1e-8)
+    readme = load_settings(MultitaskConfig, base | {"optimizer": {"lr": 2e-5}}).optimizer
+    assert readme == optimizer.model_copy(update={"lr": 2e-5})
     sampled = load_settings(MultitaskConfig, base | {"sampler": {"rule": "mt_uncertainty"}, "freeze": "0-5"})
     assert (sampled.sampler.score, sampled.sampler.regression, sampled.sampler.rescore_every) == ("code", "zero", 1)
     assert (sampled.label_dtype, sampled.freeze) == ("task", "0-5")
