@@ -50,6 +50,21 @@ def test_masks_are_made_compared_shown_measured_and_exported(run, tmp_path):
     masked = json.loads((tmp_path / "masked.json").read_text())
     assert masked["density"] == pytest.approx(0.3, abs=1e-3)
     assert masked["kd_cosine"] > 0
+    mlpt(
+        "evaluate",
+        run,
+        "--all",
+        "--batch-size",
+        16,
+        "--split",
+        "dev",
+        "--token-types",
+        "pair",
+        "--masks",
+        tmp_path / "a",
+    )
+    assert "14 matrices" in mlpt("masks", "convert", tmp_path / "a", tmp_path / "mask.pt", "--suffix", "weight_mask")
+    mlpt("masks", "distance", tmp_path / "a", tmp_path / "mask.pt", "--by-position")
     mlpt("export", run, "--masks", tmp_path / "a", "--out", tmp_path / "zeros")
     weight = AutoModelForMaskedLM.from_pretrained(tmp_path / "zeros").bert.encoder.layer[0].output.dense.weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.7, abs=1e-3)

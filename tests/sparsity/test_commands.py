@@ -1,15 +1,20 @@
 """What the command line calls, on a folder of a tiny model."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_bert import tiny_bert
-from transformers import AutoModelForMaskedLM
+import torch
+from tiny_bert import tiny_bert, token_batch
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
 from mlpt.sparsity.artefacts import load_masks
-from mlpt.sparsity.commands import compare_files, distance_files, export_files, prune, show
+from mlpt.sparsity.commands import compare_files, convert, distance_files, evaluate_files, export_files, prune, show
+from mlpt.sparsity.export import load_compact
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +70,126 @@ def test_bad_requests_are_one_line(model, tmp_path):
     with pytest.raises(UserError, match="another base model"):
         export_files(str(other), str(tmp_path / "out"), masks=masks)
     assert not (tmp_path / "out").exists()
+
+
+def test_published_masks_are_written_and_read_back_whole(model, tmp_path):
+    file = prune(model, "magnitude", 0.7, str(tmp_path / "omp"))["file"]
+    made = convert(file, str(tmp_path / "mask.pt"))
+    assert made["matrices"] == 14
+    stored = torch.load(tmp_path / "mask.pt", weights_only=True)
+    ours = load_masks(file)
+    assert list(stored) == list(ours.masks)  # `.weight` keys in the model's order, as published
+    assert all(
+        stored[name].dtype == torch.bool and torch.equal(stored[name], mask) for name, mask in ours.masks.items()
+    )
+    convert(file, str(tmp_path / "pruned.pt"), ".weight_mask")
+    assert all(key.endswith(".weight_mask") for key in torch.load(tmp_path / "pruned.pt", weights_only=True))
+    convert(str(tmp_path / "pruned.pt"), str(tmp_path / "back"), model=model)
+    back = load_masks(tmp_path / "back")
+    assert back.description.base_hash == ours.description.base_hash
+    assert all(torch.equal(back.masks[name], mask) for name, mask in ours.masks.items())
+
+
+def test_a_published_file_of_another_model_gets_no_hash_of_this_one(model, tmp_path):
+    wider = BertForMaskedLM(BertConfig(**{**tiny_bert().config.to_dict(), "intermediate_size": 32}))
+    wider.save_pretrained(tmp_path / "other")
+    prune(str(tmp_path / "other"), "magnitude", 0.5, str(tmp_path / "mask.pt"))
+    with pytest.raises(UserError, match="do not fit this model"):
+        convert(str(tmp_path / "mask.pt"), str(tmp_path / "masks"), model=model)
+
+
+def test_descriptions_that_a_glob_brings_along_are_passed_over(model, tmp_path):
+    prune(model, "magnitude", 0.5, str(tmp_path / "masks" / "a.safetensors"))
+    prune(model, "random", 0.5, str(tmp_path / "masks" / "b.safetensors"))
+    prune(model, "random", 0.5, str(tmp_path / "masks"), seed=1)
+    files = sorted(str(path) for path in (tmp_path / "masks").glob("*"))
+    assert sum(name.endswith("sparsity.json") for name in files) == 3
+    assert len(compare_files(files).names) == len(show(files)) == len(distance_files(files[0], files)) == 3
+
+
+def test_distances_pair_matrices_by_position_too(model, tmp_path):
+    file = prune(model, "magnitude", 0.5, str(tmp_path / "ours"))["file"]
+    masks = {f"module.{name}": mask for name, mask in load_masks(file).masks.items()}
+    torch.save(masks, tmp_path / "mask.pt")
+    with pytest.raises(UserError, match="position"):
+        distance_files(file, [str(tmp_path / "mask.pt")])
+    assert distance_files(file, [str(tmp_path / "mask.pt")], "position")[0]["distance"] == 0
+
+
+def masked(model: str, folder: Path, **how: str) -> str:
+    """The model with masks beside its weights, as a masked run leaves it."""
+    shutil.copytree(model, folder)
+    prune(str(folder), "magnitude", 0.5, str(folder), **how)
+    return str(folder)
+
+
+def test_a_model_is_exported_with_the_masks_beside_it_unless_it_is_to_be_dense(model, tmp_path):
+    own = masked(model, tmp_path / "own")
+    made = export_files(own, str(tmp_path / "sparse"))
+    assert (made["masks"], made["density"]) == (own, pytest.approx(0.5, abs=1e-3))
+    assert export_files(own, str(tmp_path / "dense"), dense=True)["masks"] is None
+    name = "bert.encoder.layer.0.output.dense.weight"
+    sparse, dense = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / one).get_parameter(name) for one in ("sparse", "dense")
+    )
+    assert torch.equal(sparse, dense * load_masks(own).masks[name])
+    assert dense.ne(0).all()
+    # An exported subnetwork keeps its masks: exporting it again changes nothing.
+    export_files(str(tmp_path / "sparse"), str(tmp_path / "again"))
+    assert torch.equal(AutoModelForMaskedLM.from_pretrained(tmp_path / "again").get_parameter(name), sparse)
+
+
+def test_masked_heads_and_neurons_beside_a_model_make_the_exported_one_smaller(model, tmp_path):
+    own = masked(model, tmp_path / "own", structured="heads")
+    prune(own, "magnitude", 0.5, own, structured="neurons")
+    made = export_files(own, str(tmp_path / "small"))
+    assert made["parameters"] < made["parameters_before"]
+    assert load_compact(tmp_path / "small")(token_batch()).logits.shape[-1] == 101
+    whole = export_files(own, str(tmp_path / "whole"), dense=True)
+    assert whole["density"] == 1.0
+
+
+def test_evaluation_takes_the_masks_beside_the_model_and_may_take_every_block(small_blocks, tmp_path):
+    vocabulary = Blocks.open(small_blocks, "dev").vocabulary
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=vocabulary.size, max_position_embeddings=32, pad_token_id=vocabulary.pad, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "dense")
+    own = masked(str(tmp_path / "dense"), tmp_path / "own")
+    few = evaluate_files(own, small_blocks, batches=1, batch_size=4)
+    assert (few["masks"], few["blocks"], few["split"]) == (own, 4, "test")
+    assert few["density"] == pytest.approx(0.5, abs=1e-3)
+    assert evaluate_files(own, small_blocks, batches=1, batch_size=4, dense=True)["density"] == 1.0
+    rows = len(Blocks.open(small_blocks, "dev"))
+    every = evaluate_files(own, small_blocks, split="dev", batches=None, batch_size=16, dense=True)
+    assert every["blocks"] == rows
+
+
+def test_a_structured_mask_beside_a_model_is_in_force_in_an_evaluation(small_blocks, tmp_path):
+    vocabulary = Blocks.open(small_blocks, "dev").vocabulary
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=vocabulary.size, max_position_embeddings=32, pad_token_id=vocabulary.pad, **sizes)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "dense")
+    own = masked(str(tmp_path / "dense"), tmp_path / "own", structured="neurons")
+    found = evaluate_files(own, small_blocks, batches=1, batch_size=4)
+    assert found["density"] == pytest.approx(0.5)
+    assert found["kd_cosine"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "there is no head or neuron mask at"), (b"no array", "is not a NumPy array"), ("folder", "cannot read")],
+)
+def test_a_head_mask_that_cannot_be_read_says_why(model, tmp_path, content, says):
+    file = tmp_path / "head_mask.npy"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        export_files(model, str(tmp_path / "out"), heads=str(file))
+
+
+def test_a_head_mask_among_masks_of_weights_is_said_to_be_one(model, tmp_path):
+    heads = prune(model, "magnitude", 0.5, str(tmp_path), structured="heads")["file"]
+    with pytest.raises(UserError, match="is a mask of heads or neurons"):
+        compare_files([heads, heads])

@@ -14,7 +14,10 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.models.masked import attach_scores, maskable_weights, masked_modules
 from mlpt.objectives import make_objectives
-from mlpt.sparsity.artefacts import MaskFile, base_hash, load_masks
+from mlpt.objectives.distill import Distillation
+from mlpt.objectives.mlm import MaskedLM
+from mlpt.randomness import torch_generator
+from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, zero_pruned
 from mlpt.sparsity.evaluate import evaluate_pretraining
 from mlpt.sparsity.export import (
     as_exported,
@@ -149,9 +152,6 @@ def test_evaluation_s_kd_losses_are_layer_means_of_batch_means():
     """On plain texts (one text a batch, corruption known) against states taken from two stock models."""
     model, file = encoder().eval(), masks_of(encoder())
     found = evaluate_pretraining(model, Rows(), VOCABULARY, file, batches=1, batch_size=8, seed=5)
-    from mlpt.objectives.distill import Distillation
-    from mlpt.randomness import torch_generator
-
     tokens = token_batch(8, 12)
     inputs = Distillation(Distillation.Config(), VOCABULARY).corrupt(
         tokens, torch_generator(5, "evaluation-noise/distill", 0)
@@ -167,3 +167,57 @@ def test_evaluation_s_kd_losses_are_layer_means_of_batch_means():
     mse = sum(float((s - t).pow(2).mean()) for s, t in zip(student, teacher, strict=True)) / 2
     assert found["kd_cosine"] == pytest.approx(cosine, rel=1e-5)
     assert found["kd_mse"] == pytest.approx(mse, rel=1e-5)
+
+
+class Pairs(Rows):
+    """Texts of two parts, as the KD data have them."""
+
+    def tokens(self, rows: np.ndarray) -> torch.Tensor:
+        tokens = super().tokens(rows)
+        tokens[:, 5] = VOCABULARY.sep
+        return tokens
+
+
+def test_evaluation_tells_two_paragraphs_apart_by_token_types_as_published():
+    model, file = encoder().eval(), masks_of(encoder())
+    found = evaluate_pretraining(model, Pairs(), VOCABULARY, file, 1, 8, seed=5, token_types="pair")
+    config = Distillation.Config(token_types="pair")
+    inputs = Distillation(config, VOCABULARY).corrupt(
+        Pairs().tokens(np.arange(8)), torch_generator(5, "evaluation-noise/distill", 0)
+    )
+    types = torch.zeros(8, 12, dtype=torch.int64)
+    types[:, 6:] = 1
+    masked = tiny_bert()
+    attach_scores(masked, {name: scores_of_mask(mask) for name, mask in file.masks.items()})
+    with torch.no_grad():
+        student, teacher = (
+            one.bert(inputs.input_ids, token_type_ids=types, output_hidden_states=True).hidden_states[1:]
+            for one in (masked, tiny_bert())
+        )
+    mse = sum(float((s - t).pow(2).mean()) for s, t in zip(student, teacher, strict=True)) / 2
+    assert found["kd_mse"] == pytest.approx(mse, rel=1e-5)
+
+
+def test_evaluation_of_every_block_goes_through_them_in_order_and_averages_batch_means():
+    model = encoder().eval()
+    found = evaluate_pretraining(model, Rows(), VOCABULARY, batches=None, batch_size=3, seed=5)
+    mlm, losses = MaskedLM(MaskedLM.Config(), VOCABULARY), []
+    for batch, rows in enumerate(([0, 1, 2], [3, 4, 5], [6, 7])):
+        inputs = mlm.corrupt(Rows().tokens(np.array(rows)), torch_generator(5, "evaluation-noise/mlm", batch))
+        with torch.no_grad():
+            logits = tiny_bert()(inputs.input_ids).logits.flatten(0, 1)[inputs.positions]
+        losses.append(float(F.cross_entropy(logits, inputs.targets)))
+    assert found["blocks"] == 8
+    assert found["mlm_loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
+def test_an_exported_or_tuned_subnetwork_keeps_its_masks_and_other_weights_refuse_them():
+    model, file = tiny_bert(), masks_of(tiny_bert())
+    zero_pruned(model, fit(file, model))
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight.mul_(2)  # trained on: zeros stay
+    assert fit(file, model).keys() == file.masks.keys()
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight.fill_(1)
+    with pytest.raises(UserError, match="another base model"):
+        fit(file, model)
