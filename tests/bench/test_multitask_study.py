@@ -33,10 +33,10 @@ def write_task(folder: Path, labels: list[str]) -> None:
         (folder / f"{split}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *lines]) + "\n")
 
 
-def test_every_method_gets_the_same_steps_and_a_line_with_its_spread(places, tmp_path, monkeypatch):
-    methods = {name: METHODS[name] for name in ("single-task", "CA-MTL, uniform")}
-    monkeypatch.setattr("mlpt.bench.multitask_study.METHODS", methods)
-    study = Study(places[0], places[1], tmp_path, ("rte", "wnli"), seeds=(1, 2), steps=2, batch_size=4, max_length=16)
+def test_every_method_gets_the_same_steps_and_a_line_with_its_spread(places, tmp_path):
+    methods = ("single-task", "CA-MTL, uniform")
+    sizes = {"steps": 2, "batch_size": 4, "max_length": 16}
+    study = Study(places[0], places[1], tmp_path, ("rte", "wnli"), seeds=(1, 2), **sizes, methods=methods)
     configs = [config for _, config in study.runs()]
     assert [config.max_steps for config in configs] == [2, 2, 4] * 2
     table = run_study(study)
@@ -46,6 +46,15 @@ def test_every_method_gets_the_same_steps_and_a_line_with_its_spread(places, tmp
     written = (tmp_path / "study.md").read_text()
     assert written == table
     assert run_study(study) == table  # finished runs are read back
+
+
+def test_the_published_method_scores_at_every_step_and_freezes_the_lower_half(places, tmp_path):
+    configs = dict(Study(places[0], places[1], tmp_path, seeds=(1,)).runs())
+    assert set(configs) == set(METHODS)
+    own = configs["CA-MTL, MT-uncertainty, lower half frozen"]
+    assert (own.sampler.rescore_every, own.sampler.score, own.freeze) == (1, "paper", "lower_half")
+    cheaper = configs["CA-MTL, MT-uncertainty every 3 steps"]
+    assert (cheaper.sampler.rescore_every, cheaper.freeze) == (3, "none")
 
 
 def test_a_missing_task_is_one_line_and_exit_code_2(places, tmp_path, capsys):

@@ -125,6 +125,17 @@ def test_a_trial_that_crashes_is_retried_and_one_that_cannot_work_is_reported(ml
 
 
 @pytest.mark.slow
+def test_a_sweep_whose_every_trial_failed_exits_with_an_error_and_keeps_its_table(mlpt, tiny, space, tmp_path):
+    more = 'tokens=4_000, trials=1, evaluations=2, search="grid", scheduler="none"'
+    mine = space('"train.optimizer.lr": tune.grid_search([1e12, 1e13])', more=more)
+    code, output = mlpt.run("tune", mine, *tiny, f"sweep.folder={tmp_path / 'sweep'}", "train.clip=0")
+    assert code == 2, output
+    assert "every trial failed (2 of 2), the first with: the loss" in output
+    rows = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["failed"] * 2
+
+
+@pytest.mark.slow
 def test_latency_and_loss_make_a_front_of_smaller_models(mlpt, tiny, space, tmp_path):
     parameters = '"masks.sparsity": tune.grid_search([0.0, 0.5])'
     base = """{"masks.structured": "neurons", "masks.train": ["weights", "heads"], "model.architecture": "bert",

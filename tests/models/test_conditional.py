@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mlpt.models.conditional import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
 
@@ -93,6 +94,28 @@ def test_the_papers_norm_conditions_scale_and_shift():
     # gamma = [.5, 1.1], beta = [1.7, 2.3]; plain layer norm gives [-.5, 1.5]
     out = known_norm(shift=True)(torch.tensor([[[1.0, 3.0]]]), CONDITION)
     torch.testing.assert_close(out, torch.tensor([[[1.5 * -0.5 + 1.7, 2.1 * 1.5 + 2.3]]]))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_each_norm_is_the_layer_norm_with_the_scale_and_the_shift_that_the_page_states(shift):
+    norm = ConditionalLayerNorm(6, 4, shift=shift)
+    norm.weight.data.normal_(), norm.bias.data.normal_()
+    x, condition = torch.randn(3, 5, 6), torch.randn(3, 4)
+    gamma, beta = norm.film.modulation(condition).chunk(2, dim=-1)
+    scale = (1 + gamma) * norm.weight if shift else (1 + gamma) * norm.weight + beta
+    moved = (1 + gamma) * norm.bias + beta if shift else norm.bias.expand(3, 6)
+    rows = [nn.functional.layer_norm(x[n], (6,), scale[n], moved[n], norm.eps) for n in range(3)]
+    torch.testing.assert_close(norm(x, condition), torch.stack(rows))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_without_modulation_each_norm_is_the_pretrained_one(shift):
+    norm = ConditionalLayerNorm(6, 4, shift=shift)
+    norm.weight.data.normal_(), norm.bias.data.normal_()
+    norm.film.modulation.weight.data.zero_(), norm.film.modulation.bias.data.zero_()
+    x = torch.randn(3, 5, 6)
+    stock = nn.functional.layer_norm(x, (6,), norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(norm(x, torch.randn(3, 4)), stock)
 
 
 def test_with_task_ids_rows_of_a_task_share_the_first_rows_condition():
