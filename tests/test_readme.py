@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from mlpt.cli import app
 from mlpt.config import load_run_config
 from mlpt.settings import merge, parse_overrides
+from mlpt.tasks import TaskSource, load_task, read_task_file
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
@@ -28,6 +29,19 @@ def test_the_python_example_runs(tmp_path, monkeypatch, small_blocks):
     exec(compile(small, "README.md", "exec"), names)
     assert names["run"].summary["steps"] == 4
     assert (names["run"].folder / "model/config.json").is_file()
+
+
+def test_the_task_file_describes_a_task(tmp_path):
+    (example,) = blocks("yaml")
+    (tmp_path / "mood.yaml").write_text(example)
+    for split in ("train", "dev"):
+        (tmp_path / f"mood_{split}.csv").write_text("text,mood\nfine,good\nwet,bad\n")
+    source = TaskSource(own=read_task_file(str(tmp_path / "mood.yaml")))
+    data = load_task("mood", source)
+    assert [(row.first, data.task.labels[row.label]) for row in data.splits["dev"]] == [
+        ("fine", "good"),
+        ("wet", "bad"),
+    ]
 
 
 def commands() -> list[str]:

@@ -1,7 +1,7 @@
 """Masked language modelling where a guide says which positions are worth predicting.
 
 The `emlm` branch of MOMETAS (Wu et al., 2022) and the guided masking of self-evolution learning: probability 0.5 on the
-positions of a boolean guide, 0 elsewhere.
+positions of a boolean guide, 0 elsewhere. Where MOMETAS's guide comes from is not published; `rare` is our invention.
 """
 
 from typing import Any, Literal
