@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,10 +106,10 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
     splits = open_splits(_blocks_of(run))
     model = build_model(config, splits)
     load_model_tensors(model, checkpoint.tensors["model"])
-    partial = folder.with_name(f".partial_{folder.name}")
+    partial = None
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         if config.masks is not None:
             save_final_masks(config.masks, model, partial, checkpoint.step, config.seed)
         model.save(partial, splits.train.tokenizer())
@@ -120,7 +121,8 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
             f"cannot make {folder} ({error.strerror or error}); copy the run to where you may write"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _blocks_of(run: Path) -> str:

@@ -49,10 +49,14 @@ def check(config: FinetuneConfig) -> dict[str, Contents]:
 
     Raises `UserError` for the first task that cannot be fine-tuned on.
     """
-    masks = masks_of(config.model, config.masks, config.dense)
     rows = {task: rows_digests(read_task(config, task)) for task in config.tasks}
-    shared = {"model": model_digest(config.model), "masks": masks_digest(masks)}
+    shared = _shared_contents(config)
     return {task: {"rows": digests, **shared} for task, digests in rows.items()}
+
+
+def _shared_contents(config: FinetuneConfig) -> Contents:
+    masks = masks_of(config.model, config.masks, config.dense)
+    return {"model": model_digest(config.model), "masks": masks_digest(masks)}
 
 
 def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train",)) -> Prepared:
@@ -69,7 +73,7 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
     tokenise = partial(make_features, data.task, tokenizer=tokenizer, max_length=length, types=types, span=config.span)
     wanted = [*train, *data.dev_splits, *(data.test_splits if config.predict_test and train else [])]
     features = {split: tokenise(data.splits[split]) for split in wanted}
-    contents = {"rows": rows_digests(data), "model": model_digest(config.model), "masks": masks_digest(masks)}
+    contents = {"rows": rows_digests(data), **_shared_contents(config)}
     prepared = Prepared(data, features, base, tokenizer, length, contents, masks and str(Path(masks).resolve()))
     if length < wanted_length:
         prepared.notes.append(f"task '{task}': max_length {wanted_length} lowered to {length}, the model's positions")
@@ -173,7 +177,7 @@ def finetune(
     results: list[CellResult] = []
     contents, grid = check(config), cells(config)
     say_masks(config, say)
-    say(f"{len(grid)} cells; results go to {config.out}")
+    say(f"{len(grid)} cell{'s' if len(grid) > 1 else ''}; results go to {config.out}")
     prepared: Prepared | None = None
     for number, cell in enumerate(grid, start=1):
         result = read_result(cell, contents[cell.task])
