@@ -30,6 +30,7 @@ from mlpt.downstream.evaluate import (
     score,
 )
 from mlpt.downstream.features import Features
+from mlpt.downstream.fingerprint import NAMED
 from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradients, quiet
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
@@ -125,7 +126,8 @@ class CellRun:
     def result(self) -> CellResult:
         """Train to the end, from the last checkpoint if there is one, and write what was found."""
         position = self._resume()
-        (self.cell.folder / SETTINGS).write_text(json.dumps(self.cell.identity(self.prepared.contents), indent=1))
+        identity = self.cell.identity(self.prepared.contents) | {NAMED: self.cell.named()}
+        (self.cell.folder / SETTINGS).write_text(json.dumps(identity, indent=1))
         self.tracker = Tracker(self.cell.folder, self.step, position, tensorboard=False)
         begun, first_step = time.perf_counter(), self.step
         try:

@@ -142,6 +142,11 @@ class FinetuneCell:
             "seed": self.seed,
         }
 
+    def named(self) -> dict[str, Any]:
+        """How model, masks and rows were named: for people, no part of the identity."""
+        named: dict[str, Any] = json.loads(self.config.model_dump_json(include={"model", "masks", "dense", "source"}))
+        return named
+
 
 def cells(config: FinetuneConfig) -> list[FinetuneCell]:
     """The whole grid, task by task."""

@@ -20,6 +20,7 @@ from mlpt.tasks import TaskData
 
 # What a model's folder is read for: its shape, its weights, its tokenizer.
 _MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt")
+NAMED = "named"  # in a written identity: how model, masks and rows were named
 _MASK_FILES = (MASKS_FILE, "mask.pt", *GROUP_FILES.values())
 
 
@@ -57,9 +58,13 @@ def masks_digest(masks: str | None) -> str | None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, by the names that people know. Rows of splits that one lacks don't count."""
+    """What differs between two identities, by the names that people know.
+
+    Rows of splits that one of them lacks don't count, nor does what lies under `NAMED`, for people to read.
+    """
     rows = [f"rows of {split}" for split in before.get("rows", {}) if _other(before, now, split)]
-    named = [name for name in sorted({*before, *now}) if name != "rows" and before.get(name) != now.get(name)]
+    aside = ("rows", NAMED)
+    named = [name for name in sorted({*before, *now}) if name not in aside and before.get(name) != now.get(name)]
     return [*(["rows"] if "rows" not in before else []), *rows, *named]
 
 

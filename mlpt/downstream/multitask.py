@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
-from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
+from mlpt.downstream.fingerprint import NAMED, differences, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import load_tokenizer, mask_gradients, masks_of, model_folder, quiet
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
@@ -77,7 +77,8 @@ def run_multitask(
         say(table(finished))
         return finished
     folder.mkdir(parents=True, exist_ok=True)
-    written.write_text(json.dumps(identity, indent=1))
+    named = json.loads(config.model_dump_json(include=_BY_CONTENT))
+    written.write_text(json.dumps({**identity, NAMED: named}, indent=1))
     device = device or default_device()
     with quiet(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(config, tasks, folder, device, say, tell or (lambda step, scores: None), show).result()

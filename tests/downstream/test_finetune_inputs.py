@@ -64,6 +64,8 @@ def test_the_same_rows_and_model_at_another_place_are_the_same_cell(settings, ti
     model = shutil.copytree(tiny_model, tmp_path / "model")
     moved = settings(tmp_path / "out", model=str(model), source=mood_files(tmp_path / "there"), max_steps=2)
     assert finetune(moved, quiet) == first
+    named = json.loads((Path(first[0].folder) / "cell.json").read_text())["named"]
+    assert (named["model"], named["source"]["own"][0]["train"]) == (str(tiny_model), str(tmp_path / "here/train.csv"))
 
 
 @pytest.mark.parametrize(
