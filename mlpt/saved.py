@@ -48,11 +48,14 @@ def resolve_model(name: str, say: Say = lambda text: None) -> str:
 
 
 def with_model_of_run(config: RunConfig, say: Say = lambda text: None) -> RunConfig:
-    """`config` with `model.pretrained` resolved, so that what is written down is what ran."""
-    if config.model.pretrained is None:
+    """`config` with `model.pretrained`, and a tokenizer of that name, resolved: what is written down is what ran."""
+    named = config.model.pretrained
+    if named is None:
         return config
-    model = config.model.model_copy(update={"pretrained": resolve_model(config.model.pretrained, say)})
-    return config.model_copy(update={"model": model})
+    folder = resolve_model(named, say)
+    data = config.data.model_copy(update={"tokenizer": folder}) if config.data.tokenizer == named else config.data
+    model = config.model.model_copy(update={"pretrained": folder})
+    return config.model_copy(update={"model": model, "data": data})
 
 
 def blocks_of_run(name: str) -> str:

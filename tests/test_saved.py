@@ -10,9 +10,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from mlpt.cli import app
+from mlpt.config import load_run_config
 from mlpt.errors import UserError
 from mlpt.launch import pretrain
-from mlpt.saved import resolve_model
+from mlpt.saved import resolve_model, with_model_of_run
 from mlpt.sparsity.artefacts import load_masks
 from mlpt.training.checkpoint import read_checkpoint
 from mlpt.training.loop import Loop
@@ -116,6 +117,14 @@ def test_names_that_are_no_run_stay_as_they_are(tmp_path):
     assert resolve_model("google-bert/bert-base-cased") == "google-bert/bert-base-cased"
     (tmp_path / "config.json").write_text("{}")
     assert resolve_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_tokenizer_of_the_same_name_is_the_models(run):
+    named = f"{run}@step=2"
+    config = load_run_config(None, {"model": {"pretrained": named}, "data": {"tokenizer": named}})
+    resolved = with_model_of_run(config, quiet)
+    assert resolved.model.pretrained == resolved.data.tokenizer == str(run / "models" / "step_00000002")
+    assert with_model_of_run(load_run_config(None, {}), quiet) == load_run_config(None, {})
 
 
 def test_every_command_takes_an_unfinished_run(run, tmp_path):
