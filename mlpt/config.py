@@ -13,11 +13,13 @@ from pydantic import Field, field_validator, model_validator
 from mlpt.data.prepare import DataConfig
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
+from mlpt.meta.rules import RULES
 from mlpt.models.config import ModelConfig
 from mlpt.objectives import OBJECTIVES
 from mlpt.settings import Settings, load_settings, merge
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
+from mlpt.training.optimizer import check_look_ahead
 
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
 
@@ -142,8 +144,26 @@ class RunConfig(Settings):
                 f"train.batch_size {self.train.batch_size} cannot be shared by {self.runtime.most_workers} workers; "
                 "make it a multiple"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> "RunConfig":
+        """The meta-learner's rules and what they would learn from."""
+        rule = RULES[self.meta.mixture.rule]
         if self.meta.masks is not None and (self.masks is None or "scores" in self.masks.train):
             raise ValueError("meta.masks learns the scores itself: give a masks section with train: [weights, heads]")
+        if self.meta.masks is not None and self.masks is not None and self.masks.iterative is not None:
+            raise ValueError(
+                "meta.masks keeps each matrix's sparsity and would undo masks.iterative: set one of them to null"
+            )
+        if rule.learns_from_draws and self.train.draw == "weighted":
+            raise ValueError(
+                f"rule '{rule.name}' learns from which objectives are drawn, and train.draw=weighted draws none: set "
+                "train.draw=step, or another meta.mixture.rule"
+            )
+        if rule.needs_moments or self.meta.masks is not None:
+            who = f"rule '{rule.name}'" if rule.needs_moments else "meta.masks"
+            check_look_ahead(who, self.train.optimizer, "train.optimizer")
         return self
 
     def to_yaml(self) -> str:

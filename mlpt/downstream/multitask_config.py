@@ -7,12 +7,13 @@ from pydantic import Field, model_validator
 from mlpt.downstream.config import TaskNames
 from mlpt.downstream.multitask_model import LabelDtype
 from mlpt.downstream.multitask_scoring import ScoringConfig
-from mlpt.downstream.samplers import MtUncertainty, SamplerConfig
+from mlpt.downstream.samplers import MtUncertainty, PolicySampler, SamplerConfig
+from mlpt.meta.rules import RULES
 from mlpt.models.conditional_encoder import ConditionalConfig
 from mlpt.models.conditional_freezing import Modulation
 from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
-from mlpt.training.optimizer import OptimizerConfig
+from mlpt.training.optimizer import OptimizerConfig, check_look_ahead
 from mlpt.training.schedule import ScheduleConfig
 
 # What `published: true` sets where the configuration says nothing else: component -> its quirks.
@@ -103,4 +104,10 @@ class MultitaskConfig(Settings):
             raise ValueError("tasks names a task twice")
         if self.dense and self.masks is not None:
             raise ValueError("dense and masks exclude each other; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_learned(self) -> "MultitaskConfig":
+        if isinstance(self.sampler, PolicySampler.Config) and RULES[self.sampler.learner.rule].needs_moments:
+            check_look_ahead(f"rule '{self.sampler.learner.rule}'", self.optimizer, "optimizer")
         return self

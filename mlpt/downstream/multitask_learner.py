@@ -79,7 +79,9 @@ class TaskLearner:
         context = TaskContext(
             self.model, self.optimizer, self.train, self.dev, self.sampler.seed, self.sampler.batch_size, step
         )
-        evidence = Evidence(dict(self.sampler.draws), dict(losses))
+        draws = dict(self.sampler.draws)  # all from the policy in force: it changes here alone
+        mixture = self.sampler.policy.mixture
+        evidence = Evidence(draws, dict(losses), {name: sum(draws.values()) * mixture[name] for name in mixture})
         learned = self.rule.update(self.sampler.policy, evidence, context)
         self.sampler.adopt(replace(learned, version=self.sampler.policy.version + 1))
         self.model.train(training)

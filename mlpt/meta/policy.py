@@ -61,13 +61,24 @@ class Snapshot:
 class Evidence:
     """What the workers saw since the last update.
 
-    draws   how many steps trained each objective, over all ranks; fractions where a step was shared out (stratified) or
-            weighted, so that they always sum to the steps since the last update.
-    losses  mean training loss in nats of each objective drawn since the last update.
+    draws     how many steps were drawn for each objective, over all ranks; fractions where a step was shared out
+              (stratified) or weighted, so that they always sum to the steps since the last update.
+    losses    mean training loss in nats of each objective drawn since the last update.
+    expected  the probability of each objective that was in force at each of those steps, summed: how many draws were to
+              be expected. With a lag some steps, or all, were drawn from the policy before, so a rule that centres or
+              weights the draws must do it by these, never by its newest mixture.
+
+    Raises `ValueError` when draws and expected draws do not sum to the same number of steps.
     """
 
     draws: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps = sum(self.draws.values())
+        if abs(sum(self.expected.values()) - steps) > 1e-6 * max(1.0, steps):
+            raise ValueError(f"evidence of {steps:g} steps carries the probabilities of others: {dict(self.expected)}")
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,7 @@ class Loop:
             hook.before_step(self.step, self.model, self.optimizer)
         set_learning_rate(self.optimizer, self._rate())
         self.optimizer.zero_grad(set_to_none=True)
-        mixture = self.outer.policy.mixture
-        drawn = draw_objectives(self.config.draw, mixture, self.seed, self.step, self.micro_batches)
+        drawn = draw_objectives(self.config.draw, self.outer.draw(), self.seed, self.step, self.micro_batches)
         mine = range(self.group.rank, self.micro_batches, self.group.world)
         passes = [(slot, name, weight) for slot in mine for name, weight in drawn[slot]]
         for at, (slot, name, weight) in enumerate(passes):
@@ -173,6 +172,7 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._meter.close()
         self.step += 1
         for hook in self.hooks:
             hook.after_step(self.step, self.model, self.optimizer)
@@ -205,9 +205,9 @@ class Loop:
 
     def _flush(self) -> None:
         """Share the losses since the last flush: the next update's evidence, and the next log line."""
-        taken = self._meter.take(self.model.objectives, self.group)
-        add_up(self._window, taken)
-        self.outer.observe(taken)
+        for seen in self._meter.take(self.model.objectives, self.group):
+            add_up(self._window, seen)
+            self.outer.observe(seen)
 
     def _log(self, tracker: Tracker | None) -> None:
         self._flush()
@@ -216,7 +216,7 @@ class Loop:
         self._last_log = (now, self.step)
         values = {
             "tokens": self._tokens(self.step),
-            "loss": {name: seen.mean for name, seen in self._window.items()},
+            "loss": {name: seen.mean for name, seen in self._window.items() if seen.mean is not None},
             "learning_rate": self._rate(),
             "mixture": dict(self.outer.policy.mixture),
             "tokens_per_second": self._tokens(self.step - step) / (now - since),

@@ -47,6 +47,12 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Any:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
+def check_look_ahead(who: str, config: OptimizerConfig, setting: str) -> None:
+    """Raise `ValueError` where `who` would look ahead through steps of an optimiser that cannot be differentiated."""
+    if config.kind != "adamw":
+        raise ValueError(f"{who} looks ahead through AdamW: set {setting}.kind=adamw, which is {config.kind} here")
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group the rate of the coming step; a group's own `scale` multiplies it."""
     for group in optimizer.param_groups:

@@ -80,6 +80,7 @@ class Outer:
         self._adopt_at: int | None = None
         self._settled: Answer | None = None  # an answer fetched before its time, for a checkpoint
         self._seen: dict[str, Seen] = {}
+        self._expected: dict[str, float] = {}
         self._learner_state: Mapping[str, Any] | None = None
         self._learner_tensors: Mapping[str, Tensor] = {}
 
@@ -91,8 +92,14 @@ class Outer:
             else:
                 self._source.start(self._learner_state, self._learner_tensors)
 
+    def draw(self) -> Mapping[str, float]:
+        """The mixture for the coming step, counted in the next update's evidence as the one that was in force."""
+        for name, probability in self.policy.mixture.items():
+            self._expected[name] = self._expected.get(name, 0.0) + probability
+        return self.policy.mixture
+
     def observe(self, seen: Mapping[str, Seen]) -> None:
-        """Add what all ranks saw to the next update's evidence."""
+        """Add what all ranks saw in a step to the next update's evidence."""
         add_up(self._seen, seen)
 
     def seconds(self) -> dict[str, float]:
@@ -108,9 +115,9 @@ class Outer:
         if self._source is not None:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot)
             draws = {name: seen.steps for name, seen in self._seen.items()}
-            losses = {name: seen.mean for name, seen in self._seen.items()}
-            self._source.launch(self.policy, self._snapshot, Evidence(draws, losses))
-        self._seen = {}
+            losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
+            self._source.launch(self.policy, self._snapshot, Evidence(draws, losses, dict(self._expected)))
+        self._seen, self._expected = {}, {}
         self._adopt_at = step + self.lag
         self.launch_seconds += time.perf_counter() - begun
 
@@ -144,6 +151,7 @@ class Outer:
         state: dict[str, Any] = {
             "policy": self.policy.to_json(),
             "seen": to_json(self._seen),
+            "expected": self._expected,
             "learner": self._learner_state,
         }
         tensors = {f"learner.{name}": tensor for name, tensor in self._learner_tensors.items()}
@@ -162,7 +170,7 @@ class Outer:
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`, on every rank; call `start` after it."""
         self.policy = Policy.from_json(state["policy"])
-        self._seen = from_json(state["seen"])
+        self._seen, self._expected = from_json(state["seen"]), dict(state["expected"])
         self._learner_state = state["learner"]
         self._learner_tensors = _under(tensors, "learner.")
         pending = state.get("pending")

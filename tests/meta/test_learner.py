@@ -44,7 +44,9 @@ def some_snapshots(moments):
     model = make_encoder()
     optimizer = make_adamw(model, lr=1e-2)
     for step in (0, 10, 20):
-        evidence = Evidence({"words": 6, "noise": 4}, {"words": 3.5 - step / 50, "noise": 0.6}) if step else Evidence()
+        in_force = {"words": 5, "noise": 3, "order": 2}
+        losses = {"words": 3.5 - step / 50, "noise": 0.6}
+        evidence = Evidence({"words": 6, "noise": 4}, losses, in_force) if step else Evidence()
         yield take_snapshot(model, optimizer, step, 1e-2, moments), evidence
         train(model, optimizer, TinyBlocks(1), 10, seed=step)
 

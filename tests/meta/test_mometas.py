@@ -29,6 +29,11 @@ def test_the_reward_is_the_published_relative_drop(before, after, reward):
     assert relative_drop(before, after) == pytest.approx(reward, abs=1e-10)
 
 
+def on_policy(scores, counts):
+    """The probabilities in force, summed over draws that all come from the newest policy, as published."""
+    return [sum(counts) * p for p in softmax(scores)]
+
+
 @pytest.mark.parametrize(
     ("scores", "counts", "reward", "expected", "loss"),
     [
@@ -39,7 +44,8 @@ def test_the_reward_is_the_published_relative_drop(before, after, reward):
     ],
 )
 def test_an_update_gives_the_published_scores_and_loss(scores, counts, reward, expected, loss):
-    assert reinforce(scores, counts, reward, lr=0.1, gamma=2) == pytest.approx(expected, abs=1.5e-6)
+    all_new = on_policy(scores, counts)
+    assert reinforce(scores, counts, all_new, reward, lr=0.1, gamma=2) == pytest.approx(expected, abs=1.5e-6)
     assert reinforce_loss(scores, counts, reward, gamma=2) == pytest.approx(loss, rel=1e-6, abs=1e-6)
 
 
@@ -54,14 +60,30 @@ def test_the_closed_form_is_the_gradient_step_that_autograd_takes():
     log_p = scores.log_softmax(0)
     loss = -reward * (torch.tensor(counts) * log_p).sum() + gamma * (log_p.exp() * log_p).sum()
     (gradient,) = torch.autograd.grad(loss, scores)
-    assert reinforce(scores.tolist(), counts, reward, lr, gamma) == pytest.approx(
+    expected = on_policy(scores.tolist(), counts)
+    assert reinforce(scores.tolist(), counts, expected, reward, lr, gamma) == pytest.approx(
         (scores - lr * gradient).tolist(), abs=1e-13
     )
     assert reinforce_loss(scores.tolist(), counts, reward, gamma) == pytest.approx(loss.item(), abs=1e-12)
 
 
+def test_draws_of_an_older_policy_are_centred_by_its_own_gradient():
+    """grad_s of log p_old(draw) for p_old's scores, and the entropy's gradient at the newest scores."""
+    older = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64, requires_grad=True)
+    newest = torch.tensor([1.5, -0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    counts, reward, lr, gamma = [6, 3, 1], 0.4, 0.1, 2.0
+    (score,) = torch.autograd.grad((torch.tensor(counts) * older.log_softmax(0)).sum(), older)
+    log_p = newest.log_softmax(0)
+    (flattening,) = torch.autograd.grad(-(log_p.exp() * log_p).sum(), newest)
+    moved = reinforce(newest.tolist(), counts, on_policy(older.tolist(), counts), reward, lr, gamma)
+    assert moved == pytest.approx((newest + lr * (reward * score + gamma * flattening)).tolist(), abs=1e-13)
+
+
 def test_scores_so_far_apart_that_a_probability_underflows_stay_finite():
-    assert all(math.isfinite(score) for score in reinforce([2000, 0], [5, 0], 1.0, 0.1, 2.0))
+    assert all(math.isfinite(score) for score in reinforce([2000, 0], [5, 0], [5, 0], 1.0, 0.1, 2.0))
+
+
+THIRDS = dict.fromkeys(["words", "noise", "order"], 10 / 3)  # of ten steps
 
 
 def make_learner(model, **mixture):
@@ -88,7 +110,7 @@ def test_with_the_same_dev_pair_an_unchanged_model_earns_exactly_nothing():
     policy = learner.first_policy()
     for step in (0, 10, 20):
         snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
-        answer = learner.update(policy, snapshot, Evidence(draws={"words": 10}))
+        answer = learner.update(policy, snapshot, Evidence(draws={"words": 10}, expected=THIRDS))
         policy = answer.policy
         if step:
             assert answer.report["reward"] == 0
@@ -103,7 +125,8 @@ def test_resampled_dev_sets_reward_an_unchanged_model_for_the_sampling_noise():
     rewards = []
     for step in (0, 10, 20):
         snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
-        rewards.append(learner.update(policy, snapshot, Evidence(draws={"words": 10})).report.get("reward"))
+        evidence = Evidence(draws={"words": 10}, expected=THIRDS)
+        rewards.append(learner.update(policy, snapshot, evidence).report.get("reward"))
     assert rewards[1] != 0
     assert rewards[2] != 0
 
@@ -116,7 +139,7 @@ def test_the_update_follows_from_the_measured_losses_and_draws():
     before = learner.update(policy, take_snapshot(model, optimizer, 0, 1e-2, moments=False), Evidence())
     train(model, optimizer, TinyBlocks(1), 10)
     snapshot = take_snapshot(model, optimizer, 10, 1e-2, moments=False)
-    after = learner.update(before.policy, snapshot, Evidence(draws={"words": 7, "order": 3}))
+    after = learner.update(before.policy, snapshot, Evidence(draws={"words": 7, "order": 3}, expected=THIRDS))
     reward = sum(
         relative_drop(before.report["dev_loss"][name], loss) for name, loss in after.report["dev_loss"].items()
     )

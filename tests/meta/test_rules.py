@@ -37,7 +37,8 @@ def test_exp3_follows_the_equations_of_online_data_mixing():
     history = [({"a": 4, "b": 6}, {"a": 2.0, "b": 5.0}), ({"a": 1, "c": 9}, {"a": 1.5, "c": 0.5})]
     rewards, mixture = {"a": 0.0, "b": 0.0, "c": 0.0}, dict(policy.mixture)
     for t, (draws, losses) in enumerate(history, start=1):
-        policy = rule.update(policy, Evidence(draws, losses), context)
+        in_force = {name: 10 * probability for name, probability in policy.mixture.items()}
+        policy = rule.update(policy, Evidence(draws, losses, in_force), context)
         for name, loss in losses.items():
             rewards[name] = 0.8 * rewards[name] + 0.2 * loss * draws[name] / (10 * mixture[name])
         previous, exploration = (min(1 / 3, math.sqrt(math.log(3) / (3 * u))) for u in (t, t + 1))

@@ -15,9 +15,11 @@ from mlpt.settings import Settings
 class MetaRule:
     """One rule. Subclasses set `name` and `Config` (with the field `rule`) and define `first_mixture` and `update`.
 
-    learns         False: the mixture never changes, so that no learner need run for it.
-    needs_weights  `update` forwards the model: the learner loads the snapshot first.
-    needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
+    learns             False: the mixture never changes, so that no learner need run for it.
+    needs_weights      `update` forwards the model: the learner loads the snapshot first.
+    needs_moments      `update` looks ahead: snapshots must carry AdamW's moments.
+    learns_from_draws  what it learns lies in how far chance took the draws from their probabilities; a run whose steps
+                       train every objective by its share (train.draw=weighted) has nothing for it.
 
     A rule changes its own state at the end of `update` only: an update that fails leaves it as it was.
     """
@@ -26,6 +28,7 @@ class MetaRule:
     learns: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
+    learns_from_draws: ClassVar[bool] = False
 
     class Config(Settings):
         """No settings."""

@@ -43,19 +43,18 @@ class Exp3(MetaRule):
         self._updates = 0
 
     def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
-        total = sum(evidence.draws.values())
-        if total == 0:
+        if not any(evidence.draws.values()):
             return policy
         first = {**evidence.losses, **self._first}
         rewards = list(self._rewards)
         for index, name in enumerate(self.objectives):
-            draws, probability = evidence.draws.get(name, 0), policy.mixture[name]
-            if draws == 0 or probability == 0 or name not in evidence.losses:
+            draws, expected = evidence.draws.get(name, 0), evidence.expected.get(name, 0)
+            if draws == 0 or expected == 0 or name not in evidence.losses:
                 continue  # not drawn: its estimate stays, as published
             loss = evidence.losses[name]
             reward = loss / max(first[name], 1e-12) if self.config.reward == "relative" else loss
-            # Drawn n of K times with probability p: the unbiased estimate of its reward a draw is reward * n / (K p).
-            unbiased = reward * draws / (total * probability)
+            # Drawn n times with probabilities p_t: the unbiased estimate of its reward a draw is reward * n / sum p_t.
+            unbiased = reward * draws / expected
             rewards[index] = self.config.smoothing * rewards[index] + (1 - self.config.smoothing) * unbiased
         self._updates, self._rewards, self._first = self._updates + 1, rewards, first
         exploration, sharpness = self._rate(self._updates + 1), self._rate(self._updates)

@@ -1,7 +1,8 @@
 """Rule `mometas`: REINFORCE on softmax scores, rewarded by the drop of the held-out losses.
 
 MOMETAS (Wu et al., Findings of EMNLP 2022): the reward R is the sum over objectives of the relative drop of the
-meta-dev loss since the last update; one SGD step on sum_t(-R log p(draw_t)) - gamma H(p), here in closed form.
+meta-dev loss since the last update; one SGD step on sum_t(-R log p_t(draw_t)) - gamma H(p), here in closed form. p_t is
+the policy that drew step t, an older one than p where answers come with a lag.
 """
 
 import math
@@ -27,6 +28,7 @@ class Mometas(MetaRule):
 
     name = "mometas"
     needs_weights = True
+    learns_from_draws = True
 
     class Config(Settings):
         """lr, gamma           step size on the scores, weight of the entropy (published: .1 and 2).
@@ -65,9 +67,10 @@ class Mometas(MetaRule):
             after = next_before = self._measure(context, texts, context.step)
         reward = sum(relative_drop(self._before[name], after[name]) for name in self.objectives)
         counts = [evidence.draws.get(name, 0) for name in self.objectives]
+        expected = [evidence.expected.get(name, 0) for name in self.objectives]
         context.report["dev_loss"] = after
         context.report["reward"] = reward
-        self._scores = reinforce(self._scores, counts, reward, self.config.lr, self.config.gamma)
+        self._scores = reinforce(self._scores, counts, expected, reward, self.config.lr, self.config.gamma)
         self._before, self._sample = next_before, context.step
         self._updates += 1
         return replace(policy, mixture=dict(zip(self.objectives, softmax(self._scores), strict=True)))
@@ -91,21 +94,28 @@ def relative_drop(before: float, after: float) -> float:
     return max((before - after + SMOOTHING) / (before + SMOOTHING), LOWEST)
 
 
-def reinforce(scores: Sequence[float], counts: Sequence[float], reward: float, lr: float, gamma: float) -> list[float]:
+def reinforce(
+    scores: Sequence[float],
+    counts: Sequence[float],
+    expected: Sequence[float],
+    reward: float,
+    lr: float,
+    gamma: float,
+) -> list[float]:
     """The scores after one SGD step on `reinforce_loss`.
 
-    s <- s + lr * [R (n - K p) - gamma p (log p + H)], with n the draws of each objective and K their sum.
+    s <- s + lr * [R (n - sum_t p_t) - gamma p (log p + H)], with n the draws of each objective and `expected` the sum
+    over the draws of the probabilities p_t in force. The published sum is K p: all K draws come from the newest policy.
+    Centring older draws by that would add lr R K (p_old - p_new), which undoes the step before.
     """
-    p = softmax(scores)
-    total = sum(counts)
     return [
-        s + lr * (reward * (n - total * q) + gamma * flattening)
-        for s, n, q, flattening in zip(scores, counts, p, entropy_gradient(p), strict=True)
+        s + lr * (reward * (n - mean) + gamma * flattening)
+        for s, n, mean, flattening in zip(scores, counts, expected, entropy_gradient(softmax(scores)), strict=True)
     ]
 
 
 def reinforce_loss(scores: Sequence[float], counts: Sequence[float], reward: float, gamma: float) -> float:
-    """J = -R sum_i n_i log p_i - gamma H(p)."""
+    """J = -R sum_i n_i log p_i - gamma H(p), of draws that all come from p = softmax(scores)."""
     p = softmax(scores)
     likelihood = sum(n * math.log(q) for n, q in zip(counts, p, strict=True) if n)
     return -reward * likelihood - gamma * entropy_of(p)
