@@ -1,4 +1,4 @@
-"""Snapshots: the trainees' weights and AdamW state at one step, as flat float32 buffers, and the way back.
+"""Snapshots: what training has changed by one step, weights and AdamW state as flat float32 buffers, and the way back.
 
 One flat buffer travels through Ray's object store in one copy; a state dict of hundreds of tensors does not.
 """
@@ -15,8 +15,11 @@ from mlpt.errors import UserError
 from mlpt.meta.policy import Snapshot
 
 
+_ALIKE = "the meta-learner needs the same model settings as the workers"
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a snapshot holds, in its order: those with gradients, in `model.parameters()` order."""
+    """The parameters that every snapshot holds, in its order: those with gradients, in `model.parameters()` order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -28,27 +31,32 @@ def take_snapshot(
     learning_rate: float,
     moments: bool,
     out: Snapshot | None = None,
+    altered: Sequence[str] = (),
 ) -> Snapshot:
-    """Copy the model's trainable parameters, with `moments` also AdamW's state, to flat CPU buffers.
+    """Copy the model's trainable parameters and buffers, with `moments` also AdamW's state, to the CPU.
 
-    model          the bare module (not wrapped by DDP; torch.compile's wrapper has the same parameters and will do).
+    model          the bare module, not wrapped by DDP or torch.compile, which give its parameters other names.
     learning_rate  the rate of the step to come.
+    altered        names of frozen parameters that something else than gradients may change; they come along.
     out            an earlier snapshot of the same model whose buffers are overwritten and returned again; whoever
                    still reads it sees the new values (`ray.put` copies, so that a put snapshot may be reused).
 
     Raises `UserError` for amsgrad with `moments`: its maximum is not part of a snapshot.
     """
     parameters = trainable(model)
-    size = sum(parameter.numel() for parameter in parameters)
-    buffers = _buffers(out, size, len(parameters), moments)
+    frozen = [model.get_parameter(name) for name in altered]
+    buffers = _buffers(out, _size(parameters), _size(frozen), len(parameters), moments)
     _copy_in(buffers["parameters"], parameters, parameters)
+    _copy_in(buffers["frozen"], frozen, frozen)
     if moments:
         _refuse_amsgrad(optimizer)
         states = [optimizer.state.get(parameter, {}) for parameter in parameters]
         _copy_in(buffers["exp_avg"], [state.get("exp_avg") for state in states], parameters)
         _copy_in(buffers["exp_avg_sq"], [state.get("exp_avg_sq") for state in states], parameters)
         buffers["optimizer_steps"][:] = [int(state.get("step", 0)) for state in states]
-    return Snapshot(step=step, learning_rate=learning_rate, **buffers)
+    # Small, and copied: those of the model change in place.
+    others = {name: buffer.detach().cpu().numpy().copy() for name, buffer in model.named_buffers()}
+    return Snapshot(step=step, learning_rate=learning_rate, altered=tuple(altered), buffers=others, **buffers)
 
 
 @torch.no_grad()
@@ -59,14 +67,20 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
     AdamW has not stepped yet gets no state, as in a fresh AdamW. Raises `UserError` when the sizes differ.
     """
     parameters = trainable(model)
-    size = sum(parameter.numel() for parameter in parameters)
-    if snapshot.parameters.size != size:
+    if snapshot.parameters.size != _size(parameters):
         raise UserError(
-            f"the snapshot holds {snapshot.parameters.size} weights and the model trains {size}: "
-            "the meta-learner needs the same model settings as the workers"
+            f"the snapshot holds {snapshot.parameters.size} weights and the model trains {_size(parameters)}: {_ALIKE}"
         )
+    named, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    unknown = sorted({*snapshot.altered} - named.keys()) + sorted(snapshot.buffers.keys() - buffers.keys())
+    if unknown:
+        raise UserError(f"the snapshot holds '{unknown[0]}', which the model does not have: {_ALIKE}")
     for parameter, values in _pieces(snapshot.parameters, parameters):
         parameter.copy_(values)
+    for parameter, values in _pieces(snapshot.frozen, [named[name] for name in snapshot.altered]):
+        parameter.copy_(values)
+    for name, values in snapshot.buffers.items():
+        buffers[name].copy_(_tensor(values))
     for group in optimizer.param_groups:
         group["lr"] = snapshot.learning_rate * group.get("scale", 1.0)
     if snapshot.exp_avg is None or snapshot.exp_avg_sq is None or snapshot.optimizer_steps is None:
@@ -86,8 +100,12 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
             }
 
 
-def _buffers(out: Snapshot | None, size: int, tensors: int, moments: bool) -> dict[str, np.ndarray]:
-    wanted: dict[str, tuple[int, type]] = {"parameters": (size, np.float32)}
+def _size(parameters: Sequence[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _buffers(out: Snapshot | None, size: int, frozen: int, tensors: int, moments: bool) -> dict[str, np.ndarray]:
+    wanted: dict[str, tuple[int, type]] = {"parameters": (size, np.float32), "frozen": (frozen, np.float32)}
     if moments:
         wanted |= {"exp_avg": (size, np.float32), "exp_avg_sq": (size, np.float32)}
         wanted |= {"optimizer_steps": (tensors, np.int64)}
@@ -109,14 +127,17 @@ def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: l
 
 def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Each parameter with its part of `buffer`, in the parameter's shape."""
-    with warnings.catch_warnings():
-        # Ray hands out read-only arrays, of which torch warns; nobody writes here.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        flat = torch.from_numpy(buffer)
-    start = 0
+    flat, start = _tensor(buffer), 0
     for parameter in parameters:
         yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # Ray hands out read-only arrays, of which torch warns; nobody writes to those.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
 def _counts_on_device(group: dict[str, Any]) -> bool:

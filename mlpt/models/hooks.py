@@ -27,6 +27,11 @@ class StepHook(Protocol):
     def schedule_step(self, step: int) -> int:
         """The step that the learning-rate schedule sees; a hook that restarts the schedule returns a smaller one."""
 
+    def alters(self, parameter: str) -> bool:
+        """Whether it may change the parameter of that name though no gradient reaches it; the meta-learner is then sent
+        its values.
+        """
+
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         """Plain JSON values and tensors that a resumed run needs."""
 
@@ -50,6 +55,9 @@ class NoHook:
 
     def schedule_step(self, step: int) -> int:
         return step
+
+    def alters(self, parameter: str) -> bool:
+        return True  # unless a hook says otherwise: what is sent for nothing costs time, what is missing is wrong
 
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         return {}, {}

@@ -41,7 +41,14 @@ def _hash(model: nn.Module) -> str:
     return base_hash(model, list(masked_modules(model)))
 
 
-class ThresholdReset(NoHook):
+class _MaskHook(NoHook):
+    """Of frozen parameters, hooks of masks change scores alone (ties are raised, pruned weights' scores set to zero)."""
+
+    def alters(self, parameter: str) -> bool:
+        return parameter.endswith("scores")
+
+
+class ThresholdReset(_MaskHook):
     """TAMT's mask training: thresholds go back to the exact sparsity when `config` says, and before every save.
 
     sparsity         one for all matrices, or pruned counts by weight name.
@@ -79,11 +86,14 @@ class MaskKeeper(NoHook):
     def __init__(self, save: Callable[..., None]):
         self._save = save
 
+    def alters(self, parameter: str) -> bool:
+        return False
+
     def before_save(self, step: int, model: nn.Module) -> None:
         self._save(f"step_{step}", model, step)
 
 
-class StructuredReset(NoHook):
+class StructuredReset(_MaskHook):
     """Structured masks: before every step and save, exactly the target of heads or neurons is pruned."""
 
     name = "structured_reset"
@@ -104,7 +114,7 @@ class StructuredReset(NoHook):
             save_groups(model, self.kinds, self._out / f"step_{step}")
 
 
-class IterativePruning(NoHook):
+class IterativePruning(_MaskHook):
     """Iterative magnitude pruning: the first level before any update, one more after every `interval` updates.
 
     Starts from `model` (masked, with its starting weights): whoever resumes a run builds the hook before the weights of

@@ -74,6 +74,8 @@ class Loop:
         self.run_dir = run_dir
         self.seed = seed
         self.hooks = list(hooks)
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        self._altered = [name for name in frozen if any(hook.alters(name) for hook in self.hooks)]
         self.tell = tell if group.leads else lambda event: None
         self.must_save = must_save  # asked on every rank before every step: write a checkpoint now?
         self.step = 0
@@ -149,7 +151,7 @@ class Loop:
                 break
             if self.outer.launch_due(self.step):
                 self._flush()
-                self.outer.launch(self.step, self.model, self.optimizer, self._rate())
+                self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered)
                 self._adopt(tracker)  # lag 0: the answer counts from this very step
             self.train_step()
             if self.step % self.config.log_every == 0 or self.step == self.total_steps:

@@ -4,7 +4,7 @@ Lag, not luck: rank 0 waits if the answer is late and shares its value, so a run
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -109,11 +109,21 @@ class Outer:
     def launch_due(self, step: int) -> bool:
         return self.learns and step % self.interval == 0
 
-    def launch(self, step: int, model: torch.nn.Module, optimizer: torch.optim.AdamW, rate: float) -> None:
-        """Send the snapshot of `step` to the learner and begin to count the lag."""
+    def launch(
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimizer: torch.optim.AdamW,
+        rate: float,
+        altered: Sequence[str] = (),
+    ) -> None:
+        """Send the snapshot of `step` to the learner and begin to count the lag.
+
+        altered  names of the frozen parameters that step hooks may change.
+        """
         begun = time.perf_counter()
         if self._source is not None:
-            self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot)
+            self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered)
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
             self._source.launch(self.policy, self._snapshot, Evidence(draws, losses, dict(self._expected)))

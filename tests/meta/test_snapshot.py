@@ -49,12 +49,43 @@ def test_buffers_are_reused_without_a_new_allocation():
     assert np.array_equal(second.optimizer_steps, fresh.optimizer_steps)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_left_out_unless_something_else_alters_them():
     model = make_encoder()
     model.embeddings.weight.requires_grad_(False)
     snapshot = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert snapshot.parameters.shape == (trained,)
+    assert snapshot.frozen.size == 0
+    whole = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False, altered=["embeddings.weight"])
+    twin = make_encoder(seed=3)
+    twin.embeddings.weight.requires_grad_(False)
+    load_snapshot(twin, make_adamw(twin), whole)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_buffers_come_along_as_they_were():
+    model, twin = make_encoder(), make_encoder(seed=3)
+    for each in (model, twin):
+        each.register_buffer("threshold", torch.tensor(0.5))
+        each.register_buffer("count", torch.tensor([1, 2]), persistent=False)
+    model.threshold.fill_(0.25)
+    model.count += 2**40  # more than float32 could carry
+    snapshot = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False)
+    model.threshold.fill_(0.75)
+    for array in snapshot.buffers.values():
+        array.flags.writeable = False  # as Ray hands them out
+    load_snapshot(twin, make_adamw(twin), snapshot)
+    assert float(twin.threshold) == 0.25
+    assert twin.count.tolist() == [2**40 + 1, 2**40 + 2]
+
+
+def test_a_snapshot_with_an_unknown_buffer_is_refused():
+    model = make_encoder()
+    model.register_buffer("threshold", torch.tensor(0.5))
+    snapshot = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False)
+    twin = make_encoder()
+    with pytest.raises(UserError, match="'threshold', which the model does not have"):
+        load_snapshot(twin, make_adamw(twin), snapshot)
 
 
 def test_read_only_buffers_load_without_a_warning(recwarn):

@@ -1,5 +1,6 @@
 """Mask training through the one loop: real text, real blocks, one process; killed and resumed bit for bit."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.job import build_model, open_splits, run_rank
+from mlpt.meta.learner import MetaLearner
 from mlpt.models.masked import attach_scores
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
@@ -19,6 +21,7 @@ from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.scores import scores_of_mask
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group
+from mlpt.training.outer import Outer
 
 SENTENCE = "a mask keeps some weights of the dense model and prunes others so that a small network remains within it"
 MODEL = {"hidden_size": 32, "layers": 2, "heads": 2}
@@ -206,6 +209,49 @@ def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(bl
     resumed = load_masks(tmp_path / "killed" / "model")
     assert resumed.description == saved.description
     assert all(torch.equal(resumed.masks[name], mask) for name, mask in saved.masks.items())
+
+
+LEARNED = {"interval": 3, "lag": 2, "mixture": {"rule": "mometas", "dev_batch_size": 4}}
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {**MASKS, "reset": {"interval": 2}},
+        {"method": "imp", "train": ["weights", "heads"], "iterative": {"interval": 4, "levels": [0.2, 0.4, 0.6]}},
+        {"structured": "both", "sparsity": 0.5, "train": ["scores", "heads"]},
+    ],
+    ids=["threshold reset", "tamt_imp", "structured"],
+)
+def test_the_learner_sees_the_network_that_the_workers_train(blocks, dense, tmp_path, monkeypatch, masks):
+    workers, learners = [], []
+    launch, update = Outer.launch, MetaLearner.update
+
+    def watched_launch(self, step, model, *rest):
+        workers.append((step, copy.deepcopy(dict(model.state_dict()))))
+        launch(self, step, model, *rest)
+
+    def watched_update(self, policy, snapshot, evidence):
+        answer = update(self, policy, snapshot, evidence)
+        learners.append((snapshot.step, copy.deepcopy(dict(self._model.state_dict()))))
+        return answer
+
+    monkeypatch.setattr(Outer, "launch", watched_launch)
+    monkeypatch.setattr(MetaLearner, "update", watched_update)
+    run(blocks, tmp_path, dense, objectives={"mlm": {}, "dtd": {}}, meta=LEARNED, masks=masks)
+    assert [step for step, _ in learners] == [step for step, _ in workers] == [0, 3, 6, 9]
+    for (_, ours), (_, theirs) in zip(workers, learners, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    if "iterative" in masks:  # the first level goes before the first update, after the first snapshot
+        assert [density_of(state) for _, state in learners] == pytest.approx([1, 0.8, 0.6, 0.4], abs=1e-3)
+
+
+def density_of(state) -> float:
+    """Kept masked weights over all masked weights, by the definition M = [S > theta]."""
+    names = [name.removesuffix(".scores") for name in state if name.endswith(".scores")]
+    kept = [state[f"{name}.scores"] > state[f"{name}.threshold"] for name in names]
+    return sum(int(one.sum()) for one in kept) / sum(one.numel() for one in kept)
 
 
 def test_plain_joint_training_moves_weights_and_scores(blocks, dense, tmp_path):
