@@ -107,7 +107,8 @@ def run_rank(
     summary = loop.run()
     if group.leads:
         if config.masks is not None:
-            save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
+            with loop.as_saved():
+                save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
         model.save(run_dir / "model", load_tokenizer(str(Path(blocks) / "tokenizer")))
         loop.checkpoints.finish()
     return summary

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mlpt.errors import UserError
 from mlpt.meta.policy import Snapshot
 
-
 _ALIKE = "the meta-learner needs the same model settings as the workers"
 
 
@@ -79,8 +78,8 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
         parameter.copy_(values)
     for parameter, values in _pieces(snapshot.frozen, [named[name] for name in snapshot.altered]):
         parameter.copy_(values)
-    for name, values in snapshot.buffers.items():
-        buffers[name].copy_(_tensor(values))
+    for name, array in snapshot.buffers.items():
+        buffers[name].copy_(_tensor(array))
     for group in optimizer.param_groups:
         group["lr"] = snapshot.learning_rate * group.get("scale", 1.0)
     if snapshot.exp_avg is None or snapshot.exp_avg_sq is None or snapshot.optimizer_steps is None:

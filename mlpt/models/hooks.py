@@ -4,6 +4,7 @@ Threshold resets of mask training and iterative pruning hang here; see `mlpt.spa
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +22,14 @@ class StepHook(Protocol):
     def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called after the update; `step` is now the number of steps done."""
 
-    def before_save(self, step: int, model: nn.Module) -> None:
-        """Called before weights are written anywhere (a checkpoint, the final model)."""
+    def as_saved(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While the block lasts, `model` is what is measured and given out; after it, all is as it was before.
+
+        Training goes on from a checkpoint's own tensors, which are taken outside: to save changes nothing.
+        """
+
+    def save(self, step: int, model: nn.Module) -> None:
+        """Write what lies beside checkpoint `step`; called inside `as_saved`."""
 
     def schedule_step(self, step: int) -> int:
         """The step that the learning-rate schedule sees; a hook that restarts the schedule returns a smaller one."""
@@ -50,7 +57,10 @@ class NoHook:
     def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         pass
 
-    def before_save(self, step: int, model: nn.Module) -> None:
+    def as_saved(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def save(self, step: int, model: nn.Module) -> None:
         pass
 
     def schedule_step(self, step: int) -> int:

@@ -3,7 +3,8 @@
 Both keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.models.hooks import NoHook
-from mlpt.models.masked import THETA, backbone_of, current_masks, masked_modules, set_threshold
+from mlpt.models.masked import (
+    THETA,
+    MaskedEmbedding,
+    MaskedLinear,
+    backbone_of,
+    current_masks,
+    masked_modules,
+    set_threshold,
+)
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import Ties
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig, fraction_of_remaining, prune_further
@@ -42,14 +51,16 @@ def _hash(model: nn.Module) -> str:
 
 
 class _MaskHook(NoHook):
-    """Of frozen parameters, hooks of masks change scores alone (ties are raised, pruned weights' scores set to zero)."""
+    """Of frozen parameters, hooks of masks change scores alone: they raise ties, and zero those of pruned weights."""
 
     def alters(self, parameter: str) -> bool:
         return parameter.endswith("scores")
 
 
 class ThresholdReset(_MaskHook):
-    """TAMT's mask training: thresholds go back to the exact sparsity when `config` says, and before every save.
+    """TAMT's mask training: thresholds go back to the exact sparsity when `config` says.
+
+    What is measured and saved has it at any time, and training goes on as if nothing had been measured or saved.
 
     sparsity         one for all matrices, or pruned counts by weight name.
     steps_per_epoch  for the cadence that also resets at an epoch's end.
@@ -72,8 +83,13 @@ class ThresholdReset(_MaskHook):
         if self.config.due(step, self.steps_per_epoch):
             reset_thresholds(model, self.sparsity, self.ties)
 
-    def before_save(self, step: int, model: nn.Module) -> None:
-        reset_thresholds(model, self.sparsity, self.ties)
+    @contextmanager
+    def as_saved(self, model: nn.Module) -> Iterator[None]:
+        with _put_back(model):
+            reset_thresholds(model, self.sparsity, self.ties)
+            yield
+
+    def save(self, step: int, model: nn.Module) -> None:
         if self._save is not None:
             self._save(f"step_{step}", model, step)
 
@@ -89,12 +105,12 @@ class MaskKeeper(NoHook):
     def alters(self, parameter: str) -> bool:
         return False
 
-    def before_save(self, step: int, model: nn.Module) -> None:
+    def save(self, step: int, model: nn.Module) -> None:
         self._save(f"step_{step}", model, step)
 
 
 class StructuredReset(_MaskHook):
-    """Structured masks: before every step and save, exactly the target of heads or neurons is pruned."""
+    """Structured masks: exactly the target of heads or neurons is pruned, at every step and after it."""
 
     name = "structured_reset"
 
@@ -102,14 +118,16 @@ class StructuredReset(_MaskHook):
         self.kinds, self.sparsity, self._out = list(kinds), sparsity, out
 
     def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._reset(model)  # a policy may have brought other scores
+
+    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._reset(model)
 
     def _reset(self, model: nn.Module) -> None:
         for kind in self.kinds:
             reset_group_thresholds(model, kind, self.sparsity)
 
-    def before_save(self, step: int, model: nn.Module) -> None:
-        self._reset(model)
+    def save(self, step: int, model: nn.Module) -> None:
         if self._out is not None:
             save_groups(model, self.kinds, self._out / f"step_{step}")
 
@@ -165,6 +183,20 @@ class IterativePruning(_MaskHook):
         self._levels_done = level + 1
         if self._save is not None:
             self._save(f"{self.config.levels[level]:g}", model, step, sparsity=self.config.levels[level])
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Give the masked modules of `model` their scores and thresholds back after the block."""
+    modules = [one for one in model.modules() if isinstance(one, MaskedLinear | MaskedEmbedding)]
+    tensors = {id(tensor): tensor for one in modules for tensor in (one.scores, one.threshold)}  # a decoder shares both
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in kept:
+                tensor.copy_(values)
 
 
 def _body_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class IterativeConfig(Settings):
 
 
 class ResetConfig(Settings):
-    """When thresholds are reset to the exact sparsity; every save resets them too.
+    """When thresholds are reset to the exact sparsity. What is measured and saved has it at any time.
 
     cadence     "interval": after every `interval` updates (published for TAMT-MLM, 1000). "before": one update earlier
                 and at the first (published for TAMT-KD: 1, 99, 199, ... with interval 100) and at each epoch's end.

@@ -6,7 +6,7 @@ are addressed by (seed, step, micro-batch). A run is the same at any world size,
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,18 @@ class Loop:
         self._record(tracker, values)
         self.tell({"event": "step", "step": self.step, "steps": self.total_steps, **values})
 
+    @contextlib.contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """While the block lasts, the model is what is measured and given out; see `StepHook.as_saved`."""
+        with contextlib.ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.as_saved(self.model))
+            yield
+
     def _evaluate(self, blocks: Blocks) -> dict[str, float]:
-        batches, batch_size = self.config.evaluate_batches, self.config.batch_size
-        return held_out_losses(self.model, self.model.objectives, blocks, batches, batch_size, self.seed, self.group)
+        batches, batch_size, names = self.config.evaluate_batches, self.config.batch_size, self.model.objectives
+        with self.as_saved():
+            return held_out_losses(self.model, names, blocks, batches, batch_size, self.seed, self.group)
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> bool:
         """Evaluate on meta-dev when it is time; True when the run has never been this good."""
@@ -247,8 +256,9 @@ class Loop:
     def _checkpoint(self, tracker: Tracker | None, is_best: bool) -> None:
         self._flush()
         self.outer.settle()
-        for hook in self.hooks:
-            hook.before_save(self.step, self.model)
+        with self.as_saved():
+            for hook in self.hooks:
+                hook.save(self.step, self.model)
         if tracker is None:
             return
         outer_state, outer_tensors = self.outer.state()

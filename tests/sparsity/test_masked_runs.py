@@ -14,14 +14,17 @@ from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.job import build_model, open_splits, run_rank
 from mlpt.meta.learner import MetaLearner
-from mlpt.models.masked import attach_scores
+from mlpt.models.masked import THETA, attach_scores, current_masks, load_scores, set_threshold
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
 from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.scores import scores_of_mask
 from mlpt.training.checkpoint import Checkpoints
+from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.outer import Outer
+from mlpt.training.state import load_model_tensors
+from mlpt.training.tracker import read_metrics
 
 SENTENCE = "a mask keeps some weights of the dense model and prunes others so that a small network remains within it"
 MODEL = {"hidden_size": 32, "layers": 2, "heads": 2}
@@ -209,6 +212,66 @@ def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(bl
     resumed = load_masks(tmp_path / "killed" / "model")
     assert resumed.description == saved.description
     assert all(torch.equal(resumed.masks[name], mask) for name, mask in saved.masks.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "lag"),
+    [
+        ({"masks": MASKS}, None),
+        ({**KD, "masks": {**KD["masks"], "reset": {"interval": 100}}}, None),
+        ({"masks": MASKS}, 2),
+    ],
+    ids=["resets between saves", "never reset", "a learned mixture"],
+)
+def test_a_save_at_any_step_changes_nothing(blocks, dense, tmp_path, values, lag):
+    """Preemption notices save at steps 3 and 7; the run, and one that dies after them, goes on as if undisturbed."""
+    learned = {"interval": 3, "lag": lag, "mixture": {"rule": "exp3"}}
+    values = values if lag is None else {**values, "objectives": {"mlm": {}, "dtd": {}}, "meta": learned}
+    every = {"checkpoint_every": 100, "evaluate_every": 4, "log_every": 5}
+    run(blocks, tmp_path / "whole", dense, train=every, **values)
+    run(blocks, tmp_path / "saved", dense, train=every, must_save=lambda step: step in (3, 7), **values)
+    with pytest.raises(KilledError):
+        run(
+            blocks, tmp_path / "died", dense, train=every, must_save=lambda step: step in (3, 7) or kill(step), **values
+        )
+    assert run(blocks, tmp_path / "died", dense, train=every, **values)["resumed_at"] == 7
+    for other in ("saved", "died"):
+        ends = [Checkpoints(tmp_path / one / "checkpoints").load(12) for one in ("whole", other)]
+        for stem in ("model", "optimizer"):
+            ours, theirs = (end.tensors[stem] for end in ends)
+            assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert untimed(tmp_path / other) == untimed(tmp_path / "whole")
+        masks = [load_masks(tmp_path / one / "model").masks for one in ("whole", other)]
+        assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    for step in (3, 7):
+        beside = load_masks(tmp_path / "saved" / "masks" / f"step_{step}")
+        assert counts(beside) == {name: pruned_count(mask.numel(), 0.6) for name, mask in beside.masks.items()}
+
+
+def untimed(folder):
+    kept = ("step", "loss", "dev", "held_out", "mixture")
+    return [{key: line.get(key) for key in kept} for line in read_metrics(folder)]
+
+
+def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense, tmp_path):
+    """Thresholds are never reset while training: what is saved and what trains have drifted apart."""
+    masks = {**MASKS, "reset": {"interval": 100}}
+    values = {"masks": masks, "train": {"evaluate_every": 6, "checkpoint_every": 100, "optimizer": {"lr": 2e-2}}}
+    run(blocks, tmp_path, dense, **values)
+    best = Checkpoints(tmp_path / "checkpoints").best()
+    (measured,) = [line["dev"]["mlm"] for line in read_metrics(tmp_path) if "dev" in line and line["step"] == best]
+    config = config_of(dense, **values)
+    splits = open_splits(blocks)
+    model = build_model(config, splits)
+    load_model_tensors(model, Checkpoints(tmp_path / "checkpoints").load(best).tensors["model"])
+    trained = {name: mask.clone() for name, mask in current_masks(model).items()}
+    saved = load_masks(tmp_path / "masks" / f"step_{best}").masks
+    assert any(not torch.equal(mask, trained[name]) for name, mask in saved.items())
+    load_scores(model, {name: scores_of_mask(mask) for name, mask in saved.items()})
+    for name in saved:
+        set_threshold(model, name, THETA)
+    losses = held_out_losses(model, ["mlm"], splits.dev, 2, 8, config.seed, Group())
+    assert losses["mlm"] == pytest.approx(measured, rel=1e-6)
 
 
 LEARNED = {"interval": 3, "lag": 2, "mixture": {"rule": "mometas", "dev_batch_size": 4}}

@@ -63,7 +63,11 @@ def test_sparsity_drifts_between_resets_and_is_exact_at_them_and_at_saves(tmp_pa
     assert zeros(model) == target
     train(model, [hook], 2, start=4, optimizer=optimizer)
     assert zeros(model) != target
-    hook.before_save(6, model)
+    drifted = {name: value.clone() for name, value in model.state_dict().items()}
+    with hook.as_saved(model):
+        assert zeros(model) == target
+        hook.save(6, model)
+    assert all(torch.equal(drifted[name], value) for name, value in model.state_dict().items())
     saved = load_masks(tmp_path / "step_6")
     assert [int((~mask).sum()) for mask in saved.masks.values()] == target
     assert saved.description.step == 6

@@ -70,9 +70,9 @@ def test_group_scores_train_straight_through_and_stay_exact():
         optimizer.zero_grad()
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
-    hook.before_save(3, model)
-    assert int((~current_group_mask(model, "heads")).sum()) == 4
-    assert int((~current_group_mask(model, "neurons")).sum()) == 64
+        hook.after_step(step + 1, model, optimizer)
+        assert int((~current_group_mask(model, "heads")).sum()) == 4
+        assert int((~current_group_mask(model, "neurons")).sum()) == 64
     assert all(module.scores.grad.abs().max() > 0 for module in groups.values())
 
 
