@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mlpt import cli_finetune, cli_masks
 from mlpt.errors import UserError
+from mlpt.stopping import Stopped
 
 app = typer.Typer(
     help="Pretrain encoder language models while learning how to pretrain them.",
@@ -65,6 +66,7 @@ def pretrain(
         list[str] | None, typer.Argument(metavar="[RECIPE] [key=value ...]", help="a packaged recipe or a YAML file")
     ] = None,
     resume: Annotated[str | None, typer.Option(help="go on with the run in this folder")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="with --resume: begin the run again at step 0")] = False,
 ) -> None:
     """The main job: pretrain an encoder while its mixture of objectives is learned."""
     from mlpt.config import WHOLE
@@ -75,7 +77,18 @@ def pretrain(
     if len(recipes) > 1:
         raise UserError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
     settings = parse_overrides((word for word in words or [] if "=" in word), whole=WHOLE)
-    run(recipes[0] if recipes else None, settings, resume=resume, console=console, debug=_debugging())
+    try:
+        run(
+            recipes[0] if recipes else None,
+            settings,
+            resume=resume,
+            restart=restart,
+            console=console,
+            debug=_debugging(),
+        )
+    except Stopped as stopped:  # here, because the library of the command line would swallow it
+        print(f"mlpt: {stopped}", file=sys.stderr)
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command()

@@ -75,11 +75,13 @@ def run_rank(
     source: PolicySource | None = None,
     tell: Callable[[Event], None] = lambda event: None,
     must_save: Callable[[int], bool] = lambda step: False,
+    should_stop: Callable[[], bool] = lambda: False,
     remote: Remote | None = None,
 ) -> dict[str, Any]:
     """Train as one rank and return the summary; rank 0 leaves the final model in `run_dir`/model.
 
     `source` serves policies to rank 0. None: a learner in this very process. A `remote` run is copied to its URI.
+    Raises `RunStopped` when `should_stop` has said so on some rank.
     """
     quiet_libraries()
     splits = open_splits(blocks)
@@ -101,6 +103,7 @@ def run_rank(
         hooks=step_hooks(config, model, splits, run_dir if group.leads else None),
         tell=tell,
         must_save=must_save,
+        should_stop=should_stop,
         tensorboard=config.report.tensorboard,
         remote=remote,
     )

@@ -8,23 +8,27 @@ print(run.summary["held_out"], run.folder / "model")
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.job import mixture_rule, run_rank
 from mlpt.logs import log_to_file
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
+from mlpt.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
 from mlpt.rundir import RunDir, new_run_dir, open_run
 from mlpt.saved import with_model_of_run
-from mlpt.settings import load_settings, merge
+from mlpt.stopping import RunStopped, Stopped, StopRequest
+from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group, default_device
 from mlpt.training.mirror import fetch_log, send_log
 
@@ -47,63 +51,111 @@ def pretrain(
     settings: Mapping[str, Any] | None = None,
     *,
     resume: str | os.PathLike[str] | None = None,
+    restart: bool = False,
     console: Console | None = None,
     debug: bool = False,
 ) -> Run:
     """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
 
-    resume   the folder or URI of a run to go on with, from its last whole checkpoint; then only `runtime` and `report`
-             may be set anew, because they change where and not what is computed.
+    resume   the folder or URI of a run to go on with, from its last whole checkpoint; a finished one is shown again.
+             What may be set anew is where it runs, and what counts from here on: its length, and what rescues a run
+             that has diverged (`mlpt.resuming`).
+    restart  begin the run of `resume` again, at step 0; what it has made goes.
     console  where progress and the summary go; None: standard error.
-    Raises `UserError` in one line for anything that the caller can put right.
+    Raises `UserError` in one line for anything that the caller can put right, and `Stopped`, a KeyboardInterrupt, once
+    a SIGINT or SIGTERM has ended the run, everything saved.
     """
     console = console or Console(stderr=True)
-    if resume is not None:
-        run, config = _resumed(resume, recipe, settings or {})
-    else:
+    if resume is None:
+        if restart:
+            raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
         config = load_run_config(recipe, dict(settings or {}))
         config = with_model_of_run(config, lambda text: console.print(text, highlight=False, markup=False))
         mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
         run = new_run_dir(config)
-    with Display(config.report.progress, console) as display:
+        return _run(config, run, console, debug)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    if recipe is not None:
+        raise UserError(f"--resume takes the run's own configuration; leave out '{recipe}'")
+    run, before = open_run(resume)
+    config = with_settings(run, before, settings or {})
+    finished = None if restart else summary_of(run, config)
+    if finished is not None:
+        say("the run is finished; with train.steps=N it goes on to N steps")
+        print_summary(finished, run.name, console)
+        run.fetch_model()
+        return Run(run.folder, finished, run.name)
+    step = newest_step(run, config, restart)
+    if restart:
+        run = begin_again(run)
+    say_what_changes(run, before, config, step, say)
+    return _run(config, run, console, debug, step)
+
+
+def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: int = 0) -> Run:
+    """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
+    with Display(config.report.progress, console) as display, _stopped_with_advice(run, step, display) as stop:
         display.say(f"run: {run.name}")
         if run.remote is not None:
             display.say(f"working folder on this machine: {run.folder}")
             shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
         train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
-        summary = train(config, run, display, debug)
+        summary = train(config, run, display, debug, stop)
     summary["first_mixture"] = mixture_rule(config).first_mixture()
-    (run.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1))
     print_summary(summary, run.name, console)
-    run.send("summary.json")
+    run.send(SUMMARY)
     run.fetch_model()
     return Run(run.folder, summary, run.name)
 
 
-def _resumed(
-    resume: str | os.PathLike[str], recipe: str | None, settings: Mapping[str, Any]
-) -> tuple[RunDir, RunConfig]:
-    if recipe is not None or settings.keys() - {"runtime", "report"}:
-        raise UserError("--resume takes the run's own configuration; only runtime.* and report.* may be set anew")
-    run, config = open_run(resume)
-    return run, load_settings(RunConfig, merge(config.model_dump(), settings))
+@contextmanager
+def _stopped_with_advice(run: RunDir, step: int, display: Display) -> Iterator[StopRequest]:
+    """Heed signals while the block lasts; a run that they end says where it stands and how to go on.
+
+    step  of the newest checkpoint at the start, 0 without one.
+    """
+    stop = StopRequest(display.say)
+    try:
+        with stop.listening():
+            yield stop
+    except RunStopped as stopped:
+        step = stopped.step
+    except Stopped:
+        step = max([step, *Checkpoints(run.folder / "checkpoints").steps()])  # training may be over
+    else:
+        return
+    if step:
+        then = f"after step {step:,}; go on by {resume_command(run.name)}"
+    else:
+        then = f"before its first checkpoint; begin it again by {resume_command(run.name, '--restart')}"
+    raise Stopped(stop.number, f"{stop.name} has stopped the run {then}")
 
 
-def _in_this_process(config: RunConfig, run: RunDir, display: Display, debug: bool) -> dict[str, Any]:
+def _in_this_process(
+    config: RunConfig, run: RunDir, display: Display, debug: bool, stop: StopRequest
+) -> dict[str, Any]:
     """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
     blocks = blocks_of(config, run.folder, display)
     run.send("blocks.json")
     log = run.folder / "logs" / "rank_0.log"
     fetch_log(run.remote, log)
     log_to_file(log)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))  # as a worker does: sums depend on it
     try:
         group = Group(device=default_device())
-        return run_rank(config, blocks, run.folder, group, tell=display.handle, remote=run.remote)
+        with stop.training():
+            return run_rank(config, blocks, run.folder, group, tell=display.handle, should_stop=stop, remote=run.remote)
     finally:
+        torch.set_num_threads(threads)
         send_log(run.remote, log)
 
 
-def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool) -> dict[str, Any]:
+def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool, stop: StopRequest) -> dict[str, Any]:
     """The run on Ray, which is needed from here on only: on this machine or on a cluster."""
     from mlpt.runtime.ingest import blocks_on_cluster
     from mlpt.runtime.pretrain import pretrain_on_ray
@@ -113,4 +165,4 @@ def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool) -> di
     else:
         blocks = blocks_on_cluster(config, run.folder, display, debug)
     run.send("blocks.json")
-    return pretrain_on_ray(config, blocks, run.folder, display, debug, run.remote)
+    return pretrain_on_ray(config, blocks, run.folder, display, debug, run.remote, stop)

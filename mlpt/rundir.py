@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,13 +14,14 @@ import yaml
 
 from mlpt.config import RunConfig
 from mlpt.data.store import Store, is_uri
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.settings import load_settings
 from mlpt.training.mirror import Remote
 
 CONFIG = "config.yaml"
 _BLOCKS = "blocks.json"
 _RUN_ID = "run.json"
+_FOLDERS = ("checkpoints", "logs", "policies")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,23 @@ class RunDir:
         """Copy a file of the folder to the URI, if there is one. Raises `UserError` when that cannot be done."""
         if self.remote is not None:
             Store(self.remote.uri).upload(self.folder / file, file)
+
+    def emptied(self, names: Iterable[str]) -> "RunDir":
+        """The same run without the files and folders `names`; at a URI under a new id, as other machines must forget
+        what they hold of it.
+        """
+        if self.remote is None:
+            for name in names:
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for folder in _FOLDERS:
+                (self.folder / folder).mkdir(exist_ok=True)
+            return self
+        store = Store(self.remote.uri)
+        store.write(_RUN_ID, json.dumps({"id": uuid.uuid4().hex}).encode())
+        for name in names:
+            store.remove(name)
+        return _open_at_uri(self.remote.uri)
 
     def fetch_model(self) -> None:
         """Get the final model if another machine trained it."""
@@ -64,7 +84,7 @@ def new_run_dir(config: RunConfig) -> RunDir:
         path = _unused(Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in ("checkpoints", "logs", "policies"):
+        for folder in _FOLDERS:
             (path / folder).mkdir(exist_ok=True)
         (path / CONFIG).write_text(config.to_yaml())
     except OSError as error:
@@ -128,7 +148,7 @@ def _open_at_uri(uri: str) -> RunDir:
 def _taken(place: str, there: str, config: RunConfig) -> UserError:
     whose = "this very configuration" if there == config.to_yaml() else "another configuration"
     return UserError(
-        f"{place} holds a run of {whose}; go on with it by `mlpt pretrain --resume {place}`, or choose another run_dir"
+        f"{place} holds a run of {whose}; go on with it by `{resume_command(place)}`, or choose another run_dir"
     )
 
 

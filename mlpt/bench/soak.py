@@ -29,6 +29,7 @@ import mlpt
 from mlpt.bench.harness import Row, machine, peak_bytes
 from mlpt.bench.local_cluster import LocalCluster, Node
 from mlpt.errors import UserError
+from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.tracker import read_metrics
 
 KILLS = 30
@@ -184,7 +185,8 @@ class Soak:
             self._wait_for(lambda: worker is None or not psutil.pid_exists(worker), ended=True)
             # Ray ends the orphans within seconds, in which they still train; a person restarts after that.
             reached, begun = self._step(), time.monotonic()
-            self._driver = self._start("pretrain", "--resume", str(self.run_dir))
+            saved = Checkpoints(self.run_dir / "checkpoints").steps()
+            self._driver = self._start("pretrain", "--resume", str(self.run_dir), *([] if saved else ["--restart"]))
         elif victim == "node":
             assert self._cluster is not None
             assert self._node is not None

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlpt.errors import resume_command
+
 
 def print_summary(summary: Mapping[str, Any], run: str, console: Console) -> None:
     """Print the summary that `Loop.run` returned; `run` is the run's folder or URI."""
@@ -39,6 +41,6 @@ def _lines(summary: Mapping[str, Any], run: str) -> list[str]:
     lines += [
         f"model:  {run}/model",
         f"run:    {run}",
-        f"resume: mlpt pretrain --resume {run}",
+        f"resume: {resume_command(run)}",
     ]
     return lines

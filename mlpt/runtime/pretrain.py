@@ -1,14 +1,16 @@
 """`mlpt pretrain`: Ray Train workers run the loop, a Ray actor learns the policy, the driver shows what happens."""
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -19,33 +21,52 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.job import learns, run_rank
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
 from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
+from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
 from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
 
+_SIGNAL_POLL_S = 0.2
+_STOP_POLL_S = 0.5
 _log = logging.getLogger(__name__)
 
 
 def pretrain_on_ray(
-    config: RunConfig, blocks: str, run_dir: Path, display: Display, debug: bool = False, remote: Remote | None = None
+    config: RunConfig,
+    blocks: str,
+    run_dir: Path,
+    display: Display,
+    debug: bool = False,
+    remote: Remote | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run `config` on prepared `blocks` from the newest checkpoint in `run_dir`, or from the start; the summary.
 
     A `remote` run needs no folder that all nodes see: each node has its own, and `run_dir` is the driver's.
-    Raises `UserError` for what the user can put right; training resumes where it was after that.
+    Raises `UserError` for what the user can put right; training resumes where it was after that. Raises `RunStopped`
+    when `stop` asked for it and everything is saved.
     """
     with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
+        if stop is not None:
+            stop.listen()
         check_resources(config.runtime, learns(config), display.say)
-        return _on_ray(config, blocks, run_dir, display, remote)
+        return _on_ray(config, blocks, run_dir, display, remote, stop)
 
 
-def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display, remote: Remote | None) -> dict[str, Any]:
+def _on_ray(
+    config: RunConfig,
+    blocks: str,
+    run_dir: Path,
+    display: Display,
+    remote: Remote | None,
+    stop: StopRequest | None,
+) -> dict[str, Any]:
     actor = create_actor(config, blocks, run_dir, remote) if learns(config) else None
     hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote()
     runtime = config.runtime
@@ -79,7 +100,7 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display, rem
     )
     try:
         with _Relay(hub, display):
-            result = trainer.fit()
+            result = trainer.fit() if stop is None else _fit(trainer, hub, stop)
     except Exception as error:
         raise UserError(_why_failed(error, hub, str(run_dir) if remote is None else remote.uri)) from error
     finally:
@@ -89,7 +110,38 @@ def _on_ray(config: RunConfig, blocks: str, run_dir: Path, display: Display, rem
     outcome: dict[str, Any] = result.return_value
     if "error" in outcome:
         raise UserError(outcome["error"])
+    if "stopped" in outcome:
+        raise RunStopped(outcome["stopped"])
     return outcome
+
+
+def _fit(trainer: TorchTrainer, hub: Any, stop: StopRequest) -> Any:
+    """`trainer.fit()` in a thread, because in the main one Ray takes SIGINT for itself and aborts the run.
+
+    Workers that train hear of a signal through the hub and end; before there are any, the signal ends the wait.
+    """
+    results: SimpleQueue[Any] = SimpleQueue()
+
+    def fit() -> None:
+        try:
+            results.put(trainer.fit())
+        except BaseException as error:  # raised where the run can end
+            results.put(error)
+
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    told = False
+    with stop.training():
+        thread.start()
+        while thread.is_alive():
+            thread.join(_SIGNAL_POLL_S)
+            if stop() and not told:
+                told = True
+                if not ray.get(hub.stop.remote()):
+                    raise Stopped(stop.number)
+    result = results.get()
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +165,12 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         tell, must_save = _teller(hub), _preemption_notice(config)
-        return run_rank(config, settings["blocks"], run_dir, group, source, tell, must_save, remote)
+        with _stop_notice(hub, rank) as should_stop:
+            return run_rank(
+                config, settings["blocks"], run_dir, group, source, tell, must_save, should_stop, remote=remote
+            )
+    except RunStopped as stopped:
+        return {"stopped": stopped.step}
     except UserError as error:
         _log.error("%s", error)
         ray.get(hub.fail.remote(str(error)))
@@ -128,11 +185,13 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Hub:
-    """A mailbox between rank 0 and the driver: events in order, and the error that ended the run, if any."""
+    """A mailbox between rank 0 and the driver: events in order, the error that ended the run, a wish to stop it."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
         self._error: str | None = None
+        self._trains = False
+        self._stopping = False
 
     def push(self, event: Event) -> None:
         self._events.append(event)
@@ -146,6 +205,16 @@ class Hub:
 
     def error(self) -> str | None:
         return self._error
+
+    def stop(self) -> bool:
+        """Ask the run to stop; False if there is no worker yet that could hear it."""
+        self._stopping = True
+        return self._trains
+
+    def stopping(self) -> bool:
+        """Asked by a worker: whether the run shall stop."""
+        self._trains = True
+        return self._stopping
 
 
 def _this_node() -> NodeAffinitySchedulingStrategy:
@@ -191,6 +260,25 @@ def _teller(hub: Any) -> Callable[[Event], None]:
     return tell
 
 
+@contextlib.contextmanager
+def _stop_notice(hub: Any, rank: int) -> Iterator[Callable[[], bool]]:
+    """Whether the driver was asked to stop, as far as rank 0 has heard; a thread asks, so that no step waits for it."""
+    heard, done = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and the run will end
+            while not heard.is_set() and not done.wait(_STOP_POLL_S):
+                if ray.get(hub.stopping.remote()):
+                    heard.set()
+
+    if rank == 0:
+        threading.Thread(target=listen, name="stop", daemon=True).start()
+    try:
+        yield heard.is_set
+    finally:
+        done.set()
+
+
 def _preemption_notice(config: RunConfig) -> Callable[[int], bool]:
     """Asks Ray now and then whether a node is about to be taken away: then there is just time for a checkpoint."""
     answered = False
@@ -216,4 +304,4 @@ def _why_failed(error: Exception, hub: Any, run: str) -> str:
         return said
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
-    return f"training failed: {reason}; see {run}/logs, then `mlpt pretrain --resume {run}`"
+    return f"training failed: {reason}; see {run}/logs, then `{resume_command(run)}`"

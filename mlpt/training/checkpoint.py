@@ -12,18 +12,19 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mlpt.data.store import StorageError
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 
+T = TypeVar("T")
 COMMITTED = "COMMITTED"
 _STATE = "state.json"
 
@@ -48,6 +49,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 3):
         self.folder = folder
         self.keep = keep
+        self.run = str(folder.parent)  # what people call the run by
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -93,14 +95,36 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.folder / step_name(step)
 
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that is whole; None if there are none at all.
+
+        Raises `UserError` when all are damaged.
+        """
+
+        def whole(step: int) -> int:
+            _verify(self.path(step))
+            return step
+
+        return self._newest(whole, lambda text: None)
+
     def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; `say` is told of each damaged one passed over. None if there is none."""
-        for step in reversed(self.known_steps()):
+        """The newest checkpoint that is whole; `say` is told of each damaged one passed over. None if there are none.
+
+        Raises `UserError` when all are damaged: to begin at step 0 then would overwrite what can still be looked into.
+        """
+        return self._newest(self.load, say)
+
+    def _newest(self, get: Callable[[int], T], say: Callable[[str], None]) -> T | None:
+        steps = self.known_steps()
+        for step in reversed(steps):
             try:
-                return self.load(step)
+                return get(step)
             except StorageError:
                 raise  # it says nothing about the checkpoint
             except UserError as error:
+                if step == steps[0]:
+                    again = resume_command(self.run, "--restart")
+                    raise UserError(f"{error}; there is none to fall back to: begin again by `{again}`") from error
                 say(f"{error}; falling back to the checkpoint before it")
         return None
 
@@ -166,16 +190,29 @@ def step_name(step: int) -> str:
 
 def read_checkpoint(path: Path, step: int) -> Checkpoint:
     """The checkpoint in folder `path`. Raises `UserError` when a file of it is missing or damaged."""
-    try:
+    listing = _verify(path)
+    with _readable(path):
+        state = json.loads((path / _STATE).read_text())
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(path, step, _digest(listing), state, tensors)
+
+
+def _verify(path: Path) -> bytes:
+    """The list of files and digests of the checkpoint in `path`, once every file is known to be what was written."""
+    with _readable(path):
         listing = (path / COMMITTED).read_bytes()
         for name, (size, digest) in json.loads(listing)["files"].items():
             if (path / name).stat().st_size != size or _digest((path / name).read_bytes()) != digest:
                 raise UserError(f"checkpoint {path} is damaged: {name} is not what was written")
-        state = json.loads((path / _STATE).read_text())
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return listing
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read ({error})") from error
-    return Checkpoint(path, step, _digest(listing), state, tensors)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,10 +1,31 @@
-"""Whether `torch.compile` can work here, so that a run without a compiler says why and trains on uncompiled."""
+"""What training steps go through: the model, compiled where that can work, in DDP where there are several ranks."""
 
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mlpt.training.group import Group
+
+
+def wrapped(model: nn.Module, compile: bool, group: Group, warn: Callable[[str], None]) -> Any:
+    """The callable for training steps; without a compiler, `warn` is told why the model stays as it is."""
+    forward: Any = model
+    if compile:
+        reason = why_not_compile(group.device)
+        if reason is None:
+            forward = torch.compile(model)
+        else:
+            warn(f"train.compile has no effect: {reason}")
+    if group.world == 1:
+        return forward
+    # Heads of objectives that a step doesn't draw get no gradient.
+    return DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def why_not_compile(device: torch.device) -> str | None:

@@ -26,10 +26,16 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a step whose loss or gradient is not finite ends the run, or is left out"
+    )
+    nonfinite_limit: int = Field(
+        20, gt=0, description="steps in a row that may be left out; fp16 leaves out those that overflow whatever is set"
+    )
     log_every: int = Field(10, gt=0)
     evaluate_every: int = Field(0, ge=0, description="steps between held-out evaluations; 0: only before and after")
     evaluate_batches: int = Field(16, gt=0)
-    checkpoint_every: int = Field(500, gt=0, description="steps; rounded up to a multiple of meta.interval")
+    checkpoint_every: int = Field(500, gt=0, description="steps; the meta-learner is waited for at others than its own")
     keep: int = Field(3, gt=0, description="checkpoints kept besides the best")
 
     @model_validator(mode="after")

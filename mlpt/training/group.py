@@ -31,6 +31,14 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of `tensor` over ranks, in place."""
         if self.world > 1:
@@ -38,6 +46,14 @@ class Group:
             dist.all_reduce(moved)
             tensor.copy_(moved)
         return tensor
+
+    def any(self, *flags: Tensor | bool) -> list[bool]:
+        """Whether each of `flags` holds on some rank; every rank gets the same answer."""
+        if self.world == 1:
+            return [bool(flag) for flag in flags]
+        held = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return [value > 0 for value in held.tolist()]
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -5,6 +5,7 @@ are addressed by (seed, step, micro-batch). A run is the same at any world size,
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,18 +21,21 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.models.hooks import StepHook
 from mlpt.randomness import address, torch_generator
+from mlpt.stopping import RunStopped
 from mlpt.training.checkpoint import Checkpoint
-from mlpt.training.compiling import why_not_compile
+from mlpt.training.compiling import wrapped
 from mlpt.training.config import TrainConfig
 from mlpt.training.draw import draw_objectives
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.mirror import Remote, run_checkpoints
+from mlpt.training.nonfinite import NonfiniteSteps, gradient_norm
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
 from mlpt.training.schedule import check_schedule, learning_rate
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
+from mlpt.training.stopwatch import Stopwatch
 from mlpt.training.tracker import Tracker
 
 Event = dict[str, Any]  # plain JSON values: what the display and the logs are told
@@ -63,6 +67,7 @@ class Loop:
         hooks: Sequence[StepHook] = (),
         tell: Callable[[Event], None] = lambda event: None,
         must_save: Callable[[int], bool] = lambda step: False,
+        should_stop: Callable[[], bool] = lambda: False,
         tensorboard: bool = True,
         remote: Remote | None = None,
     ):
@@ -78,6 +83,7 @@ class Loop:
         self._altered = [name for name in frozen if any(hook.alters(name) for hook in self.hooks)]
         self.tell = tell if group.leads else lambda event: None
         self.must_save = must_save  # asked on every rank before every step: write a checkpoint now?
+        self.should_stop = should_stop  # asked on every rank after every step; one rank that says so is enough
         self.step = 0
         self.block_size = splits.train.block_size
         self.total_steps = config.total_steps(self.block_size)
@@ -96,21 +102,24 @@ class Loop:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
-        unit = outer.interval if outer.learns else 1
-        self.checkpoint_every = -(-config.checkpoint_every // unit) * unit
+        self.training, self.busy = Stopwatch(), Stopwatch()
+        run = str(run_dir) if remote is None else remote.uri
+        self._nonfinite = NonfiniteSteps(config, group, run, self._saved_step, self._warn)
         self._tensorboard = tensorboard
-        self._forward = self._wrapped()
+        self._forward = wrapped(self.model, config.compile, group, self._warn)
         self._meter = Meter()
         self._window: dict[str, Seen] = {}  # losses since the last log line
         self._best: float | None = None
         self._before: dict[str, float] = {}
         self._metrics_bytes = 0
         self._last_log = (0.0, 0)
+        self._stopping = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary (plain JSON values).
 
-        Its `seconds` are those of training, `busy_seconds` also those of the evaluations before and after.
+        Its `seconds` are those of training, `busy_seconds` also those of the evaluations before and after; both are of
+        the whole run, over all resumes. Raises `RunStopped`, with everything saved, when it should stop.
         """
         resumed_at = self._restore()
         tracker = (
@@ -118,22 +127,22 @@ class Loop:
         )
         try:
             self.outer.start()
-            arrived = time.perf_counter()
+            self.busy.start()
             if not self._before:
                 self._before = self._evaluate(self.splits.test)
                 self._record(tracker, {"held_out_before": self._before})
-            begun = time.perf_counter()
+            self.training.start()
             self._train(tracker, resumed_at)
-            trained = time.perf_counter()
+            self.training.stop()
             after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
-            seconds, busy = trained - begun, time.perf_counter() - arrived
+            self.busy.stop()
         finally:
             self._forward = self.model  # DDP must not outlive its process group, whose destructor could then hang
             self.checkpoints.join()
             if tracker is not None:
                 tracker.close()
-        return self._summary(after, seconds, resumed_at) | {"busy_seconds": busy}
+        return self._summary(after, resumed_at)
 
     def _train(self, tracker: Tracker | None, resumed_at: int) -> None:
         if tracker is not None and resumed_at == 0:
@@ -144,11 +153,14 @@ class Loop:
             is_new = self.step != resumed_at
             is_best = is_new and self._evaluate_if_due(tracker)
             at_end = self.step >= self.total_steps
-            scheduled = at_end or self.step % self.checkpoint_every == 0
+            scheduled = at_end or self._stopping or self.step % self.config.checkpoint_every == 0
             if (self.must_save(self.step) or is_best or scheduled) and is_new:
                 self._checkpoint(tracker, is_best)
             if at_end:
                 break
+            if self._stopping:
+                self.checkpoints.wait()
+                raise RunStopped(self.step)
             if self.outer.launch_due(self.step):
                 self._flush()
                 self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered)
@@ -170,14 +182,20 @@ class Loop:
         for at, (slot, name, weight) in enumerate(passes):
             self._micro_batch(slot, name, weight, last=at == len(passes) - 1)
         self.scaler.unscale_(self.optimizer)
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.scaler.step(self.optimizer)
+        norm = gradient_norm(self.model.parameters(), self.config.clip)
+        sound, self._stopping = self._nonfinite.examine(self.step, norm, self._meter.losses(), self.should_stop())
+        if sound:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._meter.close()
+        self._meter.close(skipped=not sound)
         self.step += 1
         for hook in self.hooks:
             hook.after_step(self.step, self.model, self.optimizer)
+
+    def _saved_step(self) -> int | None:
+        """The step of this machine's newest checkpoint."""
+        self.checkpoints.join()
+        return max(self.checkpoints.steps(), default=None)
 
     def _micro_batch(self, slot: int, name: str, weight: float, last: bool) -> None:
         """Forward and backward of one objective on one micro-batch; DDP averages gradients at the last one."""
@@ -221,6 +239,7 @@ class Loop:
             "loss": {name: seen.mean for name, seen in self._window.items() if seen.mean is not None},
             "learning_rate": self._rate(),
             "mixture": dict(self.outer.policy.mixture),
+            **self._nonfinite.figures(),
             "tokens_per_second": self._tokens(self.step - step) / (now - since),
             "meta_stall_seconds": self.outer.stall_seconds + self.outer.launch_seconds,
         }
@@ -249,11 +268,12 @@ class Loop:
         self._record(tracker, {"dev": losses})
         self.tell({"event": "evaluation", "step": self.step, "dev": losses})
         score = losses.get("mlm", sum(losses.values()) / len(losses))
-        is_best = self._best is None or score < self._best
+        is_best = math.isfinite(score) and (self._best is None or score < self._best)
         self._best = score if is_best else self._best
         return is_best
 
     def _checkpoint(self, tracker: Tracker | None, is_best: bool) -> None:
+        self._nonfinite.check_weights(self.step, self.model.parameters())
         self._flush()
         self.outer.settle()
         with self.as_saved():
@@ -272,6 +292,8 @@ class Loop:
             "best": self._best,
             "before": self._before,
             "metrics_bytes": tracker.position(),
+            "nonfinite": self._nonfinite.state(),
+            "seconds": [self.training.seconds, self.busy.seconds],
         }
         tensors = {
             "model": model_tensors(self.model),
@@ -302,24 +324,12 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         self._window = from_json(state["window"])
         self._best, self._before, self._metrics_bytes = state["best"], state["before"], state["metrics_bytes"]
+        self._nonfinite.load_state(state["nonfinite"])
+        self.training.seconds, self.busy.seconds = state["seconds"]
         for hook in self.hooks:
             named = tensors.get("hooks", {})
             own = {key.partition("/")[2]: t for key, t in named.items() if key.partition("/")[0] == hook.name}
             hook.load_state(state["hooks"].get(hook.name, {}), own)
-
-    def _wrapped(self) -> Any:
-        """The callable that training steps go through: compiled if asked, and DDP when there are several ranks."""
-        forward: Any = self.model
-        if self.config.compile:
-            reason = why_not_compile(self.group.device)
-            if reason is None:
-                forward = torch.compile(self.model)
-            else:
-                self._warn(f"train.compile has no effect: {reason}")
-        if self.group.world == 1:
-            return forward
-        # Heads of objectives that a step doesn't draw get no gradient.
-        return DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
 
     def _warn(self, text: str) -> None:
         self.tell({"event": "warning", "text": text})
@@ -337,13 +347,16 @@ class Loop:
         if tracker is not None:
             tracker.log(self.step, values)
 
-    def _summary(self, after: dict[str, float], seconds: float, resumed_at: int) -> dict[str, Any]:
+    def _summary(self, after: dict[str, float], resumed_at: int) -> dict[str, Any]:
         return {
             "steps": self.step,
             "tokens": self._tokens(self.step),
+            "block_size": self.block_size,
             "resumed_at": resumed_at,
-            "seconds": seconds,
-            "tokens_per_second": self._tokens(self.step - resumed_at) / seconds,
+            "seconds": self.training.seconds,
+            "busy_seconds": self.busy.seconds,
+            "tokens_per_second": self._tokens(self.step) / self.training.seconds,
+            "skipped_steps": self._nonfinite.skipped,
             "held_out_before": self._before,
             "held_out": after,
             "unigram_entropy": self.splits.test.unigram_entropy(),

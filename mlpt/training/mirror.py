@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from mlpt.data.files import cache_directory, readable_errors
 from mlpt.data.store import StorageError, Store
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.training.checkpoint import COMMITTED, Checkpoint, Checkpoints, read_checkpoint, step_name, write_whole
 
 _METRICS = "metrics.jsonl"
@@ -68,6 +68,7 @@ class MirroredCheckpoints(Checkpoints):
 
     def __init__(self, run_dir: Path, keep: int, store: Store, warn: Callable[[str], None]):
         super().__init__(run_dir / "checkpoints", keep)
+        self.run = store.uri
         self._run_dir = run_dir
         self._store = store
         self._warn = warn
@@ -83,6 +84,10 @@ class MirroredCheckpoints(Checkpoints):
                 raise
             self._warn(f"{error}; going on from what lies in {self._run_dir}")
             return here
+
+    def newest(self) -> int | None:
+        """The newest step here or there; whether it is whole shows when it has come down."""
+        return max(self.known_steps(), default=None)
 
     def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """As for folders; sends the checkpoint up if only this machine has it, because other ranks may need it."""
@@ -122,7 +127,7 @@ class MirroredCheckpoints(Checkpoints):
         except StorageError as error:
             raise UserError(
                 f"{error}. The run is complete in {self._run_dir} on {socket.gethostname()}; "
-                f"`mlpt pretrain --resume {self._store.uri}` there sends it up when the storage is back"
+                f"`{resume_command(self.run)}` there sends it up when the storage is back"
             ) from error
 
     def _send(self, step: int) -> None:

@@ -103,7 +103,7 @@ class Outer:
         add_up(self._seen, seen)
 
     def seconds(self) -> dict[str, float]:
-        """What meta-learning took: training that stood still, snapshots, and the learner's own work."""
+        """What meta-learning took in the whole run: training that stood still, snapshots, the learner's own work."""
         return {"stall": self.stall_seconds, "launch": self.launch_seconds, "learner": self.learner_seconds}
 
     def launch_due(self, step: int) -> bool:
@@ -163,6 +163,7 @@ class Outer:
             "seen": to_json(self._seen),
             "expected": self._expected,
             "learner": self._learner_state,
+            "seconds": self.seconds(),
         }
         tensors = {f"learner.{name}": tensor for name, tensor in self._learner_tensors.items()}
         if self._settled is not None:
@@ -183,6 +184,9 @@ class Outer:
         self._seen, self._expected = from_json(state["seen"]), dict(state["expected"])
         self._learner_state = state["learner"]
         self._learner_tensors = _under(tensors, "learner.")
+        spent = state["seconds"]
+        self.stall_seconds, self.launch_seconds = spent["stall"], spent["launch"]
+        self.learner_seconds = spent["learner"]
         pending = state.get("pending")
         if pending is not None:
             policy = Policy.from_json(pending["policy"], _under(tensors, "pending.masks.") or None)

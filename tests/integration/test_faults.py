@@ -37,9 +37,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(mlpt, ti
     )
     assert code == 0, output
     whole = sorted(path.parent.name for path in run.glob("checkpoints/*/COMMITTED"))
-    config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("steps: 30", "steps: 60"))
-    process = mlpt.start("pretrain", "--resume", run, preexec_fn=lambda: limit_file_size(100_000))
+    process = mlpt.start("pretrain", "--resume", run, "train.steps=60", preexec_fn=lambda: limit_file_size(100_000))
     assert process.wait(timeout=240) == 2, mlpt.output()
     assert one_line(mlpt.output(), "no room to write"), mlpt.output()
     assert whole == sorted(path.parent.name for path in run.glob("checkpoints/*/COMMITTED"))
@@ -60,6 +58,7 @@ def test_a_file_cut_short_costs_one_checkpoint_and_no_loss(mlpt, tiny, tmp_path,
     run = tmp_path / "run"
     code, output = mlpt.run("pretrain", *tiny, *IN_PROCESS, f"run_dir={run}")
     assert code == 0, output
+    (run / "summary.json").unlink()  # as if it had died just before its end
     newest = max(run.glob("checkpoints/step_*"))
     content = (newest / damaged).read_bytes()
     (newest / damaged).write_bytes(content[: len(content) // 2])

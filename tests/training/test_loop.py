@@ -14,6 +14,8 @@ from mlpt.errors import UserError
 from mlpt.job import run_rank
 from mlpt.meta.learner import MetaLearner
 from mlpt.settings import load_settings, merge
+from mlpt.stopping import RunStopped
+from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.compiling import why_not_compile
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
@@ -143,7 +145,8 @@ def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, t
 
 
 def test_weighted_draws_train_every_objective_in_every_step(small_blocks, tmp_path):
-    run(config_with(train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
+    exp3 = {"mixture": {"rule": "exp3"}}
+    run(config_with(meta=exp3, train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
     assert all(set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line)
 
 
@@ -164,8 +167,46 @@ def test_the_best_checkpoint_on_meta_dev_outlives_its_age(small_blocks, tmp_path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(small_blocks, tmp_path):
-    with pytest.raises(UserError, match=r"loss is not finite; lower train\.optimizer\.lr"):
+    with pytest.raises(UserError, match=r"loss is not finite at step \d+; .* lower train\.optimizer\.lr"):
         run(config_with(train={"optimizer": {"lr": 1e18}, "clip": 0, "steps": 40}), small_blocks, tmp_path)
+
+
+def test_the_figures_of_a_resumed_run_are_those_of_the_whole_run(small_blocks, tmp_path):
+    config = config_with()
+    with pytest.raises(KilledError):
+        run(config, small_blocks, tmp_path, must_save=killed_at(10))
+    before = Checkpoints(tmp_path / "checkpoints").load(8).state
+    summary = run(config, small_blocks, tmp_path)
+    training, busy = before["seconds"]
+    assert 0 < training < summary["seconds"] < summary["busy_seconds"]
+    assert busy < summary["busy_seconds"]
+    assert summary["tokens_per_second"] == pytest.approx(16 * 8 * 32 / summary["seconds"])
+    for kind, seconds in before["outer"]["seconds"].items():
+        assert 0 < seconds < summary["meta"][kind]
+    learner = [line["meta"]["seconds"] for line in read_metrics(tmp_path) if "meta" in line]
+    assert summary["meta"]["learner"] == pytest.approx(sum(learner))
+
+
+def test_checkpoints_come_as_often_as_asked_for_whatever_the_meta_learner_does(small_blocks, tmp_path):
+    run(config_with(train={"steps": 9, "checkpoint_every": 3}), small_blocks, tmp_path)  # updates every 4
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 6, 9]
+
+
+def test_a_run_that_should_stop_saves_the_step_under_way_and_goes_on_bit_for_bit(small_blocks, tmp_path):
+    config = config_with(meta={"lag": 3})
+    run(config, small_blocks, tmp_path / "whole")
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) == 6  # after step 6, with an update under way since step 4
+
+    with pytest.raises(RunStopped) as stopped:
+        run(config, small_blocks, tmp_path / "stopped", should_stop=should_stop)
+    assert stopped.value.step == 6
+    assert Checkpoints(tmp_path / "stopped/checkpoints").steps() == [4, 6]
+    assert run(config, small_blocks, tmp_path / "stopped")["resumed_at"] == 6
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_a_token_budget_sets_the_steps(small_blocks, tmp_path):
@@ -193,10 +234,11 @@ def test_the_evidence_counts_steps_however_a_step_is_cut(small_blocks, tmp_path,
 
     def watched(self, policy, snapshot, evidence):
         seen.append(dict(evidence.draws))
+        assert sum(evidence.expected.values()) == pytest.approx(sum(evidence.draws.values()))
         return update(self, policy, snapshot, evidence)
 
     monkeypatch.setattr(MetaLearner, "update", watched)
-    run(config_with(train={"draw": draw}), small_blocks, tmp_path)
+    run(config_with(meta={"mixture": {"rule": "exp3"}}, train={"draw": draw}), small_blocks, tmp_path)
     assert seen[0] == {}
     assert [sum(draws.values()) for draws in seen[1:]] == pytest.approx([4.0] * 3)  # the interval
     if draw == "step":
