@@ -3,6 +3,7 @@
 Each component's own settings stand beside the component; this module joins them and finds the recipes.
 """
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +11,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import DataConfig
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
 from mlpt.meta.rules import RULES
-from mlpt.models.config import ModelConfig
+from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES
 from mlpt.settings import Settings, load_settings, merge
 from mlpt.sparsity.config import MaskConfig
@@ -22,6 +24,7 @@ from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
 
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
+_OF_TOKENIZER = ("tokenizer", "vocab_size", "lowercase", "tokenizer_bytes")
 
 
 class RuntimeConfig(Settings):
@@ -171,19 +174,49 @@ class RunConfig(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_run_config(recipe: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, validated.
+def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:
+    """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, one by one, validated.
 
+    A pretrained model brings its dimensions and its tokenizer: where one of the overrides names a model, what those
+    before it said of them falls away, and what it says of them itself is honoured or refused.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
     values = read_recipe(recipe or "quickstart")
-    config = load_settings(RunConfig, merge(values, overrides))
+    for one in overrides:
+        values = merge(_without_model(values) if _names_model(one) else values, one)
+    config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)
     if config.train.micro_batch_size is None:
         # Written down, so that a run resumed on other hardware cuts its steps as before.
         micro = config.train.batch_size // config.runtime.most_workers
         train = config.train.model_copy(update={"micro_batch_size": micro})
         config = config.model_copy(update={"train": train})
     return config
+
+
+def _names_model(values: Mapping[str, Any]) -> bool:
+    model = values.get("model")
+    return isinstance(model, Mapping) and model.get("pretrained") is not None
+
+
+def _without_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without what a pretrained model brings."""
+    brought = {"model": ("pretrained", "dropout", *OF_NEW), "data": _OF_TOKENIZER}
+    kept = dict(values)
+    for section, keys in brought.items():
+        if isinstance(said := values.get(section), Mapping):
+            kept[section] = {key: value for key, value in said.items() if key not in keys}
+    return kept
+
+
+def _with_tokenizer_of_model(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """`config` with the pretrained model's tokenizer, unless the values `given` name one or the text is prepared."""
+    model, data = config.model.pretrained, given.get("data") or {}
+    if model is None or data.get("tokenizer") is not None:
+        return config
+    sources = [*(config.data.sources if len(config.data.sources) == 1 else []), *filter(None, [config.blocks])]
+    if any(read_manifest(source) is not None for source in sources):
+        return config  # and the run checks that the tokenizer of the blocks is the model's
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": model})})
 
 
 def read_recipe(name: str) -> dict[str, Any]:

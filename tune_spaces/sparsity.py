@@ -2,7 +2,7 @@
 
 Sparsity against the meta-dev MLM loss, as a Pareto front: masks from magnitude or at random, which stay as they are,
 train together with the weights, train alone, or are learned from held-out loss by the meta-learner. The base is trained
-from scratch; `model.pretrained=FOLDER data.tokenizer=FOLDER` asks the same of a model that you have, as TAMT does.
+from scratch; `model.pretrained=FOLDER` asks the same of a model that you have, as TAMT does.
 """
 
 from ray import tune

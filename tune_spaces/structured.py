@@ -2,8 +2,7 @@
 
 Whole attention heads, feed-forward neurons or both leave a BERT by the norms of their weights; what stays trains on.
 The front is latency, of the physically smaller model that `mlpt export` would write, against the meta-dev MLM loss.
-On few tokens from scratch the losses lie close together: `model.pretrained=FOLDER data.tokenizer=FOLDER` asks it of a
-model that you have.
+On few tokens from scratch the losses lie close together: `model.pretrained=FOLDER` asks it of a model that you have.
 
 Trials that run side by side disturb each other's timing, though each takes its best of several rounds on one thread:
 `sweep.concurrent=1` times them alone.

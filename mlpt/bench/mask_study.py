@@ -25,6 +25,7 @@ from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks
 from mlpt.sparsity.commands import evaluate_files, prune
 from mlpt.sparsity.compare import correlation
+from mlpt.training.checkpoint import Checkpoints
 
 METHODS = ("random", "magnitude", "imp", "tamt_mlm", "tamt_kd", "tamt_mlm_kd", "meta", "joint")
 WITH_WEIGHTS = ("meta", "joint")  # weights train along with the masks
@@ -127,7 +128,7 @@ class Study:
             return
         quiet = Console(quiet=True)
         if (folder / "config.yaml").is_file():
-            pretrain(resume=folder, console=quiet)
+            pretrain(resume=folder, restart=not Checkpoints(folder / "checkpoints").steps(), console=quiet)
             return
         values = {
             "name": "mask-study",

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mlpt.launch import pretrain
+from mlpt.training.checkpoint import Checkpoints
 
 OBJECTIVES = ["mlm", "atd", "dtd", "cse"]
 # What each row of the table changes against the others.
@@ -55,7 +56,7 @@ def run_cell(rule: str, seed: int, source: str, steps: int, out: Path) -> dict[s
     if not finished.is_file():
         quiet = Console(quiet=True)
         if (folder / "config.yaml").is_file():
-            pretrain(resume=folder, console=quiet)
+            pretrain(resume=folder, restart=not Checkpoints(folder / "checkpoints").steps(), console=quiet)
         else:
             pretrain("mometas", settings_of(rule, seed, source, steps, folder), console=quiet)
     summary: dict[str, Any] = json.loads(finished.read_text())

@@ -1,9 +1,10 @@
 """The encoder a run trains: from scratch by its dimensions, or from a folder or hub name."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -11,31 +12,56 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.settings import Settings
 
+# What a new model is where nothing is said. A pretrained one is what it is.
+_NEW: dict[str, Any] = {"architecture": "bert", "hidden_size": 256, "layers": 4, "heads": 4, "dropout": 0.1}
+OF_NEW = ("architecture", "hidden_size", "layers", "heads", "intermediate_size", "vocabulary_multiple", "options")
+
 
 class ModelConfig(Settings):
-    """Which encoder.
+    """Which encoder: a new one, or a pretrained one, which brings all that has no value here.
 
-    architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert, roberta, electra, ...;
-                          or `metalmo`, MetaLMO's own encoder (`mlpt.models.student`).
-    pretrained            a local folder or a hub name to start from; the dimensions below are then not used.
-    hidden_size, layers, heads
-    intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
-    dropout               of hidden states and attention.
+    architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert (default), roberta, ...; or
+                          `metalmo`, MetaLMO's own encoder (`mlpt.models.student`).
+    pretrained            a local folder or a hub name to start from. Of what follows it takes the next three.
+    objective_heads       of a pretrained model: `keep` the objectives' heads that were trained with it, where there are
+                          any, or draw `new` ones. (`heads: keep` and `heads: new` mean the same.)
+    dropout               of hidden states and attention; of a new model .1.
     attention             `sdpa` (fast kernels) or `eager`.
+    hidden_size, layers, heads   256, 4 and 4.
+    intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
     vocabulary_multiple   round the embedding rows up to a multiple of this; None: exactly the tokenizer's size.
     options               further attributes of the architecture's own configuration, by its names.
     """
 
-    architecture: str = "bert"
+    architecture: str | None = None
     pretrained: str | None = None
-    hidden_size: int = Field(default=256, gt=0)
-    layers: int = Field(default=4, gt=0)
-    heads: int = Field(default=4, gt=0)
-    intermediate_size: int | None = Field(default=None, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    objective_heads: Literal["keep", "new"] = "keep"
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     attention: Literal["sdpa", "eager"] = "sdpa"
+    hidden_size: int | None = Field(default=None, gt=0)
+    layers: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    intermediate_size: int | None = Field(default=None, gt=0)
     vocabulary_multiple: int | None = Field(default=None, gt=0)
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_will_be(cls, values: Any) -> Any:
+        """A new model's defaults; of a pretrained one, nothing that it could not honour."""
+        if not isinstance(values, Mapping):
+            return values
+        said = {name: value for name, value in values.items() if value is not None}
+        if said.get("heads") in ("keep", "new"):
+            said["objective_heads"] = said.pop("heads")
+        if "pretrained" not in said:
+            return _NEW | said
+        for name in OF_NEW:
+            if said.get(name):
+                raise ValueError(
+                    f"{name}={said[name]} is for new models; {said['pretrained']} stays as it is: leave {name} out"
+                )
+        return said
 
 
 METALMO = "metalmo"  # the one architecture that is not transformers' own: `mlpt.models.student`
@@ -71,32 +97,40 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
     Raises `UserError` for an architecture that has no masked language model, an option it does not know, and
     dimensions that do not fit together.
     """
+    architecture, hidden_size, layers, heads = config.architecture, config.hidden_size, config.layers, config.heads
+    if architecture is None or hidden_size is None or layers is None or heads is None:
+        raise ValueError(f"{config.pretrained} brings its own configuration")
     known = [*MODEL_FOR_MASKED_LM_MAPPING_NAMES, METALMO]
-    if config.architecture not in known:
-        near = difflib.get_close_matches(config.architecture, known, n=1)
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else "bert, roberta, electra and modernbert are tested"
-        raise UserError(f"'{config.architecture}' is no architecture with a masked language model; {hint}")
-    if config.hidden_size % config.heads:
-        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of {config.heads} heads; change one")
-    if config.architecture == METALMO:
+        raise UserError(f"'{architecture}' is no architecture with a masked language model; {hint}")
+    if hidden_size % heads:
+        raise UserError(f"hidden_size {hidden_size} is not a multiple of {heads} heads; change one")
+    if architecture == METALMO:
         register_metalmo()
-    made = AutoConfig.for_model(config.architecture)
+    made = AutoConfig.for_model(architecture)
     values: dict[str, Any] = _special_ids(vocabulary) | {
         "vocab_size": _rounded(vocabulary.size, config.vocabulary_multiple),
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "intermediate_size": config.intermediate_size or 4 * config.hidden_size,
-        "max_position_embeddings": positions_needed(config.architecture, vocabulary, max_length),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": config.intermediate_size or 4 * hidden_size,
+        "max_position_embeddings": positions_needed(architecture, vocabulary, max_length),
     }
-    values |= {name: config.dropout for name in _DROPOUT_NAMES if hasattr(made, name)}
+    values |= dropout_values(made, config.dropout)
     for name, value in config.options.items():
         if not hasattr(made, name):
             near = difflib.get_close_matches(name, vars(made), n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "; see its Hugging Face configuration"
-            raise UserError(f"'{config.architecture}' has no option '{name}'{hint}")
+            raise UserError(f"'{architecture}' has no option '{name}'{hint}")
         values[name] = value
-    return AutoConfig.for_model(config.architecture, **values)
+    return AutoConfig.for_model(architecture, **values)
+
+
+def dropout_values(made: PreTrainedConfig, dropout: float | None) -> dict[str, float]:
+    """`dropout` under the names that the configuration `made` has for it; nothing for None."""
+    return {} if dropout is None else {name: dropout for name in _DROPOUT_NAMES if hasattr(made, name)}
 
 
 def register_metalmo() -> None:

@@ -10,11 +10,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
+from transformers.utils import cached_file
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config, register_metalmo
+from mlpt.models.config import (
+    ModelConfig,
+    check_pretrained,
+    dropout_values,
+    hugging_face_config,
+    register_metalmo,
+)
 from mlpt.models.language_head import token_logits
 from mlpt.models.masked import dense_state
 from mlpt.objectives.base import Inputs, Objective
@@ -87,16 +94,20 @@ def build_encoder(
 ) -> Encoder:
     """A new encoder for blocks of `max_length` tokens; equal seeds give equal weights, float32, on the CPU.
 
+    A pretrained model keeps the heads that were trained with it; an objective without one gets a new head.
     Raises `UserError` when the configuration, the pretrained model and the vocabulary do not fit together.
     """
     with torch.random.fork_rng(devices=[]):  # transformers draws starting weights from the global stream
         torch.manual_seed(address(seed, "model"))
         if config.pretrained is not None:
-            backbone = _load_backbone(config.pretrained, config.attention)
+            backbone = _load_backbone(config.pretrained, config.attention, config.dropout)
             check_pretrained(backbone.config, vocabulary, max_length, config.pretrained)
         else:
             backbone = _new_backbone(config, vocabulary, max_length)
-        return Encoder(backbone, objectives).train()
+        encoder = Encoder(backbone, objectives)
+    if config.pretrained is not None and config.objective_heads == "keep":
+        _keep_heads(encoder.heads, config.pretrained)
+    return encoder.train()
 
 
 def load_encoder(
@@ -122,13 +133,15 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
         raise UserError(f"'{config.architecture}' has no {config.attention} attention; use attention=eager") from error
 
 
-def _load_backbone(name: str, attention: str) -> Any:
+def _load_backbone(name: str, attention: str, dropout: float | None = None) -> Any:
     register_metalmo()  # the folder may hold one
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
+        config = AutoConfig.from_pretrained(name)
+        config.update(dropout_values(config, dropout))
         return AutoModelForMaskedLM.from_pretrained(
-            name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
+            name, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -138,11 +151,35 @@ def _load_backbone(name: str, attention: str) -> Any:
         ) from error
 
 
-def _load_heads(heads: nn.ModuleDict, file: Path) -> None:
+def _keep_heads(heads: nn.ModuleDict, name: str) -> None:
+    """Give `heads` the weights that a model of ours, in a folder or on the hub, was saved with, where it has them."""
     try:
-        weights = load_file(file) if file.exists() else {}
+        file = cached_file(name, HEADS_FILE, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):  # a hub that cannot be reached, of whose model only the weights are cached
+        file = None
+    saved = {} if file is None else _head_weights(Path(file))
+    for objective, head in heads.items():
+        prefix = f"{objective}."
+        own = {key.removeprefix(prefix): weight for key, weight in saved.items() if key.startswith(prefix)}
+        try:
+            if own:
+                head.load_state_dict(own)
+        except RuntimeError as error:
+            raise UserError(
+                f"the {objective} head of {name} does not fit objectives.{objective} as it is set here: set it as it "
+                "was there, or draw new heads by model.objective_heads=new"
+            ) from error
+
+
+def _head_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file} is not a readable safetensors file: save the model again") from error
+
+
+def _load_heads(heads: nn.ModuleDict, file: Path) -> None:
+    weights = _head_weights(file) if file.exists() else {}
     missing = [name for name in heads if not any(key.startswith(f"{name}.") for key in weights)]
     if missing:
         raise UserError(f"{file.parent} has no head for {', '.join(missing)}: train it with that objective first")

@@ -28,7 +28,7 @@ from mlpt.runtime.reporter import LATENCY, Reporter
 from mlpt.runtime.searching import PAUSING
 from mlpt.runtime.space import Space
 from mlpt.saved import with_model_of_run
-from mlpt.settings import merge, nested
+from mlpt.settings import nested
 from mlpt.sparsity.export import latency_when_exported
 from mlpt.training.checkpoint import COMMITTED, Checkpoints
 from mlpt.training.group import Group, default_device
@@ -46,10 +46,9 @@ class PretrainJob:
     follow_up = "mlpt pretrain {} train.tokens=N"
 
     def config(self, space: Space, overrides: Mapping[str, Any], point: Mapping[str, Any], seed: int) -> RunConfig:
-        shared = merge(nested(space.base), overrides)
-        chosen = merge(shared, nested(space.settings(point)))
-        values = merge({"runtime": {"num_workers": 1}}, merge(chosen, {"seed": seed}))
-        return with_model_of_run(load_run_config(space.recipe, values))
+        one_worker, chosen = {"runtime": {"num_workers": 1}}, nested(space.settings(point))
+        given = (one_worker, nested(space.base), overrides, chosen, {"seed": seed})
+        return with_model_of_run(load_run_config(space.recipe, *given))
 
     def runtime(self, config: RunConfig, overrides: Mapping[str, Any]) -> RuntimeConfig:
         return config.runtime

@@ -264,14 +264,25 @@ def test_attention_gets_no_mask_when_nothing_is_padded():
         ({"heads": 5}, "not a multiple of 5 heads"),
         ({"options": {"hiden_act": "relu"}}, "did you mean 'hidden_act'"),
         ({"architecture": "deberta-v2"}, "use attention=eager"),
-        ({"pretrained": "nowhere/nothing-of-this-name"}, "cannot load a masked language model"),
-        ({"pretrained": "./no/such/folder"}, "there is no folder"),
     ],
 )
-def test_wrong_model_settings_are_one_line(settings, message, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_wrong_model_settings_are_one_line(settings, message):
     with pytest.raises(UserError, match=message) as caught:
         build_encoder(small(**settings), VOCABULARY, {}, LENGTH, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/nothing-of-this-name", "cannot load a masked language model"),
+        ("./no/such/folder", "there is no folder"),
+    ],
+)
+def test_a_pretrained_model_that_is_not_there_is_one_line(name, message, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=message) as caught:
+        build_encoder(ModelConfig(pretrained=name), VOCABULARY, {}, LENGTH, seed=0)
     assert "\n" not in str(caught.value)
 
 
