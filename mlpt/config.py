@@ -142,10 +142,13 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":
-        if self.train.batch_size % self.runtime.most_workers and self.train.micro_batch_size is None:
+        workers, train = self.runtime.most_workers, self.train
+        if train.micro_batches < workers:
+            size = train.largest_micro_batch(workers)
+            advice = "raise train.batch_size" if size is None else f"set train.micro_batch_size={size} or less"
             raise ValueError(
-                f"train.batch_size {self.train.batch_size} cannot be shared by {self.runtime.most_workers} workers; "
-                "make it a multiple"
+                f"{workers} workers need a micro-batch each, and a step has {train.micro_batches} of "
+                f"{train.micro_batch_size} blocks: {advice}"
             )
         return self
 
@@ -184,13 +187,7 @@ def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunCon
     values = read_recipe(recipe or "quickstart")
     for one in overrides:
         values = merge(_without_model(values) if _names_model(one) else values, one)
-    config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)
-    if config.train.micro_batch_size is None:
-        # Written down, so that a run resumed on other hardware cuts its steps as before.
-        micro = config.train.batch_size // config.runtime.most_workers
-        train = config.train.model_copy(update={"micro_batch_size": micro})
-        config = config.model_copy(update={"train": train})
-    return config
+    return _with_tokenizer_of_model(load_settings(RunConfig, values), values)
 
 
 def _names_model(values: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ import torch
 
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
-from mlpt.data.tokenizers import load_tokenizer
 from mlpt.logs import quiet_libraries
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Policy
@@ -112,6 +111,6 @@ def run_rank(
         if config.masks is not None:
             with loop.as_saved():
                 save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
-        model.save(run_dir / "model", load_tokenizer(str(Path(blocks) / "tokenizer")))
+        model.save(run_dir / "model", splits.train.tokenizer())
         loop.checkpoints.finish()
     return summary

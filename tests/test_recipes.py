@@ -52,9 +52,20 @@ def test_an_objective_set_to_null_is_taken_out():
     assert list(config.objectives) == ["mlm", "atd"]
 
 
-def test_the_number_of_micro_batches_is_written_down_so_that_other_hardware_repeats_it():
-    config = load_run_config("quickstart", {"runtime": {"num_workers": 2}})
-    assert config.train.micro_batch_size == config.train.batch_size // 2
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_step_is_cut_alike_by_default_whatever_the_number_of_workers(workers):
+    train = load_run_config("quickstart", {"runtime": {"num_workers": workers}}).train
+    assert (train.micro_batch_size, train.micro_batches) == (16, 2)
+    assert "micro_batch_size: 16" in load_run_config("quickstart", {}).to_yaml()
+
+
+def test_more_workers_than_micro_batches_are_told_what_to_set():
+    with pytest.raises(UserError, match=r"3 workers need a micro-batch each.* set train.micro_batch_size=8 or less"):
+        load_run_config("quickstart", {"runtime": {"num_workers": [1, 3]}})
+    four = {"runtime": {"num_workers": 4}, "train": {"micro_batch_size": 8}}
+    assert load_run_config("quickstart", four).train.micro_batches == 4
+    with pytest.raises(UserError, match=r"raise train.batch_size"):
+        load_run_config("quickstart", {"runtime": {"num_workers": 33}})
 
 
 def test_the_quickstarts_cap_is_for_the_embedded_corpus_alone(tmp_path):

@@ -141,7 +141,14 @@ class Study:
             "runtime": {"num_workers": 0},
             "report": {"progress": "off", "tensorboard": False},
         }
-        lengths = {"steps": steps, "evaluate_batches": 16, "log_every": 50, "checkpoint_every": 200, "keep": 1}
+        lengths = {
+            "steps": steps,
+            "micro_batch_size": 32,
+            "evaluate_batches": 16,
+            "log_every": 50,
+            "checkpoint_every": 200,
+            "keep": 1,
+        }
         values |= settings | {"train": lengths | (train or {})}
         pretrain("mometas", values, console=quiet)
 

@@ -79,6 +79,7 @@ class OurTraining:
     def __init__(self, encoder: Encoder, tokens: Tensor, precision: Literal["float32", "bf16"], folder: str):
         config = TrainConfig(
             batch_size=BATCH,
+            micro_batch_size=BATCH,
             precision=precision,
             optimizer=OptimizerConfig(lr=LEARNING_RATE, weight_decay=0.0),
             schedule=ScheduleConfig(shape="constant", warmup=0),

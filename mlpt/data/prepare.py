@@ -162,7 +162,8 @@ def _clear(out: str) -> None:
         if fs.isfile(inner):
             raise UserError(f"{out} is a file; name a folder")
         fs.makedirs(inner, exist_ok=True)
-        names = {posixpath.basename(path.rstrip("/")) for path in fs.ls(inner, detail=False)}
+        found = fs.ls(inner, detail=False) if fs.exists(inner) else []  # object stores have no empty folders
+        names = {posixpath.basename(path.rstrip("/")) for path in found}
         foreign = names - {"shards", "tokenizer", "manifest.json.unfinished"}
         if foreign:
             raise UserError(f"{out} is not empty (it holds {min(foreign)}); name a new folder")

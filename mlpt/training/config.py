@@ -11,14 +11,23 @@ from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.schedule import ScheduleConfig
 
 
+def half(batch_size: int) -> int:
+    """The default micro-batch: 0, 1 and 2 workers then train on the same numbers. What cannot be halved stays whole."""
+    return (
+        batch_size // 2 if batch_size % 2 == 0 and batch_size > 2 else batch_size
+    )  # contrastive losses need two texts
+
+
 class TrainConfig(Settings):
     """How the inner loop runs. Batch sizes count blocks."""
 
     steps: int = Field(1000, gt=0, description="optimiser steps")
     tokens: int | None = Field(None, gt=0, description="budget in tokens; when given, it sets the steps")
     batch_size: int = Field(32, gt=0, description="blocks in a global step")
-    micro_batch_size: int | None = Field(
-        None, gt=0, description="blocks in one forward pass; default: a worker's share"
+    micro_batch_size: int = Field(
+        default_factory=lambda data: half(data.get("batch_size", 1)),
+        gt=0,
+        description="blocks in one forward pass; default: half of batch_size, whatever the number of workers",
     )
     draw: Draw = Field("step", description="how objectives are drawn from the mixture")
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -40,7 +49,7 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _micro_batches_fit(self) -> "TrainConfig":
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
@@ -50,6 +59,12 @@ class TrainConfig(Settings):
         """Steps of the run: `steps`, or as many as the token budget needs."""
         return self.steps if self.tokens is None else math.ceil(self.tokens / (self.batch_size * block_size))
 
-    def micro_batches(self, world: int) -> int:
-        """Micro-batches in a global step: at least one for each rank."""
-        return self.batch_size // self.micro_batch_size if self.micro_batch_size else min(world, self.batch_size)
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in a global step; every rank needs one."""
+        return self.batch_size // self.micro_batch_size
+
+    def largest_micro_batch(self, ranks: int) -> int | None:
+        """The largest micro-batch size with one for each of so many ranks; None where the batch is too small."""
+        sizes = [size for size in range(1, self.batch_size + 1) if self.batch_size % size == 0]
+        return max((size for size in sizes if self.batch_size // size >= ranks), default=None)

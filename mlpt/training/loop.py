@@ -87,7 +87,7 @@ class Loop:
         self.step = 0
         self.block_size = splits.train.block_size
         self.total_steps = config.total_steps(self.block_size)
-        self.micro_batches = config.micro_batches(group.world)
+        self.micro_batches = config.micro_batches
         if self.micro_batches < group.world:
             raise UserError(
                 f"{group.world} workers need as many micro-batches a step, and there are {self.micro_batches}; "

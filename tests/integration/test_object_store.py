@@ -9,6 +9,7 @@ import pytest
 from ray_heads import Head
 from real_runs import Mlpt, wait_until
 from s3_server import S3Server, every
+from transformers import AutoTokenizer
 
 from mlpt.errors import UserError
 from mlpt.launch import pretrain
@@ -110,6 +111,21 @@ def test_a_run_on_s3_leaves_all_of_itself_there_and_injected_503s_change_nothing
     log = (run.folder / "logs" / "rank_0.log").read_text()
     assert "again in 0.5 s" in log
     assert "geheim" not in log + (run.folder / "config.yaml").read_text()
+
+
+def test_runs_on_blocks_in_a_bucket_end_with_their_tokenizer(s3, bucket, tiny_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    blocks = f"{bucket}/blocks"
+    short = {**TINY, "train": {**TINY["train"], "steps": 2}}
+    makes = {**short, "data": {**TINY["data"], "source": str(tiny_text)}, "blocks": blocks}
+    takes = {**short, "data": {**TINY["data"], "source": blocks}}
+    runs = [
+        pretrain(None, {**one, "run_dir": str(tmp_path / name)}) for name, one in (("makes", makes), ("takes", takes))
+    ]
+    first, second = (AutoTokenizer.from_pretrained(run.folder / "model").get_vocab() for run in runs)
+    assert first == second
+    assert len(first) == 300
+    assert runs[0].summary["held_out"] == runs[1].summary["held_out"]
 
 
 def test_a_bucket_that_is_missing_is_one_line_before_anything_is_prepared(bucket, tiny_text, tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def test_a_stopped_run_goes_on_with_two_workers_from_the_same_token(recipe, tmp_
         (["pretrain", "quikstart"], "there is no recipe 'quikstart'"),
         (["pretrain", "objectives=[mlm, nothing]"], "there is no objective 'nothing'"),
         (["pretrain", "meta.interval=10", "meta.lag=20"], "lag (20) cannot exceed interval (10)"),
-        (["pretrain", "runtime.num_workers=3"], "cannot be shared by 3 workers"),
+        (["pretrain", "runtime.num_workers=3"], "set train.micro_batch_size=8 or less"),
         (["pretrain", "data.source=nowhere.txt"], "nowhere.txt"),
         (["pretrain", "--resume", "nowhere"], "holds no run"),
         (["pretrain", "runtime.address=127.0.0.1:9", "data.max_bytes=20000"], "cannot reach Ray at runtime.address="),

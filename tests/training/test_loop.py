@@ -27,7 +27,6 @@ TINY = {
     "train": {
         "steps": 16,
         "batch_size": 8,
-        "micro_batch_size": 4,
         "log_every": 1,
         "evaluate_batches": 2,
         "checkpoint_every": 4,
@@ -118,8 +117,9 @@ def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> 
 
 
 @pytest.mark.parametrize("draw", ["step", "stratified"])
-def test_two_ranks_train_like_one_on_the_same_global_batch(small_blocks, tmp_path, draw):
+def test_two_ranks_train_like_one_by_default(small_blocks, tmp_path, draw):
     config = config_with(train={"draw": draw})
+    assert config.train.micro_batches == 2
     run(config, small_blocks, tmp_path / "one")
     (tmp_path / "two").mkdir()
     spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "two")), nprocs=2)
