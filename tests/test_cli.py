@@ -92,7 +92,13 @@ def test_a_model_is_not_trained_on_blocks_of_another_tokenizer_of_the_same_size(
         "\n\n".join(f"Chapter {n}: quixotic zephyrs vex jumbled {n * 7} lynxes {n * n}" for n in range(3000))
     )
     size = AutoModelForMaskedLM.from_pretrained(run / "model").config.vocab_size
-    data = [f"data.source={text}", f"data.vocab_size={size}", "data.block_size=32", f"run_dir={tmp_path / 'run'}"]
+    data = [
+        f"data.source={text}",
+        "data.tokenizer=wordpiece",
+        f"data.vocab_size={size}",
+        "data.block_size=32",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     with pytest.raises(UserError, match="tokenizer"):
         mlpt(
             "pretrain",
@@ -113,7 +119,8 @@ def test_a_model_is_not_trained_on_blocks_of_another_tokenizer_of_the_same_size(
         (["evaluate", "{run}/model"], "--blocks"),
         (["bench", "nothing"], "there is no benchmark 'nothing'"),
         (["pretrain", "one", "two"], "give one recipe"),
-        (["pretrain", "--resume", "{run}", "train.steps=9"], "only runtime.* and report.* may be set anew"),
+        (["pretrain", "--resume", "{run}", "model.layers=9"], "model.layers cannot change in the middle of a run"),
+        (["pretrain", "--restart"], "--resume RUN --restart"),
         (["finetune", "{run}", "--tasks", "sst3"], "did you mean 'sst2'?"),
         (["finetune", "{run}"], "no task is named"),
         (["tune", "task_sampling"], "model=FOLDER"),

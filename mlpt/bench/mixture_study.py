@@ -37,6 +37,7 @@ def settings_of(rule: str, seed: int, source: str, steps: int, folder: Path) -> 
         "objectives": OBJECTIVES,
         "meta": {"interval": 100, "lag": 0, "mixture": RULES[rule]},
         "train": {
+            "micro_batch_size": 32,
             "steps": steps,
             "precision": "bf16",  # held-out losses are measured in float32 all the same
             "evaluate_batches": 32,
