@@ -57,6 +57,11 @@ def learns(config: RunConfig) -> bool:
     return RULES[config.meta.mixture.rule].learns or config.meta.masks is not None
 
 
+def threads_of(cpus: float) -> int:
+    """Threads of torch in a process with so many logical CPUs: one where it shares a core."""
+    return max(1, int(cpus))
+
+
 def step_hooks(config: RunConfig, model: Encoder, splits: Splits, run_dir: Path | None) -> list[StepHook]:
     """What else happens between steps: mask training's threshold resets, iterative pruning."""
     if config.masks is None:
@@ -86,7 +91,7 @@ def run_rank(
     splits = open_splits(blocks)
     model = build_model(config, splits)
     if source is None and group.leads and learns(config):
-        source = LocalSource(build_learner(config, splits, group.device))
+        source = LocalSource(build_learner(config, splits, group.device), threads_of(config.runtime.meta_cpus))
     rule = mixture_rule(config)
     policy = Policy(0, rule.first_mixture())
     moments = rule.needs_moments or config.meta.masks is not None

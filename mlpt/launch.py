@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError, resume_command
-from mlpt.job import mixture_rule, run_rank
+from mlpt.job import mixture_rule, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
@@ -145,7 +145,7 @@ def _in_this_process(
     fetch_log(run.remote, log)
     log_to_file(log)
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))  # as a worker does: sums depend on it
+    torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))  # as a worker's: sums depend on their number
     try:
         group = Group(device=default_device())
         with stop.training():

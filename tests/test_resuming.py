@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from mlpt.config import load_run_config
 from mlpt.errors import UserError
 from mlpt.launch import pretrain
+from mlpt.meta.learner import MetaLearner
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.schedule import ScheduleConfig, learning_rate
 from mlpt.training.tracker import read_metrics
@@ -201,6 +202,21 @@ def test_commands_can_be_copied_from_the_summary_of_a_run_with_spaces_in_its_pat
         train(small_blocks, run.folder)
     command = str(error.value).split("`")[1]
     assert shlex.split(command)[-1] == str(run.folder)
+
+
+def test_the_learner_in_this_process_computes_with_the_actors_threads(small_blocks, tmp_path, monkeypatch):
+    seen = []
+    update = MetaLearner.update
+
+    def watched(*arguments):
+        seen.append(torch.get_num_threads())
+        return update(*arguments)
+
+    monkeypatch.setattr(MetaLearner, "update", watched)
+    settings = {**SETTINGS, "data": {"source": small_blocks}, "run_dir": str(tmp_path / "run")}
+    settings["runtime"] = {"num_workers": 0, "cpus_per_worker": 2, "meta_cpus": 1}
+    pretrain("quickstart", settings, console=Console(quiet=True))
+    assert set(seen) == {1}
 
 
 def test_a_run_in_this_process_computes_with_a_workers_threads_and_gives_the_callers_back(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.job import build_learner, open_splits
+from mlpt.job import build_learner, open_splits, threads_of
 from mlpt.logs import log_to_file
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
@@ -51,7 +51,7 @@ class MetaLearnerActor:
         log_to_file(self._log)
         self._config = RunConfig.model_validate(config)
         self._blocks = blocks
-        torch.set_num_threads(max(1, int(self._config.runtime.meta_cpus)))
+        torch.set_num_threads(threads_of(self._config.runtime.meta_cpus))
         if idle or ray.get_runtime_context().was_current_actor_reconstructed:
             self._build()
         else:
@@ -91,7 +91,7 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote |
     It restarts after death, but no call is repeated by Ray: the client repeats it with the right state.
     """
     runtime: RuntimeConfig = config.runtime
-    threads = str(max(1, int(runtime.meta_cpus)))
+    threads = str(threads_of(runtime.meta_cpus))
     options: dict[str, Any] = {
         "num_cpus": 0 if spare else runtime.meta_cpus,
         "num_gpus": runtime.meta_gpus,

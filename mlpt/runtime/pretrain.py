@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError, resume_command
-from mlpt.job import learns, run_rank
+from mlpt.job import learns, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
@@ -156,7 +156,7 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     earlier = ray.get(hub.error.remote())
     if earlier is not None:  # another rank said what is wrong before the group was restarted
         return {"error": earlier}
-    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))
+    torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))
     group = Group(rank, context.get_world_size(), get_device())
     source = None
     if rank == 0 and settings["actor"] is not None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from mlpt.config import RunConfig, RuntimeConfig, load_run_config
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
-from mlpt.job import learns, mixture_rule, run_rank
+from mlpt.job import learns, mixture_rule, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.meta.policy import Policy
 from mlpt.prepared import blocks_of
@@ -65,7 +65,7 @@ class PretrainJob:
         return blocks, Blocks.open(blocks, "train").block_size
 
     def budget(self, config: RunConfig, space: Space, length: int) -> Budget:
-        """Pausing schedulers want a checkpoint at every evaluation, and the loop's lie at multiples of the interval."""
+        """Pausing schedulers want a checkpoint at every evaluation; between two updates it would wait for an answer."""
         unit = config.meta.interval if space.scheduler in PAUSING and learns(config) else 1
         return equal_parts(space, config.train.batch_size * length, unit)
 
@@ -103,7 +103,7 @@ class PretrainJob:
 
 
 def _in_this_process(config: RunConfig, blocks: str, run_dir: Path, tell: Callable[[Event], None]) -> dict[str, Any]:
-    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker)))
+    torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))
     device = default_device() if config.runtime.gpus_per_worker else torch.device("cpu")
     log_to_file(run_dir / "logs" / "rank_0.log")
     return run_rank(config, blocks, run_dir, Group(device=device), tell=tell)

@@ -12,10 +12,11 @@ from mlpt.training.schedule import ScheduleConfig
 
 
 def half(batch_size: int) -> int:
-    """The default micro-batch: 0, 1 and 2 workers then train on the same numbers. What cannot be halved stays whole."""
-    return (
-        batch_size // 2 if batch_size % 2 == 0 and batch_size > 2 else batch_size
-    )  # contrastive losses need two texts
+    """The default micro-batch, with which 0, 1 and 2 workers train on the same numbers.
+
+    A batch that cannot be halved stays whole; so does one of two blocks, because contrastive losses need two.
+    """
+    return batch_size // 2 if batch_size % 2 == 0 and batch_size > 2 else batch_size
 
 
 class TrainConfig(Settings):

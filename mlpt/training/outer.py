@@ -31,10 +31,14 @@ class PolicySource(Protocol):
 
 
 class LocalSource:
-    """The in-process twin of the actor: the update runs when it is launched, which a debugger can follow."""
+    """The in-process twin of the actor: the update runs when it is launched, which a debugger can follow.
 
-    def __init__(self, learner: MetaLearner):
+    threads  that torch computes with during an update, as the actor does: sums depend on their number.
+    """
+
+    def __init__(self, learner: MetaLearner, threads: int):
         self._learner = learner
+        self._threads = threads
         self._first_state = learner.state()
         self._answer: Answer | None = None
 
@@ -44,7 +48,12 @@ class LocalSource:
         self._learner.load_state(state, tensors)
 
     def launch(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> None:
-        self._answer = self._learner.update(policy, snapshot, evidence)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            self._answer = self._learner.update(policy, snapshot, evidence)
+        finally:
+            torch.set_num_threads(threads)
 
     def collect(self) -> Answer:
         if self._answer is None:
