@@ -14,7 +14,7 @@ from mlpt.meta.policy import Policy
 from mlpt.meta.rules import RULES
 from mlpt.meta.rules.base import MetaRule
 from mlpt.models.encoder import Encoder, build_encoder
-from mlpt.models.hooks import StepHook
+from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
 from mlpt.sparsity.config import mask_encoder, mask_hooks, save_final_masks
 from mlpt.training.group import Group
@@ -114,7 +114,7 @@ def run_rank(
     summary = loop.run()
     if group.leads:
         if config.masks is not None:
-            with loop.as_saved():
+            with all_as_saved(loop.hooks, model):
                 save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
         model.save(run_dir / "model", splits.train.tokenizer())
         loop.checkpoints.finish()

@@ -54,6 +54,11 @@ def newest_step(run: RunDir, config: RunConfig, restart: bool) -> int:
     if restart:
         return 0
     step = run_checkpoints(run.folder, config.train.keep, run.remote, lambda text: None).newest()
+    if step is None and (run.folder / "model" / "config.json").is_file():
+        raise UserError(
+            f"{run.name} has its model and no checkpoint to go on from; begin a new run from the model: "
+            f"mlpt pretrain model.pretrained={run.name}/model ..."
+        )
     if step is None:
         raise UserError(
             f"{run.name} has no checkpoint to go on from: it stopped before the first one, or they were removed; begin "

@@ -144,6 +144,9 @@ def test_a_run_whose_checkpoints_were_removed_stops_and_overwrites_nothing(small
     folder, _ = unfinished(small_blocks, tmp_path / "a run")
     for path in sorted(folder.glob("checkpoints/*/*")):
         path.unlink()
+    with pytest.raises(UserError, match=r"begin a new run from the model: mlpt pretrain model\.pretrained="):
+        resume(folder)
+    (folder / "model/config.json").unlink()
     metrics = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError) as error:
         resume(folder)

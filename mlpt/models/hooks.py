@@ -3,8 +3,8 @@
 Threshold resets of mask training and iterative pruning hang here; see `mlpt.sparsity.hooks`.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -74,3 +74,12 @@ class NoHook:
 
     def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         pass
+
+
+@contextmanager
+def all_as_saved(hooks: Iterable[StepHook], model: nn.Module) -> Iterator[None]:
+    """While the block lasts, `model` is what is measured and given out, by all `hooks`; see `StepHook.as_saved`."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook.as_saved(model))
+        yield

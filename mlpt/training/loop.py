@@ -7,19 +7,20 @@ are addressed by (seed, step, micro-batch). A run is the same at any world size,
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.sampler import Sampler
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.models.encoder import Encoder
-from mlpt.models.hooks import StepHook
+from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address, torch_generator
 from mlpt.stopping import RunStopped
 from mlpt.training.checkpoint import Checkpoint
@@ -103,8 +104,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
         self.training, self.busy = Stopwatch(), Stopwatch()
-        run = str(run_dir) if remote is None else remote.uri
-        self._nonfinite = NonfiniteSteps(config, group, run, self._saved_step, self._warn)
+        self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._tensorboard = tensorboard
         self._forward = wrapped(self.model, config.compile, group, self._warn)
         self._meter = Meter()
@@ -247,17 +247,9 @@ class Loop:
         self._record(tracker, values)
         self.tell({"event": "step", "step": self.step, "steps": self.total_steps, **values})
 
-    @contextlib.contextmanager
-    def as_saved(self) -> Iterator[None]:
-        """While the block lasts, the model is what is measured and given out; see `StepHook.as_saved`."""
-        with contextlib.ExitStack() as stack:
-            for hook in self.hooks:
-                stack.enter_context(hook.as_saved(self.model))
-            yield
-
     def _evaluate(self, blocks: Blocks) -> dict[str, float]:
         batches, batch_size, names = self.config.evaluate_batches, self.config.batch_size, self.model.objectives
-        with self.as_saved():
+        with all_as_saved(self.hooks, self.model):
             return held_out_losses(self.model, names, blocks, batches, batch_size, self.seed, self.group)
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> bool:
@@ -276,7 +268,7 @@ class Loop:
         self._nonfinite.check_weights(self.step, self.model.parameters())
         self._flush()
         self.outer.settle()
-        with self.as_saved():
+        with all_as_saved(self.hooks, self.model):
             for hook in self.hooks:
                 hook.save(self.step, self.model)
         if tracker is None:
@@ -316,8 +308,17 @@ class Loop:
         return step
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        state, tensors = checkpoint.state, checkpoint.tensors
-        self.step = checkpoint.step
+        try:
+            self._load_state(checkpoint.state, checkpoint.tensors)
+        except KeyError as error:
+            again = resume_command(self.checkpoints.run, "--restart")
+            raise UserError(
+                f"checkpoint {checkpoint.path} has no {error}: another version of mlpt wrote it; go on with that "
+                f"one, or begin again by `{again}`"
+            ) from error
+
+    def _load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.step = state["step"]
         load_model_tensors(self.model, tensors["model"])
         load_optimizer_tensors(self.model, self.optimizer, tensors.get("optimizer", {}))
         self.outer.load_state(state["outer"], tensors.get("outer", {}))

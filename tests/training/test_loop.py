@@ -209,6 +209,18 @@ def test_a_run_that_should_stop_saves_the_step_under_way_and_goes_on_bit_for_bit
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
+def test_a_checkpoint_of_another_version_is_one_line(small_blocks, tmp_path):
+    config = config_with(train={"steps": 4})
+    run(config, small_blocks, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    found = checkpoints.load(4)
+    state = {key: value for key, value in found.state.items() if key != "nonfinite"}
+    checkpoints.save(4, state, found.tensors)
+    checkpoints.wait()
+    with pytest.raises(UserError, match="has no 'nonfinite': another version of mlpt wrote it"):
+        run(config_with(train={"steps": 8}), small_blocks, tmp_path)
+
+
 def test_a_token_budget_sets_the_steps(small_blocks, tmp_path):
     summary = run(config_with(train={"tokens": 1000}), small_blocks, tmp_path)
     assert summary["steps"] == 4  # ceil(1000 / (8 blocks of 32 tokens))
