@@ -10,6 +10,11 @@ class UserError(Exception):
     """
 
 
+def pretrain_command(*words: str) -> str:
+    """`mlpt pretrain WORDS`, quoted for a shell."""
+    return shlex.join(["mlpt", "pretrain", *words])
+
+
 def resume_command(run: str, *words: str) -> str:
     """The command that goes on with the run in the folder or at the URI `run`, quoted for a shell."""
-    return shlex.join(["mlpt", "pretrain", "--resume", run, *words])
+    return pretrain_command("--resume", run, *words)

@@ -7,7 +7,7 @@ from typing import Any
 from mlpt.config import RunConfig
 from mlpt.data.manifest import read_manifest
 from mlpt.data.store import Store
-from mlpt.errors import UserError, resume_command
+from mlpt.errors import UserError, pretrain_command, resume_command
 from mlpt.rundir import CONFIG, RunDir
 from mlpt.settings import load_settings, merge
 from mlpt.training.checkpoint import write_whole
@@ -55,9 +55,10 @@ def newest_step(run: RunDir, config: RunConfig, restart: bool) -> int:
         return 0
     step = run_checkpoints(run.folder, config.train.keep, run.remote, lambda text: None).newest()
     if step is None and (run.folder / "model" / "config.json").is_file():
+        from_model = pretrain_command(f"model.pretrained={run.name}/model")
         raise UserError(
-            f"{run.name} has its model and no checkpoint to go on from; begin a new run from the model: "
-            f"mlpt pretrain model.pretrained={run.name}/model ..."
+            f"{run.name} has its model and no checkpoint to go on from; begin a new run from the model: `{from_model} "
+            "...`"
         )
     if step is None:
         raise UserError(
@@ -69,13 +70,14 @@ def newest_step(run: RunDir, config: RunConfig, restart: bool) -> int:
 
 def with_settings(run: RunDir, config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """`config` with nested `settings` laid on it. Raises `UserError` for what cannot change in the middle of a run."""
+    load_settings(RunConfig, merge(config.model_dump(), settings))  # what is no setting at all is said first
     given = _dotted(settings)
     for key in given:
         if key.split(".")[0] not in _ANYTIME and key not in _FROM_HERE:
+            new_run = pretrain_command(f"{run.name}/{CONFIG}", "run_dir=NEW", f"{key}={given[key]}")
             raise UserError(
                 f"{key} cannot change in the middle of a run; --resume takes runtime.*, report.* and "
-                f"{', '.join(_FROM_HERE)}; for all else begin a new run: "
-                f"mlpt pretrain {run.name}/{CONFIG} run_dir=NEW {key}={given[key]}"
+                f"{', '.join(_FROM_HERE)}; for all else begin a new run by `{new_run}`"
             )
     if {"train.steps", "train.tokens"} <= given.keys():
         raise UserError("train.steps and train.tokens both say how long to train; give one of them")

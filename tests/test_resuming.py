@@ -120,6 +120,7 @@ def test_a_budget_in_tokens_gives_way_to_steps_that_are_asked_for(small_blocks, 
         ({"train": {"steps": 9, "tokens": 9000}}, "give one of them"),
         ({"model": {"layers": 2}}, "model.layers cannot change in the middle of a run"),
         ({"train": {"batch_size": 8}}, "train.batch_size cannot change"),
+        ({"train": {"stepz": 8}}, "did you mean 'train.steps'?"),
     ],
 )
 def test_what_cannot_change_in_the_middle_of_a_run_is_refused(small_blocks, tmp_path, settings, says):
@@ -144,7 +145,7 @@ def test_a_run_whose_checkpoints_were_removed_stops_and_overwrites_nothing(small
     folder, _ = unfinished(small_blocks, tmp_path / "a run")
     for path in sorted(folder.glob("checkpoints/*/*")):
         path.unlink()
-    with pytest.raises(UserError, match=r"begin a new run from the model: mlpt pretrain model\.pretrained="):
+    with pytest.raises(UserError, match=r"begin a new run from the model: `mlpt pretrain 'model\.pretrained="):
         resume(folder)
     (folder / "model/config.json").unlink()
     metrics = (folder / "metrics.jsonl").read_bytes()
