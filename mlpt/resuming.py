@@ -27,6 +27,7 @@ _FROM_HERE = (
     "train.clip",
     "train.precision",
     "train.optimizer.lr",
+    "train.schedule.length",
 )
 _LEFT_BEHIND = ("checkpoints", "metrics.jsonl", SUMMARY, "policies", "masks", "model", "tensorboard")
 
@@ -103,7 +104,14 @@ def say_what_changes(run: RunDir, before: RunConfig, now: RunConfig, step: int, 
         learning_rate(each.train.schedule, step, total, each.train.optimizer.lr)
         for each, total in zip((before, now), steps, strict=True)
     ]
-    if rates[0] != rates[1]:
+    length = now.train.schedule.length
+    if length is not None and steps[1] > length:
+        end = learning_rate(now.train.schedule, length, steps[1], now.train.optimizer.lr)
+        say(
+            f"the learning rate keeps to the schedule of train.schedule.length={length}: from step {length:,} on it is "
+            f"{end:.3g}; train.schedule.length=null makes the schedule that of {steps[1]:,} steps"
+        )
+    elif rates[0] != rates[1]:
         say(
             f"the learning rate follows the schedule ({now.train.schedule.shape}) of a run of {steps[1]:,} steps: at "
             f"step {step:,} it is {rates[1]:.3g}, and would have been {rates[0]:.3g}"

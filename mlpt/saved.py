@@ -15,7 +15,8 @@ from pathlib import Path
 from mlpt.config import RunConfig
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
-from mlpt.job import build_model, open_splits
+from mlpt.job import build_model, open_splits, step_hooks
+from mlpt.models.hooks import all_as_saved
 from mlpt.rundir import CONFIG, open_run
 from mlpt.sparsity.config import save_final_masks
 from mlpt.training.checkpoint import Checkpoint, Checkpoints
@@ -108,13 +109,15 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
         raise UserError(f"{run} does not say which blocks it trains on, where its tokenizer is; resume it first")
     splits = open_splits(_blocks_of(run))
     model = build_model(config, splits)
+    hooks = step_hooks(config, model, splits, None)  # before the tensors, as in a run that is resumed
     load_model_tensors(model, checkpoint.tensors["model"])
     partial = None
     try:
         folder.parent.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         if config.masks is not None:
-            save_final_masks(config.masks, model, partial, checkpoint.step, config.seed)
+            with all_as_saved(hooks, model):  # a checkpoint holds the scores and thresholds that train
+                save_final_masks(config.masks, model, partial, checkpoint.step, config.seed)
         model.save(partial, splits.train.tokenizer())
         (partial / MADE_FROM).write_text(json.dumps({"step": checkpoint.step, "mark": checkpoint.mark}))
         shutil.rmtree(folder, ignore_errors=True)

@@ -105,6 +105,20 @@ def test_making_a_run_longer_says_what_the_schedule_does(small_blocks, tmp_path)
     assert rates[7] == pytest.approx(learning_rate(ScheduleConfig(), 7, 12, 1e-3))
 
 
+def test_a_schedule_of_a_length_of_its_own_is_kept_and_said(small_blocks, tmp_path):
+    run, _ = train(small_blocks, tmp_path / "run", schedule={"length": 6})
+    _, said = resume(run.folder, {"train": {"steps": 8}})
+    assert "train.schedule.length=6: from step 6 on it is 0;" in said
+    resume(run.folder, {"train": {"steps": 10, "schedule": {"length": 10}}})
+    rates = {line["step"]: line["learning_rate"] for line in read_metrics(run.folder) if "learning_rate" in line}
+    assert rates[8] == 0
+    assert rates[9] == pytest.approx(learning_rate(ScheduleConfig(), 9, 10, extended_rate(run)))
+
+
+def extended_rate(run):
+    return load_run_config(str(run.folder / "config.yaml"), {}).train.optimizer.lr
+
+
 def test_a_budget_in_tokens_gives_way_to_steps_that_are_asked_for(small_blocks, tmp_path):
     run, _ = train(small_blocks, tmp_path / "run", tokens=6 * 4 * 32)
     extended, _ = resume(run.folder, {"train": {"steps": 8}})

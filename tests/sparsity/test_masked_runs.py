@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForMaskedLM
@@ -13,8 +14,10 @@ from transformers import AutoModelForMaskedLM
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.job import build_model, open_splits, run_rank
+from mlpt.launch import pretrain
 from mlpt.meta.learner import MetaLearner
 from mlpt.models.masked import THETA, attach_scores, current_masks, load_scores, set_threshold
+from mlpt.saved import resolve_model
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
 from mlpt.sparsity.making import pruned_count
@@ -272,6 +275,24 @@ def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense,
         set_threshold(model, name, THETA)
     losses = held_out_losses(model, ["mlm"], splits.dev, 2, 8, config.seed, Group())
     assert losses["mlm"] == pytest.approx(measured, rel=1e-6)
+
+
+def test_a_model_made_of_a_checkpoint_has_the_masks_that_were_saved_with_it(blocks, dense, tmp_path):
+    settings = {
+        "objectives": {"atd": None, "dtd": None},
+        "meta": {"mixture": {"rule": "uniform"}},
+        "model": {"pretrained": str(dense)},
+        "masks": {**MASKS, "reset": {"interval": 100}},
+        "data": {"source": blocks},
+        "train": {"steps": 6, "batch_size": 8, "evaluate_batches": 1, "checkpoint_every": 3, "optimizer": {"lr": 2e-2}},
+        "runtime": {"num_workers": 0},
+        "report": {"progress": "off", "tensorboard": False},
+        "run_dir": str(tmp_path / "run"),
+    }
+    folder = pretrain("quickstart", settings, console=Console(quiet=True)).folder
+    made, saved = load_masks(resolve_model(f"{folder}@step=3")), load_masks(folder / "masks" / "step_3")
+    assert counts(made) == {name: pruned_count(mask.numel(), 0.6) for name, mask in saved.masks.items()}
+    assert all(torch.equal(mask, saved.masks[name]) for name, mask in made.masks.items())
 
 
 LEARNED = {"interval": 3, "lag": 2, "mixture": {"rule": "mometas", "dev_batch_size": 4}}
