@@ -177,7 +177,7 @@ def _site_packages() -> list[str]:
 def _environment() -> str:
     """A name for what is installed: the Python version and a hash of every distribution's name and version.
 
-    Only the folders that are read count, not `sys.path`: importing ray or setuptools adds their vendored packages there.
+    Of the folders that are read, not of `sys.path`: importing ray or setuptools adds their vendored packages there.
     """
     found = {f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions(path=_site_packages())}
     installed = sorted(name for name in found if not name.startswith("mlpt=="))
