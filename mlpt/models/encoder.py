@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
+from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config, register_metalmo
@@ -127,9 +128,10 @@ def _load_backbone(name: str, attention: str) -> Any:
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
-        return AutoModelForMaskedLM.from_pretrained(
-            name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
-        )
+        with hub_lookup(name):
+            return AutoModelForMaskedLM.from_pretrained(
+                name, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from transformers import AutoTokenizer
 
 from mlpt.data.blocks import Blocks
+from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.models.masked import add_pooler, maskable_weights
@@ -239,6 +240,7 @@ def export_files(
 
 def _tokenizer_of(model: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model)
+        with hub_lookup(model):
+            return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError):
         return None  # a folder without a tokenizer exports without one
