@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from mlpt.data.prepare import DataConfig
+from mlpt.data.config import DataConfig, as_prepared, lay_on
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
 from mlpt.models.config import ModelConfig
@@ -154,10 +154,18 @@ class RunConfig(Settings):
 def load_run_config(recipe: str | None, overrides: dict[str, Any]) -> RunConfig:
     """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, validated.
 
-    Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
+    Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values. A recipe's settings of
+    its own text give way to the text that `overrides` name; what `overrides` ask of a prepared folder it must have.
     """
     values = read_recipe(recipe or "quickstart")
-    config = load_settings(RunConfig, merge(values, overrides))
+    merged = merge(values, overrides)
+    if isinstance(values.get("data"), dict) and isinstance(overrides.get("data"), dict):
+        merged["data"] = lay_on(values["data"], overrides["data"])
+    config = load_settings(RunConfig, merged)
+    data = as_prepared(config.data, merged.get("data", {}))
+    if data is not config.data and config.blocks is not None:
+        raise UserError(f"blocks={config.blocks} has no use: {config.data.source} is prepared; leave blocks out")
+    config = config.model_copy(update={"data": data})
     if config.train.micro_batch_size is None:
         # Written down, so that a run resumed on other hardware cuts its steps as before.
         micro = config.train.batch_size // config.runtime.most_workers

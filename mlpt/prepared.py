@@ -10,9 +10,8 @@ from filelock import FileLock
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
 from mlpt.data.files import cache_directory
-from mlpt.data.manifest import Manifest, read_manifest
+from mlpt.data.manifest import InputEntry, Manifest, read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
-from mlpt.data.tokenizers import load_tokenizer
 from mlpt.errors import UserError
 from mlpt.reporting.display import Display
 
@@ -37,15 +36,14 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
     remembered.write_text(json.dumps(current))
-    _check_tokenizer(config, blocks)
+    # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each teacher.
+    teachers = [settings.get("teacher") for settings in config.objectives.values()]
+    models = [model for model in (config.model.pretrained, *teachers) if model is not None]
+    if models:
+        train = Blocks.open(blocks, "train")
+        for model in models:
+            train.require_tokenizer_of(model)
     return blocks
-
-
-def _check_tokenizer(config: RunConfig, blocks: str) -> None:
-    """A model that came with a tokenizer goes on with blocks of that very tokenizer; an equal size proves nothing."""
-    folder = config.model.pretrained
-    if folder is not None and any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        Blocks.open(blocks, "train").require_tokenizer(load_tokenizer(folder))
 
 
 def _alone(blocks: str) -> AbstractContextManager[Any]:
@@ -56,12 +54,44 @@ def _alone(blocks: str) -> AbstractContextManager[Any]:
     return FileLock(f"{blocks}.lock")
 
 
+_DOCUMENTS = {
+    "file": "each a document",
+    "line": "each line a document",
+    "blank": "documents between blank lines",
+    "heading": "articles by their titles",
+    "bare heading": "articles by their titles",
+    "row": "each row a document",
+}
+
+
 def describe(manifest: Manifest, blocks: str) -> str:
-    """One line about prepared blocks."""
+    """What was read, where that is known, and what the blocks are: a line each."""
     rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
     tokens = sum(entry.tokens for entry in manifest.splits.values())
+    unknown = f" ({manifest.unknown_share:.2%} unknown)" if manifest.unknown_share else ""
     how = "found" if manifest.reused else "made"
     size = manifest.vocabulary["size"]
-    return (
-        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens, vocabulary {size:,}; in {blocks}"
+    made = (
+        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens{unknown}, vocabulary {size:,}; "
+        f"in {blocks}"
     )
+    return made if manifest.input is None else f"{_read(manifest, manifest.input)}\n{made}"
+
+
+def _read(manifest: Manifest, read: InputEntry) -> str:
+    """One line: files and what a document of theirs is, how many there are, and what was left out."""
+    files = "; ".join(f"{_count(number, 'file')}, {_DOCUMENTS[style]}" for style, number in read.files.items())
+    documents = _count(sum(entry.documents for entry in manifest.splits.values()), "document")
+    if "file" in read.files and manifest.settings.get("documents") == "auto":
+        documents += " (documents=blank or documents=lines cuts them)"
+    skipped = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(read.skipped.items()))
+    parts = [
+        f"text: {files}: {documents}",
+        *([f"{read.repeated:,} left out that dev or test has too"] if read.repeated else []),
+        *([f"skipped {skipped}"] if skipped else []),
+    ]
+    return "; ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

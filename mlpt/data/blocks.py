@@ -149,15 +149,25 @@ class Blocks:
                 fs.get_file(name, str(target / posixpath.basename(name)))
         return load_tokenizer(str(target))
 
-    def require_tokenizer(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def require_tokenizer(self, tokenizer: "PreTrainedTokenizerFast", whose: str = "") -> None:
         """Raise UserError unless `tokenizer` (a pretrained model's, say) gives every token the id it has here."""
         from mlpt.data.tokenizers import vocabulary_hash
 
         if vocabulary_hash(tokenizer) != self.manifest.vocabulary_sha256:
             raise UserError(
-                f"the tokenizer ({len(tokenizer)} tokens) does not match the blocks in {self.folder} "
+                f"the tokenizer {whose}({len(tokenizer)} tokens) does not match the blocks in {self.folder} "
                 f"({self.vocabulary.size} tokens); prepare them with that tokenizer"
             )
+
+    def require_tokenizer_of(self, model: str) -> None:
+        """As `require_tokenizer`, with the tokenizer saved beside a model (a folder or hub name), if there is one.
+
+        An equal size proves nothing, and a smaller vocabulary gives plausible losses of other tokens.
+        """
+        from mlpt.data.tokenizers import has_tokenizer, load_tokenizer
+
+        if has_tokenizer(model):
+            self.require_tokenizer(load_tokenizer(model), f"of {model} ")
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent to another process, the blocks are opened anew there."""

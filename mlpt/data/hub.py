@@ -56,7 +56,7 @@ def _load(source: str, name: str, config: str | None) -> dict[str, Any]:
     import datasets  # slow to import, and only needed here
 
     try:
-        with hub_lookup(name):
+        with hub_lookup(name, source):
             return dict(datasets.load_dataset(name, config))
     except UserError:
         raise

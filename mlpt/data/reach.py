@@ -12,8 +12,8 @@ PATIENCE_S = 5.0  # for an answer of the hub, whatever it says
 
 
 @contextmanager
-def hub_lookup(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Load `name`, a hub name or a local path, within this block.
+def hub_lookup(name: str | os.PathLike[str], shown: str | None = None) -> Iterator[None]:
+    """Load `name`, a hub name or a local path, within this block; errors call it `shown`.
 
     Out of the hub's reach its libraries are put into their offline mode for the block: what is cached is found at once,
     and for what is not the block's error becomes one UserError line. A local path changes nothing.
@@ -29,8 +29,8 @@ def hub_lookup(name: str | os.PathLike[str]) -> Iterator[None]:
             raise
         except Exception as error:
             raise UserError(
-                f"cannot load {os.fspath(name)}: it is no local path, the hub cannot be reached ({unreachable}), and "
-                "its cache has no copy; check the network or give local files"
+                f"cannot load {shown or os.fspath(name)}: the hub cannot be reached ({unreachable}), and neither its "
+                "cache nor a local path has it; check the network or give local files"
             ) from error
 
 

@@ -68,6 +68,13 @@ def load_tokenizer(path_or_name: str) -> "PreTrainedTokenizerFast":
         return _stock(path_or_name, path)
 
 
+def has_tokenizer(model: str) -> bool:
+    """True for a model's folder that holds a tokenizer, and for a hub name, which has one."""
+    path = Path(model).expanduser()
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    return any((path / name).is_file() for name in files) if path.exists() else True
+
+
 def vocabulary_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of every token with its id and of the special tokens: equal where ids mean the same."""
     special = [getattr(tokenizer, name) for name in _NEEDED]

@@ -18,6 +18,7 @@ from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig, check_pretrained, hugging_face_config, register_metalmo
 from mlpt.models.language_head import token_logits
 from mlpt.models.masked import dense_state
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
 
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
             weights = {name: weight.detach().contiguous() for name, weight in self.heads.state_dict().items()}
             save_file(weights, Path(folder) / HEADS_FILE, metadata={"objectives": json.dumps(list(self.heads))})
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder, self.config)
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

@@ -189,6 +189,7 @@ def evaluate_files(
     if masks is not None:
         add_pooler(encoder, pretrained_pooler(model))
     rows = Blocks.open(blocks, split)
+    rows.require_tokenizer_of(model)
     file = read_masks(masks, encoder) if masks is not None else None
     found = evaluate_pretraining(encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding, token_types)
     return {**found, "masks": masks, "split": split}
