@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlpt.data.files import absolute, cache_directory, filesystem, is_local, one_line, readable_errors
+from mlpt.data.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -229,12 +229,6 @@ class Blocks:
 
 
 _AGAIN = "remove the folder and prepare it again"
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a local file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _map(path: str, entry: ShardEntry, block_size: int) -> _OpenShard:

@@ -15,24 +15,23 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
 from mlpt.data.config import OF_TRAINED, DataConfig
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
-from mlpt.data.files import absolute, filesystem, readable_errors
+from mlpt.data.encoder import TextEncoder
+from mlpt.data.files import absolute, file_sha256, filesystem, readable_errors
 from mlpt.data.manifest import InputEntry, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
 from mlpt.data.readers import read_segment
 from mlpt.data.shards import ShardJob, ShardResult, write_shards
 from mlpt.data.splits import Splitting, digests
 from mlpt.data.tokenizers import TRAINED, encoder_json, load_tokenizer, train_tokenizer, vocabulary_hash
+from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from mlpt.data.vocabulary import Vocabulary
 
 RunShards = Callable[[Callable[[ShardJob], ShardResult], list[ShardJob]], Iterable[ShardResult]]
 Progress = Callable[[int, int], None]  # bytes of input done, and of all input
@@ -151,11 +150,10 @@ def _tokenizer(config: DataConfig, pieces: list[Piece], splitting: Splitting) ->
             config.tokenizer, lambda: _training_texts(most, pieces, splitting), size, config.lowercase is not False
         )
     tokenizer = load_tokenizer(config.tokenizer)
-    encoder, unknown = Tokenizer.from_str(encoder_json(tokenizer)), tokenizer.unk_token_id
-    sample = encoder.encode_batch_fast(list(_training_texts(SAMPLE, pieces, splitting)), add_special_tokens=False)
-    tokens = sum(len(one.ids) for one in sample)
     # Known soon, before hours of work; the whole text is held to it too.
-    _check_known(sum(one.ids.count(unknown) for one in sample) / max(1, tokens), config)
+    sample = TextEncoder(encoder_json(tokenizer), "int32").encode(list(_training_texts(SAMPLE, pieces, splitting)))
+    unknown = sum(int((ids == tokenizer.unk_token_id).sum()) for ids in sample)
+    _check_known(unknown / max(1, sum(map(len, sample))), config)
     return tokenizer
 
 
@@ -174,8 +172,6 @@ def _training_texts(most: int, pieces: list[Piece], splitting: Splitting) -> Ite
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: str) -> str:
     """Write the tokenizer's folder below `out`; the SHA-256 of its tokenizer.json."""
-    from mlpt.data.blocks import file_sha256  # imports torch
-
     fs, inner = filesystem(posixpath.join(out, "tokenizer"))
     with tempfile.TemporaryDirectory() as folder, readable_errors(out, "write"):
         tokenizer.save_pretrained(folder)
@@ -188,7 +184,7 @@ def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: str) -> str:
 def _jobs(
     config: DataConfig, out: str, tokenizer: "PreTrainedTokenizerFast", pieces: list[Piece], splitting: Splitting
 ) -> list[ShardJob]:
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     encoder = encoder_json(tokenizer)
     layout = Layout(config.block_size, vocabulary.cls, vocabulary.sep, vocabulary.pad)
     dtype = _dtype(vocabulary)
@@ -198,13 +194,7 @@ def _jobs(
     ]
 
 
-def _vocabulary(tokenizer: "PreTrainedTokenizerFast") -> "Vocabulary":
-    from mlpt.data.vocabulary import Vocabulary
-
-    return Vocabulary.of(tokenizer)
-
-
-def _dtype(vocabulary: "Vocabulary") -> str:
+def _dtype(vocabulary: Vocabulary) -> str:
     return "uint16" if vocabulary.size <= 1 << 16 else "int32"
 
 
@@ -257,7 +247,7 @@ def _manifest(
     tokenizer_sha256: str,
     read: InputEntry,
 ) -> Manifest:
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     return Manifest(
         settings=settings,
         fingerprint=source_hash,

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from mlpt.data.corpora import SPLITS, Piece
 from mlpt.data.document import Document
+from mlpt.data.encoder import TextEncoder
 from mlpt.data.files import filesystem, readable_errors
 from mlpt.data.kd_instances import Style, kd_block_rows, kd_documents
 from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full, pack_windows
@@ -98,10 +98,8 @@ def write_shards(job: ShardJob) -> ShardResult:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(json_text: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(json_text)
-    tokenizer.encode_special_tokens = True  # "[SEP]" written in a text is text, and no separator
-    return tokenizer
+def _encoder(json_text: str, dtype: str) -> TextEncoder:
+    return TextEncoder(json_text, dtype)  # one for all jobs of a process: it remembers words
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -141,12 +139,9 @@ class _SplitWriter:
         if self.job.packing == "kd":
             self._add_pairs(documents)
             return
-        encodings = _tokenizer(self.job.tokenizer).encode_batch_fast(
-            [document.text for document in documents], add_special_tokens=False
-        )
+        every = _encoder(self.job.tokenizer, self.job.dtype).encode([document.text for document in documents])
         by_domain: dict[str, tuple[list[Ids], list[int]]] = {}
-        for document, encoding in zip(documents, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=self.dtype)
+        for document, ids in zip(documents, every, strict=True):
             if len(ids):
                 encoded, numbers = by_domain.setdefault(document.domain, ([], []))
                 encoded.append(ids)
@@ -162,16 +157,21 @@ class _SplitWriter:
 
     def _add_pairs(self, documents: list[Document]) -> None:
         """Paragraph pairs of each document (`mlpt.data.kd_instances`)."""
-        tokenizer, layout = _tokenizer(self.job.tokenizer), self.job.layout
-        style: Style = "roberta" if tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
-        known = tokenizer.token_to_id("=")
+        encoder, layout = _encoder(self.job.tokenizer, self.job.dtype), self.job.layout
+        style: Style = "roberta" if encoder.tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
+        known = encoder.tokenizer.token_to_id("=")
         heading: int = -1 if known is None else known
+        lines_of = [
+            [*document.text.split("\n"), ""] for document in documents
+        ]  # the blank line closes it, as in a file
+        encoded = iter(encoder.encode([text for lines in lines_of for line in lines if (text := line.strip())]))
 
         def ids_of(line: str) -> list[int]:
-            return list(tokenizer.encode(line, add_special_tokens=False).ids)
+            """Of the next line that is not blank: they are asked for in order."""
+            ids: list[int] = next(encoded).tolist()
+            return ids
 
-        for document in documents:
-            lines = [*document.text.split("\n"), ""]  # the blank line closes it, as in a file of documents
+        for document, lines in zip(documents, lines_of, strict=True):
             paragraphs = list(kd_documents(lines, ids_of, heading))
             number = (self.job.number << 32) + self.documents
             self.documents += 1

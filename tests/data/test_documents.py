@@ -15,11 +15,11 @@ from data_texts import sentences
 from mlpt.data.blocks import Blocks
 from mlpt.data.config import DataConfig
 from mlpt.data.corpora import find_files, plan
+from mlpt.data.describe import describe
 from mlpt.data.document import Document
 from mlpt.data.prepare import prepare
 from mlpt.data.readers import DOCUMENT_BYTES, read_segment
 from mlpt.errors import UserError
-from mlpt.prepared import describe
 
 SMALL: dict[str, Any] = {"vocab_size": 200, "block_size": 16, "tokenizer_bytes": 50_000, "workers": 1}
 

@@ -25,6 +25,7 @@ from mlpt.data.shards import ShardFile
 from mlpt.data.splits import split_of
 from mlpt.errors import UserError
 
+ROOT = Path(prepare_module.__file__).parents[2]
 SMALL: dict[str, Any] = {"vocab_size": 120, "block_size": 16, "tokenizer_bytes": 50_000}
 
 
@@ -69,6 +70,13 @@ def test_any_number_of_workers_writes_the_same_bytes(large_text: Path, tmp_path:
     assert shards == {name: one for name, one in contents(tmp_path / "elsewhere").items() if name != "manifest.json"}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_the_processes_that_prepare_text_import_no_deep_learning() -> None:
+    modules = "mlpt.data.shards, mlpt.data.prepare, mlpt.data.vocabulary, mlpt.data.describe"
+    program = f"import sys, {modules}; print(*{{'torch', 'transformers', 'datasets'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []  # torch alone takes longer than starting the rest
 
 
 def test_blocks_hold_the_documents_in_order_without_padding(text_file: Path, tmp_path: Path) -> None:
@@ -192,8 +200,7 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_the_next_one_completes
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"prepare(DataConfig(**{config!r}), {str(out)!r}, run_shards=run)"
     )
-    root = Path(prepare_module.__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", program], cwd=root, check=False)
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert list(out.glob("shards/*.arrow"))
     with pytest.raises(UserError, match="not a prepared folder"):
