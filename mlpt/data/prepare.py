@@ -273,23 +273,25 @@ def _split_entry(split: str, results: list[ShardResult]) -> SplitEntry:
 
 
 def _check_enough(manifest: Manifest, config: DataConfig) -> None:
-    train, dev = manifest.splits["train"], manifest.splits["dev"]
-    if train.rows and (dev.rows or not config.dev_share):
+    shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
+    empty = [split for split, share in shares.items() if share and not manifest.splits[split].rows]
+    if not empty:
         return
     documents = sum(entry.documents for entry in manifest.splits.values())
     whole_files = manifest.input is not None and "file" in manifest.input.files
     ways = ["say what separates documents in a file (documents=blank or documents=lines)"] if whole_files else []
     if documents == 1:
         # No share of one document gives a second one.
-        what = "the text is one document, which cannot be in train and dev both"
-        ways = [*ways, "give more documents", "name a file train and one dev"]
+        what = f"the text is one document, which cannot be in {' and '.join(shares)}"
+        ways = [*ways, "give more documents", "name files train, dev and test"]
     else:
-        split, entry = ("dev", dev) if train.rows else ("train", train)
+        split, went = empty[0], manifest.splits[empty[0]].documents
         what = (
-            f"too little text: {entry.documents} of {documents} documents went to {split} and don't fill one block of "
+            f"too little text: {went} of {documents} documents went to {split} and don't fill one block of "
             f"{config.block_size}"
         )
-        ways = [*ways, "give more text", *(["set a larger dev_share", "name a file dev"] if train.rows else [])]
+        more = [] if split == "train" else [f"set a larger {split}_share", f"name a file {split}"]
+        ways = [*ways, "give more text", *more]
     raise UserError(f"{what}; {', or '.join(ways)}")
 
 
