@@ -238,7 +238,7 @@ def test_too_little_text_is_one_line(tmp_path: Path, count: int, words: str) -> 
 def test_a_split_that_a_run_will_need_is_missed_at_once(text_file: Path, tmp_path: Path) -> None:
     config = DataConfig(source=str(text_file), **SMALL, test_share=1e-6)
     with pytest.raises(
-        UserError, match="0 of 400 documents went to test .* set a larger test_share, or name a file test"
+        UserError, match=r"0 of 400 documents went to test .* set a larger test_share, or name a file test"
     ):
         prepare(config, str(tmp_path / "out"))
     assert prepare(config.model_copy(update={"test_share": 0.0}), str(tmp_path / "out")).splits["dev"].rows
