@@ -37,7 +37,7 @@ RunShards = Callable[[Callable[[ShardJob], ShardResult], list[ShardJob]], Iterab
 Progress = Callable[[int, int], None]  # bytes of input done, and of all input
 
 SMALL = 2 << 20  # bytes of input below which starting processes costs more than it saves
-SAMPLE = 1 << 18  # characters that show whether a tokenizer that was loaded knows the text
+SAMPLE, SAMPLE_CUT = 1 << 18, 1 << 12  # characters that show if a loaded tokenizer knows the text, of a document's most
 log = logging.getLogger(__name__)
 
 
@@ -151,7 +151,8 @@ def _tokenizer(config: DataConfig, pieces: list[Piece], splitting: Splitting) ->
         )
     tokenizer = load_tokenizer(config.tokenizer)
     # Known soon, before hours of work; the whole text is held to it too.
-    sample = TextEncoder(encoder_json(tokenizer), "int32").encode(list(_training_texts(SAMPLE, pieces, splitting)))
+    texts = [text[:SAMPLE_CUT] for text in _training_texts(SAMPLE, pieces, splitting)]
+    sample = TextEncoder(encoder_json(tokenizer), "int32").encode(texts)
     unknown = sum(int((ids == tokenizer.unk_token_id).sum()) for ids in sample)
     _check_known(unknown / max(1, sum(map(len, sample))), config)
     return tokenizer
