@@ -1,6 +1,6 @@
 """What to prepare and how: the settings of data, and what becomes of them where the text is prepared already."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -107,7 +107,7 @@ def lay_on(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merge({key: value for key, value in base.items() if key not in gone}, over)
 
 
-def as_prepared(config: DataConfig, given: Iterable[str]) -> DataConfig:
+def as_prepared(config: DataConfig, given: Collection[str]) -> DataConfig:
     """`config` with the settings that its source was prepared with, if that is a prepared folder; else as it is.
 
     Raises UserError for one of the `given` settings that the folder does not have, and for prepared folders among
@@ -127,8 +127,19 @@ def as_prepared(config: DataConfig, given: Iterable[str]) -> DataConfig:
                 f"{config.sources[0]} is prepared, with {key}={has}, and data.{key}={value} cannot be had from it; "
                 "leave that out, or prepare the text with it into a new folder"
             )
+    if "max_unknown" in given:
+        check_known(manifest.unknown_share, config)
     kept = {"source": config.source, "workers": config.workers, "max_unknown": config.max_unknown}
     return load_settings(DataConfig, {**ran, **kept}, "data")
+
+
+def check_known(unknown: float, config: DataConfig) -> None:
+    """Raise UserError where more than `max_unknown` of the tokens of a text are its tokenizer's unknown token."""
+    if unknown > config.max_unknown:
+        raise UserError(
+            f"the tokenizer {config.tokenizer} does not know this text: {unknown:.1%} of its tokens are unknown; "
+            f"choose another tokenizer, or allow it with max_unknown={min(1.0, unknown + 0.01):.2f}"
+        )
 
 
 def _prepared(sources: list[str]) -> Manifest | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpt.data.config import OF_TRAINED, DataConfig
+from mlpt.data.config import OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
@@ -61,7 +61,7 @@ def prepare(
     existing = read_manifest(out)
     if existing is not None:
         _check_same(existing, settings, source_hash, out)
-        _check_known(existing.unknown_share, config)
+        check_known(existing.unknown_share, config)
         log.info("%s is already prepared with these settings from this input: reused", out)
         return existing.as_reused()
     shares = {split: share for split in missing_splits(files) if (share := getattr(config, f"{split}_share"))}
@@ -77,7 +77,7 @@ def prepare(
     read = InputEntry(files=_styles(pieces), skipped=skipped, repeated=sum(result.repeated for result in results))
     manifest = _manifest(config, results, tokenizer, settings, source_hash, tokenizer_sha256, read)
     _check_enough(manifest, config)
-    _check_known(manifest.unknown_share, config)
+    check_known(manifest.unknown_share, config)
     write_manifest(out, manifest)
     return manifest
 
@@ -154,7 +154,7 @@ def _tokenizer(config: DataConfig, pieces: list[Piece], splitting: Splitting) ->
     texts = [text[:SAMPLE_CUT] for text in _training_texts(SAMPLE, pieces, splitting)]
     sample = TextEncoder(encoder_json(tokenizer), "int32").encode(texts)
     unknown = sum(int((ids == tokenizer.unk_token_id).sum()) for ids in sample)
-    _check_known(unknown / max(1, sum(map(len, sample))), config)
+    check_known(unknown / max(1, sum(map(len, sample))), config)
     return tokenizer
 
 
@@ -294,11 +294,3 @@ def _check_enough(manifest: Manifest, config: DataConfig) -> None:
         more = [] if split == "train" else [f"set a larger {split}_share", f"name a file {split}"]
         ways = [*ways, "give more text", *more]
     raise UserError(f"{what}; {', or '.join(ways)}")
-
-
-def _check_known(unknown: float, config: DataConfig) -> None:
-    if unknown > config.max_unknown:
-        raise UserError(
-            f"the tokenizer {config.tokenizer} does not know this text: {unknown:.1%} of its tokens are unknown; "
-            f"choose another tokenizer, or allow it with max_unknown={min(1.0, unknown + 0.01):.2f}"
-        )

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_texts import sentences
 
+from mlpt.config import load_run_config
 from mlpt.data.blocks import Blocks
 from mlpt.data.config import DataConfig
 from mlpt.data.corpora import find_files, plan
@@ -269,6 +270,10 @@ def test_the_share_of_unknown_tokens_is_said_and_a_large_one_is_refused(tmp_path
     assert "(11.11% unknown)" in describe(manifest, "out")
     with pytest.raises(UserError, match="does not know this text"):
         prepare(config, str(tmp_path / "out"))
+    prepared = {"source": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="does not know this text"):
+        load_run_config(None, {"data": {**prepared, "max_unknown": 0.05}})
+    assert load_run_config(None, {"data": prepared}).data.block_size == 16
 
 
 def test_strange_text_past_the_beginning_is_noticed_too(tmp_path: Path) -> None:
