@@ -113,10 +113,10 @@ def plan(
     piece, because it can only be read from its start.
 
     `documents` says what a document of a text file is: the file, a line, or what stands between blank lines. "auto":
-    an article where there are WikiText's titles; else the file where the corpus has several to train on; else, as a
-    single file has to be cut, what stands between blank lines. A file without any is one document where documents are
-    split `by_hash`, because its lines may be one text; else each line is one. Rows of other files are documents, but
-    for "auto" joined to articles where they are lines of WikiText.
+    the file where the corpus has several to train on, but for large ones with WikiText's titles; else, as a single file
+    has to be cut, an article or what stands between blank lines. A file without any is one document where documents
+    are split `by_hash`, because its lines may be one text; else each line is one. Rows of other files are documents,
+    but for "auto" joined to articles where they are lines of WikiText.
     """
     several = sum(file.kind == "text" and file.split in (None, "train") for file in files) > 1
     ready = sum(file.size for file in files if file.capped)
@@ -177,7 +177,8 @@ def _style(file: CorpusFile, documents: Documents, several: bool, by_hash: bool)
         return {"files": "file", "lines": "line", "blank": "blank"}[documents] if file.kind == "text" else "row"
     with readable_errors(file.path, "read"):
         found = head_style(Segment(file.path, file.kind, file.domain, gzipped=file.gzipped))
-    if file.kind != "text" or found == "heading":
+    one_document = several and by_hash and file.size <= DOCUMENT_BYTES  # its titles are its own
+    if file.kind != "text" or (found == "heading" and not one_document):
         return found
     return "file" if several or (found == "line" and by_hash) else found
 

@@ -103,6 +103,15 @@ def test_text_that_one_file_is_named_after_keeps_its_documents(tmp_path: Path) -
     assert texts(tmp_path, by_hash=False) == ["one", "two", "three", "four"]
 
 
+def test_titles_in_small_files_of_a_folder_are_their_own(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(wikitext(3))
+    assert len(texts(tmp_path)) == 2
+    assert len(texts(tmp_path, by_hash=False)) == 6
+    (tmp_path / "b.txt").write_text(wikitext(1000))  # larger than a document may be
+    assert len(texts(tmp_path)) == 1001
+
+
 def test_a_cap_takes_whole_files_where_files_are_documents(tmp_path: Path) -> None:
     for number in range(100):
         (tmp_path / f"{number:03d}.txt").write_text(f"{number:03d} " + "x" * 996)
