@@ -167,7 +167,7 @@ def _span_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
         context = flat[begin : start + len(sentence) + 200]
         at = start - begin + len(question) + 1
         example = Example(len(rows), question, context, label=1, answers=(answer,), answer_start=at)
-        rows.append((sentence, example))
+        rows.append((question, example))  # two sentences may begin alike
     return rows
 
 
