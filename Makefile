@@ -1,19 +1,26 @@
 # `make quickstart` and `make test` need nothing but Python >= 3.11, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
+# Exact versions, so that nothing that was released since changes what runs. `make CONSTRAINTS= ...` takes today's.
+CONSTRAINTS ?= --constraint constraints.txt
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
 
-.PHONY: install quickstart test cluster-test slow lint types bench clean
+.PHONY: install constraints quickstart test cluster-test slow lint types bench clean
 
 install: $(VENV)/.installed
 
 # torch first and alone: what is installed after it then takes this torch instead of a newer one.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch~=2.13.0"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(PIP) --upgrade pip
+	$(PIP) "torch~=2.13.0"
+	$(PIP) --editable ".[dev]"
 	touch $@
+
+# Write down the versions of today; with the oldest Python that mlpt runs on, so that they exist for all.
+constraints:
+	$(PYTHON) .ci/constraints.py constraints.txt
 
 quickstart: install
 	$(BIN)/mlpt pretrain

@@ -46,9 +46,9 @@ def prepare(
     ] = None,
 ) -> None:
     """Text -> tokenizer + blocks."""
+    from mlpt.data.describe import describe
     from mlpt.data.prepare import DataConfig
     from mlpt.data.prepare import prepare as prepare_blocks
-    from mlpt.prepared import describe
     from mlpt.reporting.display import Display
     from mlpt.settings import load_settings, parse_overrides
 

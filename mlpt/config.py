@@ -11,20 +11,19 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
 from mlpt.data.manifest import read_manifest
-from mlpt.data.prepare import DataConfig
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
 from mlpt.meta.rules import RULES
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES
-from mlpt.settings import Settings, load_settings, merge
+from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
 
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
-_OF_TOKENIZER = ("tokenizer", "vocab_size", "lowercase", "tokenizer_bytes")
 
 
 class RuntimeConfig(Settings):
@@ -68,6 +67,11 @@ class RuntimeConfig(Settings):
         if least < 0 or most < least or (least == 0 and most > 0):
             raise ValueError("a number of workers, 0 for this process, or [min, max] with 1 <= min <= max")
         return workers
+
+    @property
+    def least_workers(self) -> int:
+        """The smallest world size."""
+        return max(1, self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0])
 
     @property
     def most_workers(self) -> int:
@@ -118,9 +122,11 @@ class RunConfig(Settings):
     @field_validator("objectives", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """`[mlm, cse]` is short for `{mlm: {}, cse: {}}`; an objective set to null is taken out."""
+        """`mlm` and `[mlm, cse]` are short for `{mlm: {}, cse: {}}`; an objective set to null is taken out."""
+        if isinstance(value, str):
+            value = [name.strip() for name in value.split(",")]
         if isinstance(value, list):
-            return {name: {} for name in value}
+            return {str(name): {} for name in value}
         if isinstance(value, dict):
             return {name: settings or {} for name, settings in value.items() if settings is not None}
         return value
@@ -134,10 +140,8 @@ class RunConfig(Settings):
         for name, settings in value.items():
             if name not in OBJECTIVES:
                 raise ValueError(f"there is no objective '{name}'; there are {', '.join(OBJECTIVES)}")
-            try:
-                resolved[name] = load_settings(OBJECTIVES[name].Config, settings, f"objectives.{name}").model_dump()
-            except UserError as error:
-                raise ValueError(str(error)) from error
+            # Its `UserError` goes through pydantic as it is.
+            resolved[name] = load_settings(OBJECTIVES[name].Config, settings, f"objectives.{name}").model_dump()
         return resolved
 
     @model_validator(mode="after")
@@ -172,6 +176,11 @@ class RunConfig(Settings):
             check_look_ahead(who, self.train.optimizer, "train.optimizer")
         return self
 
+    @classmethod
+    def settings_by_name(cls) -> dict[str, type[Settings]]:
+        """The settings that stand in mappings, by dotted key: where `mlpt.setting_names` goes on looking."""
+        return {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
+
     def to_yaml(self) -> str:
         """The resolved configuration; `mlpt pretrain FILE` with it repeats the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -181,13 +190,26 @@ def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunCon
     """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, one by one, validated.
 
     A pretrained model brings its dimensions and its tokenizer: where one of the overrides names a model, what those
-    before it said of them falls away, and what it says of them itself is honoured or refused.
+    before it said of them falls away, and what it says of them itself is honoured or refused. So do settings of a text
+    give way to another text; what is asked of a prepared folder it must have.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
     values = read_recipe(recipe or "quickstart")
-    for one in overrides:
-        values = merge(_without_model(values) if _names_model(one) else values, one)
-    return _with_tokenizer_of_model(load_settings(RunConfig, values), values)
+    for one in map(nested, overrides):
+        values = _laid_on(values, one)
+    config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)
+    data = as_prepared(config.data, values.get("data") or {})
+    if data is not config.data and config.blocks is not None:
+        raise UserError(f"blocks={config.blocks} has no use: {config.data.source} is prepared; leave blocks out")
+    return config.model_copy(update={"data": data})
+
+
+def _laid_on(values: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, Any]:
+    base = _without_model(values) if _names_model(one) else values
+    laid = merge(base, one)
+    if isinstance(base.get("data"), Mapping) and isinstance(one.get("data"), Mapping):
+        laid["data"] = lay_on(base["data"], one["data"])
+    return laid
 
 
 def _names_model(values: Mapping[str, Any]) -> bool:
@@ -197,7 +219,7 @@ def _names_model(values: Mapping[str, Any]) -> bool:
 
 def _without_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` without what a pretrained model brings."""
-    brought = {"model": ("pretrained", "dropout", *OF_NEW), "data": _OF_TOKENIZER}
+    brought = {"model": ("pretrained", "dropout", *OF_NEW), "data": ("tokenizer", *OF_TRAINED)}
     kept = dict(values)
     for section, keys in brought.items():
         if isinstance(said := values.get(section), Mapping):
@@ -213,7 +235,7 @@ def _with_tokenizer_of_model(config: RunConfig, given: Mapping[str, Any]) -> Run
     sources = [*(config.data.sources if len(config.data.sources) == 1 else []), *filter(None, [config.blocks])]
     if any(read_manifest(source) is not None for source in sources):
         return config  # and the run checks that the tokenizer of the blocks is the model's
-    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": model})})
+    return config.model_copy(update={"data": load_settings(DataConfig, {**data, "tokenizer": model}, "data")})
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from filelock import FileLock
 
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
+from mlpt.data.describe import describe
 from mlpt.data.files import cache_directory
-from mlpt.data.manifest import Manifest, read_manifest
+from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
-from mlpt.data.tokenizers import load_tokenizer
 from mlpt.errors import UserError
 from mlpt.reporting.display import Display
 
@@ -37,15 +37,14 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
     remembered.write_text(json.dumps(current))
-    _check_tokenizer(config, blocks)
+    # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each teacher.
+    teachers = [settings.get("teacher") for settings in config.objectives.values()]
+    models = [model for model in (config.model.pretrained, *teachers) if model is not None]
+    if models:
+        train = Blocks.open(blocks, "train")
+        for model in models:
+            train.require_tokenizer_of(model)
     return blocks
-
-
-def _check_tokenizer(config: RunConfig, blocks: str) -> None:
-    """A model that came with a tokenizer goes on with blocks of that very tokenizer; an equal size proves nothing."""
-    folder = config.model.pretrained
-    if folder is not None and any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        Blocks.open(blocks, "train").require_tokenizer(load_tokenizer(folder))
 
 
 def _alone(blocks: str) -> AbstractContextManager[Any]:
@@ -54,14 +53,3 @@ def _alone(blocks: str) -> AbstractContextManager[Any]:
         return nullcontext()
     Path(blocks).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{blocks}.lock")
-
-
-def describe(manifest: Manifest, blocks: str) -> str:
-    """One line about prepared blocks."""
-    rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
-    tokens = sum(entry.tokens for entry in manifest.splits.values())
-    how = "found" if manifest.reused else "made"
-    size = manifest.vocabulary["size"]
-    return (
-        f"blocks of {manifest.block_size} tokens ({how}): {rows}; {tokens:,} tokens, vocabulary {size:,}; in {blocks}"
-    )

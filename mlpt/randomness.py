@@ -4,9 +4,12 @@ A run can be resumed at any step without replaying the draws before it, and no s
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def address(seed: int, purpose: str, step: int = 0, rank: int = 0) -> int:
@@ -15,8 +18,10 @@ def address(seed: int, purpose: str, step: int = 0, rank: int = 0) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def torch_generator(seed: int, purpose: str, step: int = 0, rank: int = 0) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, step: int = 0, rank: int = 0) -> "torch.Generator":
     """A CPU generator at the start of the stream (seed, purpose, step, rank)."""
+    import torch  # a second or more, and the processes that prepare text need NumPy alone
+
     return torch.Generator().manual_seed(address(seed, purpose, step, rank))
 
 

@@ -1,6 +1,7 @@
 """The command line of masks, evaluation and export, from a run's folder; errors are one line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def test_a_model_is_not_trained_on_blocks_of_another_tokenizer_of_the_same_size(
             "train.steps=1",
             *data,
         )
+
+
+@pytest.mark.parametrize(
+    ("size", "with_tokenizer", "says"),
+    [
+        (300, True, "does not match the blocks"),
+        (512, True, "does not match the blocks"),
+        (900, True, "does not match the blocks"),
+        (900, False, "use the tokenizer that came with the model"),
+    ],
+)
+def test_a_model_is_not_evaluated_on_blocks_of_another_tokenizer(run, tmp_path, size, with_tokenizer, says):
+    text = tmp_path / "other.txt"
+    text.write_text("\n\n".join(f"Chapter {n}: quixotic zephyrs vex {n * 7} lynxes {n * n}" for n in range(3000)))
+    mlpt("prepare", text, "--out", tmp_path / "blocks", "-s", f"vocab_size={size}", "-s", "block_size=32")
+    model = run / "model"
+    if not with_tokenizer:
+        model = shutil.copytree(model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    with pytest.raises(UserError, match=says):
+        mlpt("evaluate", model, "--blocks", tmp_path / "blocks", "--batches", 1)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig
 from mlpt.downstream.finetune import prepare
 from mlpt.downstream.loading import load_tokenizer, quiet
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.tasks import Example, TaskSource, load_task
 from mlpt.training.group import default_device
 
@@ -148,7 +149,6 @@ def save_model(folder: Path, examples: list[Example]) -> None:
         return (example.first for example in examples)
 
     tokenizer: Any = train_tokenizer("wordpiece", texts, VOCABULARY)
-    tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,
@@ -157,6 +157,7 @@ def save_model(folder: Path, examples: list[Example]) -> None:
         intermediate_size=4 * HIDDEN,
         max_position_embeddings=LENGTH,
     )
+    save_tokenizer(tokenizer, folder, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(folder)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlpt.data.files import absolute, cache_directory, filesystem, is_local, one_line, readable_errors
+from mlpt.data.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -149,15 +149,25 @@ class Blocks:
                 fs.get_file(name, str(target / posixpath.basename(name)))
         return load_tokenizer(str(target))
 
-    def require_tokenizer(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def require_tokenizer(self, tokenizer: "PreTrainedTokenizerFast", whose: str = "") -> None:
         """Raise UserError unless `tokenizer` (a pretrained model's, say) gives every token the id it has here."""
         from mlpt.data.tokenizers import vocabulary_hash
 
         if vocabulary_hash(tokenizer) != self.manifest.vocabulary_sha256:
             raise UserError(
-                f"the tokenizer ({len(tokenizer)} tokens) does not match the blocks in {self.folder} "
+                f"the tokenizer {whose}({len(tokenizer)} tokens) does not match the blocks in {self.folder} "
                 f"({self.vocabulary.size} tokens); prepare them with that tokenizer"
             )
+
+    def require_tokenizer_of(self, model: str) -> None:
+        """As `require_tokenizer`, with the tokenizer saved beside a model (a folder or hub name), if there is one.
+
+        An equal size proves nothing, and a smaller vocabulary gives plausible losses of other tokens.
+        """
+        from mlpt.data.tokenizers import has_tokenizer, load_tokenizer
+
+        if has_tokenizer(model):
+            self.require_tokenizer(load_tokenizer(model), f"of {model} ")
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent to another process, the blocks are opened anew there."""
@@ -219,12 +229,6 @@ class Blocks:
 
 
 _AGAIN = "remove the folder and prepare it again"
-
-
-def file_sha256(path: str) -> str:
-    """SHA-256 of a local file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _map(path: str, entry: ShardEntry, block_size: int) -> _OpenShard:

@@ -9,13 +9,17 @@ import hashlib
 import itertools
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlpt.data import docs_corpus, hub
 from mlpt.data.files import filesystem, is_local, readable_errors
-from mlpt.data.readers import READ_BYTES, Segment, next_start, open_bytes, open_parquet, text_style
+from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
 from mlpt.errors import UserError
+
+Documents = Literal["auto", "files", "lines", "blank"]
 
 SPLITS = ("train", "dev", "test")
 SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1 << 20, 256 << 20, 128  # bytes, bytes, wished number of pieces
@@ -67,8 +71,10 @@ class Piece:
     size: int
 
 
-def find_files(sources: Sequence[str], max_bytes: int | None = None) -> list[CorpusFile]:
-    """All files of the sources, in a fixed order.
+def find_files(
+    sources: Sequence[str], max_bytes: int | None = None, skipped: Counter[str] | None = None
+) -> list[CorpusFile]:
+    """All files of the sources, in a fixed order; `skipped` counts the other files of folders by their suffix.
 
     A source is a file, a folder (searched through), a glob, any fsspec URI of these, `docs` (the embedded corpus,
     `max_bytes` of it) or `hub:NAME[:config]`. Split names in file or folder names (below the folder that was named)
@@ -83,7 +89,7 @@ def find_files(sources: Sequence[str], max_bytes: int | None = None) -> list[Cor
         elif source.startswith("hub:"):
             files = [str(path) for path in hub.download(source)]
         else:
-            files = _paths(source)
+            files = _paths(source, Counter() if skipped is None else skipped)
         described = [_describe(path, _root(source, files)) for path in files]
         found += [replace(file, capped=True) for file in described] if source == "docs" else described
     unique = list({file.path: file for file in found}.values())
@@ -98,12 +104,21 @@ def missing_splits(files: Iterable[CorpusFile]) -> tuple[str, ...]:
     return tuple(split for split in ("dev", "test") if split not in named)
 
 
-def plan(files: Sequence[CorpusFile], max_bytes: int | None = None) -> list[Piece]:
+def plan(
+    files: Sequence[CorpusFile], max_bytes: int | None = None, documents: Documents = "auto", by_hash: bool = True
+) -> list[Piece]:
     """Cut the corpus into pieces of SMALLEST_PIECE to LARGEST_PIECE bytes; small files share one.
 
     With `max_bytes`, each file gives its share from its beginning, in proportion to its size. A gzipped file is one
     piece, because it can only be read from its start.
+
+    `documents` says what a document of a text file is: the file, a line, or what stands between blank lines. "auto":
+    the file where the corpus has several to train on, but for large ones with WikiText's titles; else, as a single file
+    has to be cut, an article or what stands between blank lines. A file without any is one document where documents
+    are split `by_hash`, because its lines may be one text; else each line is one. Rows of other files are documents,
+    but for "auto" joined to articles where they are lines of WikiText.
     """
+    several = sum(file.kind == "text" and file.split in (None, "train") for file in files) > 1
     ready = sum(file.size for file in files if file.capped)
     rest = sum(file.size for file in files if not file.capped)
     kept = 1.0 if max_bytes is None or not rest else min(1.0, max(0, max_bytes - ready) / rest)
@@ -111,10 +126,16 @@ def plan(files: Sequence[CorpusFile], max_bytes: int | None = None) -> list[Piec
     pieces: list[Piece] = []
     for split in (None, *SPLITS):
         group: list[Segment] = []
-        size = 0
+        size, owed = 0, 0
         for file in (one for one in files if one.split == split):
             limit = None if file.capped or kept == 1.0 else max(1, int(file.size * kept))
-            for segment, bytes_ in _cut(file, limit, target):
+            style = _style(file, documents, several, by_hash)
+            if limit is not None and style == "file" and file.size <= DOCUMENT_BYTES:
+                owed += limit  # a document is taken whole or not at all
+                if owed <= 0:
+                    continue
+                owed, limit = owed - file.size, None
+            for segment, bytes_ in _cut(file, limit, target, style):
                 if group and size + bytes_ > target * 5 // 4:
                     pieces.append(Piece(tuple(group), split, size))
                     group, size = [], 0
@@ -150,13 +171,27 @@ def _version(path: str) -> str:
         return str(fs.ukey(inner))
 
 
-def _paths(source: str) -> list[str]:
+def _style(file: CorpusFile, documents: Documents, several: bool, by_hash: bool) -> str:
+    """What a document of the file is, as `Segment.style` says it."""
+    if documents != "auto":
+        return {"files": "file", "lines": "line", "blank": "blank"}[documents] if file.kind == "text" else "row"
+    with readable_errors(file.path, "read"):
+        found = head_style(Segment(file.path, file.kind, file.domain, gzipped=file.gzipped))
+    one_document = several and by_hash and file.size <= DOCUMENT_BYTES  # its titles are its own
+    if file.kind != "text" or (found == "heading" and not one_document):
+        return found
+    return "file" if several or (found == "line" and by_hash) else found
+
+
+def _paths(source: str, skipped: Counter[str]) -> list[str]:
     fs, inner = filesystem(source)
     with readable_errors(source, "read"):
         if fs.isfile(inner):
             found = [inner]
         elif fs.isdir(inner):
-            found = [path for path in fs.find(inner) if _suffix(path) and not _hidden(path, inner)]
+            paths = [path for path in fs.find(inner) if not _hidden(path, inner)]
+            found = [path for path in paths if _suffix(path)]
+            skipped.update(posixpath.splitext(path)[1] or "without suffix" for path in paths if not _suffix(path))
         elif glob.has_magic(inner):
             found = [path for path in fs.glob(inner) if _suffix(path) and fs.isfile(path)]
         else:
@@ -211,14 +246,12 @@ def _domain(stem: str, fallback: str) -> str:
     return "-".join(kept) or fallback
 
 
-def _cut(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment, int]]:
+def _cut(file: CorpusFile, limit: int | None, target: int, style: str) -> list[tuple[Segment, int]]:
     """The segments of one file and their sizes in bytes."""
     if file.kind == "parquet":
-        return _cut_parquet(file, limit, target)
-    whole = Segment(file.path, file.kind, file.domain, limit=limit, gzipped=file.gzipped)
+        return _cut_parquet(file, limit, target, style)
+    whole = Segment(file.path, file.kind, file.domain, limit=limit, gzipped=file.gzipped, style=style)
     with readable_errors(file.path, "read"):
-        if file.kind == "text":
-            whole = replace(whole, style=_style(whole))
         if file.gzipped:
             return [(whole, file.size)]
         end = file.size if limit is None else min(file.size, limit)
@@ -243,15 +276,7 @@ def _cut(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment
     ]
 
 
-def _style(segment: Segment) -> str:
-    with open_bytes(segment.path, segment.gzipped) as stream:
-        try:
-            return text_style(stream.read(READ_BYTES))
-        except (EOFError, OSError):
-            return segment.style  # a damaged gzip: reading the segment says so
-
-
-def _cut_parquet(file: CorpusFile, limit: int | None, target: int) -> list[tuple[Segment, int]]:
+def _cut_parquet(file: CorpusFile, limit: int | None, target: int, style: str) -> list[tuple[Segment, int]]:
     with readable_errors(file.path, "read"):
         metadata = open_parquet(file.path).metadata
     cut: list[tuple[Segment, int]] = []
@@ -260,7 +285,8 @@ def _cut_parquet(file: CorpusFile, limit: int | None, target: int) -> list[tuple
         size += metadata.row_group(group).total_byte_size
         last = group == metadata.num_row_groups - 1 or (left is not None and size >= left)
         if size >= target or last:
-            cut.append((Segment(file.path, "parquet", file.domain, start, group + 1, left if last else None), size))
+            most = left if last else None
+            cut.append((Segment(file.path, "parquet", file.domain, start, group + 1, most, style=style), size))
             start = group + 1
             left = None if left is None else left - size
             size = 0

@@ -141,7 +141,7 @@ def _docstrings_of(path: Path) -> list[str]:
 def _packages() -> dict[str, list[tuple[str, Path]]]:
     """Files by package: (module name, path), of the standard library and every top-level name of site-packages."""
     packages = {"python": list(_python_files(Path(sysconfig.get_path("stdlib")), ""))}
-    for root in sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}):
+    for root in map(Path, _site_packages()):
         for entry in sorted(root.iterdir()) if root.is_dir() else []:
             if entry.is_dir() and entry.name.isidentifier() and entry.name not in _SKIPPED:
                 packages.setdefault(entry.name, []).extend(_python_files(entry, f"{entry.name}."))
@@ -170,8 +170,16 @@ def _source_bytes(files: list[tuple[str, Path]]) -> int:
     return total
 
 
+def _site_packages() -> list[str]:
+    return sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})
+
+
 def _environment() -> str:
-    """A name for what is installed: the Python version and a hash of every distribution's name and version."""
-    installed = sorted({f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions()})
+    """A name for what is installed: the Python version and a hash of every distribution's name and version.
+
+    Of the folders that are read, not of `sys.path`: importing ray or setuptools adds their vendored packages there.
+    """
+    found = {f"{one.metadata['Name']}=={one.version}" for one in metadata.distributions(path=_site_packages())}
+    installed = sorted(name for name in found if not name.startswith("mlpt=="))
     digest = hashlib.blake2b("\n".join([sys.prefix, platform.python_version(), *installed]).encode(), digest_size=8)
     return f"{LAYOUT}-{digest.hexdigest()}"

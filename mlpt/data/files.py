@@ -1,6 +1,7 @@
 """Where data lies: local paths and any fsspec URI, the user's cache directory, and errors of files as one line."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ def absolute(path: str) -> str:
     """A local path as an absolute one, which means the same in any process; a URI as it is."""
     fs, inner = filesystem(path)
     return inner if is_local(fs) else path
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -24,13 +24,24 @@ class ShardEntry(Settings):
     sha256: str
 
 
+class InputEntry(Settings):
+    """What was read: `files` by what a document of theirs is, other files of the folders by suffix, and how many
+    training documents were left out because they stand in a split that a file is named after."""
+
+    files: dict[str, int]
+    skipped: dict[str, int]
+    repeated: int
+
+
 class SplitEntry(Settings):
-    """One split: its shards and domains, how many documents and tokens (without special ones) went into it."""
+    """One split: its shards and domains, how many documents and tokens (without special ones) went into it, and how
+    many of these the tokenizer did not know."""
 
     domains: list[str]
     shards: list[ShardEntry]
     documents: int
     tokens: int
+    unknown: int = 0
 
     @property
     def rows(self) -> int:
@@ -50,13 +61,22 @@ class Manifest(Settings):
     block_size: int
     dtype: str
     splits: dict[str, SplitEntry]
+    input: InputEntry | None = Field(default=None, description="what was read, for people")
     _reused: bool = PrivateAttr(default=False)
 
     @property
     def digest(self) -> str:
         """A name for these very blocks: equal manifests list equal shards, by their hashes."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)  # a manifest read back has its keys sorted
+        for_people: Any = {"input": True, "splits": {split: {"unknown"} for split in self.splits}}
+        # Sorted, as the keys of a manifest that was read back are.
+        content = json.dumps(self.model_dump(mode="json", exclude=for_people), sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+    @property
+    def unknown_share(self) -> float:
+        """Of all tokens, those that the tokenizer did not know."""
+        tokens = sum(entry.tokens for entry in self.splits.values())
+        return sum(entry.unknown for entry in self.splits.values()) / max(1, tokens)
 
     @property
     def reused(self) -> bool:

@@ -10,80 +10,35 @@ import logging
 import os
 import posixpath
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
-
+from mlpt.data.config import OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
-from mlpt.data.files import absolute, filesystem, readable_errors
-from mlpt.data.manifest import Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
+from mlpt.data.document import Document
+from mlpt.data.encoder import TextEncoder
+from mlpt.data.files import absolute, file_sha256, filesystem, readable_errors
+from mlpt.data.manifest import InputEntry, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
 from mlpt.data.readers import read_segment
-from mlpt.data.shards import ShardJob, ShardResult, split_of, write_shards
+from mlpt.data.shards import ShardJob, ShardResult, write_shards
+from mlpt.data.splits import Splitting, digests
+from mlpt.data.tokenizers import TRAINED, encoder_json, load_tokenizer, train_tokenizer, vocabulary_hash
+from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from mlpt.data.vocabulary import Vocabulary
 
 RunShards = Callable[[Callable[[ShardJob], ShardResult], list[ShardJob]], Iterable[ShardResult]]
 Progress = Callable[[int, int], None]  # bytes of input done, and of all input
 
 SMALL = 2 << 20  # bytes of input below which starting processes costs more than it saves
+SAMPLE, SAMPLE_CUT = 1 << 18, 1 << 12  # characters that show if a loaded tokenizer knows the text, of a document's most
 log = logging.getLogger(__name__)
-
-
-class DataConfig(Settings):
-    """What to prepare, and how."""
-
-    source: str | list[str] = Field(
-        default="docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'"
-    )
-    tokenizer: str = Field(
-        default="wordpiece",
-        description="'wordpiece', 'bpe' or 'task_bpe' (MetaLMO's) to train one; or a folder, file or hub name",
-    )
-    vocab_size: int = Field(default=8192, gt=0, description="of a trained tokenizer")
-    lowercase: bool = Field(default=True, description="of a trained WordPiece")
-    tokenizer_bytes: int = Field(
-        default=32 << 20, gt=0, description="text that a tokenizer is trained on, spread over the input"
-    )
-    block_size: int = Field(default=128, ge=4, le=65535, description="tokens a block, special ones included")
-    packing: Literal["full", "document", "windows", "kd"] = Field(
-        default="full",
-        description="no padding; one block a document; whole documents in blocks of their own; or paragraph pairs as "
-        "TAMT-KD makes them",
-    )
-    dev_share: float = Field(
-        default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
-    )
-    test_share: float = Field(default=0.05, ge=0, lt=1, description="of the documents, where no file is named test")
-    max_bytes: int | None = Field(default=None, gt=0, description="of text to use")
-    docs_bytes: int | None = Field(default=None, gt=0, description="of the embedded corpus, where 'docs' is a source")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="which documents go to dev and test")
-    workers: int | None = Field(default=None, ge=1, description="processes; default: one a CPU core")
-
-    @field_validator("source")
-    @classmethod
-    def _some_source(cls, source: str | list[str]) -> str | list[str]:
-        if not source or not all([source] if isinstance(source, str) else source):
-            raise ValueError("name at least one file, folder or 'docs'")
-        return source
-
-    @model_validator(mode="after")
-    def _shares_leave_training_text(self) -> "DataConfig":
-        if self.dev_share + self.test_share >= 1:
-            raise ValueError("dev_share and test_share leave no text to train on")
-        return self
-
-    @property
-    def sources(self) -> list[str]:
-        """`source` as a list."""
-        return [self.source] if isinstance(self.source, str) else list(self.source)
 
 
 def prepare(
@@ -99,25 +54,30 @@ def prepare(
     Raises UserError for bad input, too little text, a folder with other content, a full disk.
     """
     out = absolute(out)
-    files = _files(config)
+    skipped: Counter[str] = Counter()
+    files = _files(config, skipped)
     settings = _recorded(config)
     source_hash = fingerprint(files)
     existing = read_manifest(out)
     if existing is not None:
         _check_same(existing, settings, source_hash, out)
+        check_known(existing.unknown_share, config)
         log.info("%s is already prepared with these settings from this input: reused", out)
         return existing.as_reused()
     shares = {split: share for split in missing_splits(files) if (share := getattr(config, f"{split}_share"))}
-    pieces = plan(files, config.max_bytes)
+    pieces = plan(files, config.max_bytes, config.documents, by_hash=bool(shares))
+    splitting = _splitting(config, pieces, shares)
     _clear(out)
 
-    tokenizer = _tokenizer(config, pieces, shares)
+    tokenizer = _tokenizer(config, pieces, splitting)
     tokenizer_sha256 = _save_tokenizer(tokenizer, out)
-    jobs = _jobs(config, out, tokenizer, pieces, shares)
+    jobs = _jobs(config, out, tokenizer, pieces, splitting)
     run = run_shards or _pool(config, sum(piece.size for piece in pieces))
     results = _collect(run(write_shards, jobs), sum(piece.size for piece in pieces), progress)
-    manifest = _manifest(config, results, tokenizer, settings, source_hash, tokenizer_sha256)
+    read = InputEntry(files=_styles(pieces), skipped=skipped, repeated=sum(result.repeated for result in results))
+    manifest = _manifest(config, results, tokenizer, settings, source_hash, tokenizer_sha256, read)
     _check_enough(manifest, config)
+    check_known(manifest.unknown_share, config)
     write_manifest(out, manifest)
     return manifest
 
@@ -129,16 +89,15 @@ def input_digest(config: DataConfig) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _files(config: DataConfig) -> list[CorpusFile]:
-    return find_files(config.sources, config.docs_bytes or config.max_bytes)
+def _files(config: DataConfig, skipped: Counter[str] | None = None) -> list[CorpusFile]:
+    return find_files(config.sources, config.docs_bytes or config.max_bytes, skipped)
 
 
 def _recorded(config: DataConfig) -> dict[str, Any]:
     """The settings that decide what is written from an input: not how many workers write it, nor what the input is."""
-    settings = config.model_dump(mode="json", exclude={"workers", "source", "docs_bytes"})
-    if config.tokenizer not in ("wordpiece", "bpe", "task_bpe"):
-        for key in ("vocab_size", "lowercase", "tokenizer_bytes"):
-            del settings[key]
+    settings = config.model_dump(mode="json", exclude={"workers", "source", "docs_bytes", "max_unknown"})
+    for key in OF_TRAINED if config.tokenizer not in TRAINED else ():
+        del settings[key]
     return settings
 
 
@@ -146,13 +105,10 @@ def _check_same(existing: Manifest, settings: dict[str, Any], source_hash: str, 
     for key, value in settings.items():
         if existing.settings.get(key) != value:
             raise UserError(
-                f"{out} holds blocks prepared with {key}={existing.settings.get(key)}, not {value}; choose another "
-                "folder or remove it"
+                f"{out} holds blocks prepared with {key}={existing.settings.get(key)}, not {value}; name another folder"
             )
     if existing.fingerprint != source_hash:
-        raise UserError(
-            f"{out} holds blocks of other text (or of a former version of it); choose another folder or remove it"
-        )
+        raise UserError(f"{out} holds blocks of other text (or of a former version of it); name another folder")
 
 
 def _clear(out: str) -> None:
@@ -172,34 +128,52 @@ def _clear(out: str) -> None:
         fs.makedirs(posixpath.join(inner, "shards"), exist_ok=True)
 
 
-def _tokenizer(config: DataConfig, pieces: list[Piece], shares: dict[str, float]) -> "PreTrainedTokenizerFast":
-    # Imported here: the processes of the pool import this module's package, and need no transformers.
-    from mlpt.data.tokenizers import TRAINED, load_tokenizer, train_tokenizer
-
-    if config.tokenizer not in TRAINED:
-        return load_tokenizer(config.tokenizer)
-    return train_tokenizer(
-        config.tokenizer, lambda: _training_texts(config, pieces, shares), config.vocab_size, config.lowercase
-    )
+def _splitting(config: DataConfig, pieces: list[Piece], shares: dict[str, float]) -> Splitting:
+    """How training documents are split, with what stands in the splits that files are named after."""
+    named = [piece for piece in pieces if shares and piece.split in ("dev", "test")]
+    return Splitting(shares, config.seed, digests(itertools.chain.from_iterable(map(_documents, named))))
 
 
-def _training_texts(config: DataConfig, pieces: list[Piece], shares: dict[str, float]) -> Iterator[str]:
-    """Training documents from the beginning of every piece, `tokenizer_bytes` of them in all."""
+def _documents(piece: Piece) -> Iterator[Document]:
+    return itertools.chain.from_iterable(map(read_segment, piece.segments))
+
+
+def _styles(pieces: list[Piece]) -> dict[str, int]:
+    """How many files hold what kind of documents."""
+    files = {segment.path: segment.style for piece in pieces for segment in piece.segments}
+    return dict(Counter(files.values()))
+
+
+def _tokenizer(config: DataConfig, pieces: list[Piece], splitting: Splitting) -> "PreTrainedTokenizerFast":
+    if config.tokenizer in TRAINED:
+        size, most = (getattr(config, key) or OF_TRAINED[key] for key in ("vocab_size", "tokenizer_bytes"))
+        return train_tokenizer(
+            config.tokenizer, lambda: _training_texts(most, pieces, splitting), size, config.lowercase is not False
+        )
+    tokenizer = load_tokenizer(config.tokenizer)
+    # Known soon, before hours of work; the whole text is held to it too.
+    texts = [text[:SAMPLE_CUT] for text in _training_texts(SAMPLE, pieces, splitting)]
+    sample = TextEncoder(encoder_json(tokenizer), "int32").encode(texts)
+    unknown = sum(int((ids == tokenizer.unk_token_id).sum()) for ids in sample)
+    check_known(unknown / max(1, sum(map(len, sample))), config)
+    return tokenizer
+
+
+def _training_texts(most: int, pieces: list[Piece], splitting: Splitting) -> Iterator[str]:
+    """Training documents from the beginning of every piece, `most` characters of them in all."""
     training = [piece for piece in pieces if piece.split in (None, "train")]
     for rank, piece in enumerate(training):
-        left = config.tokenizer_bytes * (rank + 1) // len(training) - config.tokenizer_bytes * rank // len(training)
-        for document in itertools.chain.from_iterable(map(read_segment, piece.segments)):
+        left = most * (rank + 1) // len(training) - most * rank // len(training)
+        for document in _documents(piece):
             if left <= 0:
                 break
-            if not shares or split_of(document.text, shares, config.seed) == "train":
+            if splitting.split_of(document) == "train":
                 left -= len(document.text)
                 yield document.text
 
 
 def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: str) -> str:
     """Write the tokenizer's folder below `out`; the SHA-256 of its tokenizer.json."""
-    from mlpt.data.blocks import file_sha256
-
     fs, inner = filesystem(posixpath.join(out, "tokenizer"))
     with tempfile.TemporaryDirectory() as folder, readable_errors(out, "write"):
         tokenizer.save_pretrained(folder)
@@ -210,27 +184,19 @@ def _save_tokenizer(tokenizer: "PreTrainedTokenizerFast", out: str) -> str:
 
 
 def _jobs(
-    config: DataConfig, out: str, tokenizer: "PreTrainedTokenizerFast", pieces: list[Piece], shares: dict[str, float]
+    config: DataConfig, out: str, tokenizer: "PreTrainedTokenizerFast", pieces: list[Piece], splitting: Splitting
 ) -> list[ShardJob]:
-    from mlpt.data.tokenizers import encoder_json
-
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     encoder = encoder_json(tokenizer)
     layout = Layout(config.block_size, vocabulary.cls, vocabulary.sep, vocabulary.pad)
     dtype = _dtype(vocabulary)
     return [
-        ShardJob(number, piece, out, encoder, layout, config.packing, shares, config.seed, dtype)
+        ShardJob(number, piece, out, encoder, vocabulary.unk, layout, config.packing, splitting, dtype)
         for number, piece in enumerate(pieces)
     ]
 
 
-def _vocabulary(tokenizer: "PreTrainedTokenizerFast") -> "Vocabulary":
-    from mlpt.data.vocabulary import Vocabulary
-
-    return Vocabulary.of(tokenizer)
-
-
-def _dtype(vocabulary: "Vocabulary") -> str:
+def _dtype(vocabulary: Vocabulary) -> str:
     return "uint16" if vocabulary.size <= 1 << 16 else "int32"
 
 
@@ -281,10 +247,9 @@ def _manifest(
     settings: dict[str, Any],
     source_hash: str,
     tokenizer_sha256: str,
+    read: InputEntry,
 ) -> Manifest:
-    from mlpt.data.tokenizers import vocabulary_hash
-
-    vocabulary = _vocabulary(tokenizer)
+    vocabulary = Vocabulary.of(tokenizer)
     return Manifest(
         settings=settings,
         fingerprint=source_hash,
@@ -294,6 +259,7 @@ def _manifest(
         block_size=config.block_size,
         dtype=_dtype(vocabulary),
         splits={split: _split_entry(split, results) for split in SPLITS},
+        input=read,
     )
 
 
@@ -304,17 +270,28 @@ def _split_entry(split: str, results: list[ShardResult]) -> SplitEntry:
         shards=[ShardEntry(file=one.file, rows=one.rows, bytes=one.bytes, sha256=one.sha256) for one in shards],
         documents=sum(result.documents[split] for result in results),
         tokens=sum(result.tokens[split] for result in results),
+        unknown=sum(result.unknown[split] for result in results),
     )
 
 
 def _check_enough(manifest: Manifest, config: DataConfig) -> None:
-    train, dev = manifest.splits["train"], manifest.splits["dev"]
-    if not train.rows:
-        raise UserError(
-            f"too little text: {train.tokens} training tokens don't fill one block of {config.block_size}; give more"
+    shares = {"train": 1.0, "dev": config.dev_share, "test": config.test_share}
+    empty = [split for split, share in shares.items() if share and not manifest.splits[split].rows]
+    if not empty:
+        return
+    documents = sum(entry.documents for entry in manifest.splits.values())
+    whole_files = manifest.input is not None and "file" in manifest.input.files
+    ways = ["say what separates documents in a file (documents=blank or documents=lines)"] if whole_files else []
+    if documents == 1:
+        # No share of one document gives a second one.
+        what = f"the text is one document, which cannot be in {' and '.join(shares)}"
+        ways = [*ways, "give more documents", "name files train, dev and test"]
+    else:
+        split, went = empty[0], manifest.splits[empty[0]].documents
+        what = (
+            f"too little text: {went} of {documents} documents went to {split} and don't fill one block of "
+            f"{config.block_size}"
         )
-    if config.dev_share and not dev.rows:
-        raise UserError(
-            f"too little text: {dev.documents} of {train.documents + dev.documents} documents went to dev and don't "
-            f"fill one block of {config.block_size}; give more text, a larger dev_share, or a file named dev"
-        )
+        more = [] if split == "train" else [f"set a larger {split}_share", f"name a file {split}"]
+        ways = [*ways, "give more text", *more]
+    raise UserError(f"{what}; {', or '.join(ways)}")

@@ -9,18 +9,22 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlpt.data.articles import articles, row_style
+from mlpt.data.document import Document
 from mlpt.data.files import filesystem, one_line, readable_errors
 from mlpt.errors import UserError
 
 READ_BYTES = 1 << 20  # how much is read at a time
 DOCUMENT_BYTES = 1 << 20  # a longer text document is cut at a line end, so that memory stays bounded
 LINE_BYTES = 1 << 26  # a longer JSON line is refused: it is one document, and must fit in memory
+HEAD_ROWS = 2000  # that show whether rows are documents or lines
 
 # WikiText: ` = Title = ` between blank lines opens an article; ` = = Section = = ` doesn't.
 _HEADING = rb"[ \t]*= (?![= ])[^\n]*[^=\s] =[ \t]*\r?\n[ \t]*\r?\n"
@@ -29,16 +33,9 @@ _STARTS = {
     "heading": re.compile(_BLANK + rb"(?=" + _HEADING + rb")"),
     "blank": re.compile(_BLANK + rb"(?=[ \t]*[^\s])"),
     "line": re.compile(rb"\n"),
+    "file": re.compile(rb"(?!)"),  # nowhere
 }
 _FIRST_HEADING = re.compile(rb"(?:\A\s*|" + _BLANK + rb")" + _HEADING)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and the domain it comes from."""
-
-    text: str
-    domain: str
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class Segment:
     """A part of one file, holding whole documents; picklable.
 
     `kind` is "text", "jsonl" or "parquet". `start` and `stop` are byte offsets (row groups of a parquet file);
-    `stop` None means to the end. `limit` ends the segment after that many bytes of text. `style` says what
-    separates the documents of a text file (`text_style`).
+    `stop` None means to the end. `limit` ends the segment after that many bytes of text. `style` says what a document
+    is: of a text file what `text_style` found, or "file" for all of it; of rows what `head_style` found.
     """
 
     path: str
@@ -66,7 +63,8 @@ def read_segment(segment: Segment) -> Iterator[Document]:
     Raises UserError, naming the file, for bytes that are no UTF-8 text, a truncated gzip, a bad JSON line
     (with its number), a parquet file that can't be read or has no `text` column.
     """
-    documents = _READERS[segment.kind](segment)
+    joined = segment.kind != "text" and segment.style in ("heading", "bare heading")
+    documents = _articles(segment) if joined else _READERS[segment.kind](segment)
     left = segment.limit
     with readable_errors(segment.path, "read"):
         for document in documents:
@@ -88,6 +86,26 @@ def text_style(head: bytes) -> str:
     if _FIRST_HEADING.search(head):
         return "heading"
     return "blank" if re.search(_BLANK, head.strip()) else "line"
+
+
+def head_style(segment: Segment) -> str:
+    """The style of the file that `segment` begins: `text_style` of a text file, `row_style` of others."""
+    if segment.kind == "text":
+        with open_bytes(segment.path, segment.gzipped) as stream:
+            try:
+                return text_style(stream.read(READ_BYTES))
+            except (EOFError, OSError, zlib.error):
+                return "blank"  # a damaged gzip: reading the segment says so
+    return row_style(_head(row.text for row in islice(_READERS[segment.kind](segment), HEAD_ROWS)))
+
+
+def _head(texts: Iterator[str]) -> Iterator[str]:
+    left = READ_BYTES
+    for text in texts:
+        yield text
+        left -= len(text)
+        if left < 0:
+            return
 
 
 def next_start(path: str, style: str, offset: int) -> int | None:
@@ -136,20 +154,21 @@ def _chunks(segment: Segment) -> Iterator[bytes]:
 
 def _text(segment: Segment) -> Iterator[Document]:
     boundary = _STARTS[segment.style]
-    buffer = b""
+    buffer, opening = b"", ""
     for chunk in _chunks(segment):
         buffer += chunk
         at = 0
         for found in boundary.finditer(buffer):
             if found.end() < len(buffer):
-                yield _text_document(segment, buffer[at : found.end()])
-                at = found.end()
+                yield _text_document(segment, buffer[at : found.end()], opening)
+                at, opening = found.end(), ""
         buffer = buffer[at:]
         while len(buffer) > DOCUMENT_BYTES:
             cut = _safe_cut(buffer)
-            yield _text_document(segment, buffer[:cut])
-            buffer = buffer[cut:]
-    yield _text_document(segment, buffer)
+            part = _text_document(segment, buffer[:cut], opening)
+            yield part
+            buffer, opening = buffer[cut:], opening or part.text
+    yield _text_document(segment, buffer, opening)
 
 
 def _safe_cut(buffer: bytes) -> int:
@@ -164,8 +183,8 @@ def _safe_cut(buffer: bytes) -> int:
     return cut
 
 
-def _text_document(segment: Segment, raw: bytes) -> Document:
-    return Document(_decode(segment.path, raw).strip(), segment.domain)
+def _text_document(segment: Segment, raw: bytes, opening: str) -> Document:
+    return Document(_decode(segment.path, raw).strip(), segment.domain, opening)
 
 
 def _decode(path: str, raw: bytes) -> str:
@@ -252,6 +271,14 @@ def _parquet(segment: Segment) -> Iterator[Document]:
                     yield Document(text, segment.domain if domain is None else str(domain))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{segment.path} is a damaged parquet file ({one_line(error)}); fetch it again") from error
+
+
+def _articles(segment: Segment) -> Iterator[Document]:
+    """The articles that begin in a segment of rows that are lines."""
+    read = _READERS[segment.kind]
+    after = iter(()) if segment.stop is None else read(replace(segment, start=segment.stop, stop=None))
+    bare = segment.style == "bare heading"
+    return articles(read(segment), after, segment.start == 0, bare, DOCUMENT_BYTES)
 
 
 _READERS = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}

@@ -13,13 +13,15 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 from mlpt.data.corpora import SPLITS, Piece
+from mlpt.data.document import Document
+from mlpt.data.encoder import TextEncoder
 from mlpt.data.files import filesystem, readable_errors
 from mlpt.data.kd_instances import Style, kd_block_rows, kd_documents
 from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full, pack_windows
-from mlpt.data.readers import Document, read_segment
+from mlpt.data.readers import read_segment
+from mlpt.data.splits import Splitting
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 1024  # documents encoded together
 ROWS_BYTES = 8 << 20  # token ids in a record batch
@@ -30,18 +32,18 @@ _BY_DOCUMENT = {"document": pack_documents, "windows": pack_windows}
 class ShardJob:
     """All that one piece needs; `number` is its place in the plan.
 
-    `tokenizer` is the JSON of a `tokenizers.Tokenizer`. `shares` are the parts of the documents (0..1) that go to the
-    splits no file name gives; `seed` decides which. `dtype` is "uint16" or "int32".
+    `tokenizer` is the JSON of a `tokenizers.Tokenizer`, `unknown` the id of its unknown token. `dtype` is "uint16" or
+    "int32".
     """
 
     number: int
     piece: Piece
     out: str
     tokenizer: str
+    unknown: int
     layout: Layout
     packing: str
-    shares: dict[str, float]
-    seed: int
+    splitting: Splitting
     dtype: str
 
 
@@ -59,12 +61,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a job wrote, and what it read by split: documents and tokens (special ids and dropped tails left out)."""
+    """What a job wrote, and what it read by split: documents, tokens (special ids left out, dropped tails not), and
+    unknown ones of these. `repeated`: documents left out because they stand in a split that a file is named after."""
 
     number: int
     shards: tuple[Shard, ...]
     documents: dict[str, int]
     tokens: dict[str, int]
+    unknown: dict[str, int]
+    repeated: int
     size: int
 
 
@@ -74,35 +79,27 @@ def write_shards(job: ShardJob) -> ShardResult:
     A split's remainder that doesn't fill a block is dropped. Raises UserError for unreadable input or a full disk.
     """
     writers = {split: _SplitWriter(job, split) for split in SPLITS}
+    repeated = 0
     for batch in _batches(document for segment in job.piece.segments for document in read_segment(segment)):
-        for split, documents in _by_split(job, batch).items():
-            writers[split].add(documents)
+        groups = _by_split(job, batch)
+        repeated += len(groups.pop(None, []))
+        for split, documents in groups.items():
+            writers[str(split)].add(documents)
     shards = [shard for writer in writers.values() if (shard := writer.close())]
     return ShardResult(
         job.number,
         tuple(shards),
         {split: writer.documents for split, writer in writers.items()},
         {split: writer.tokens for split, writer in writers.items()},
+        {split: writer.unknown for split, writer in writers.items()},
+        repeated,
         job.piece.size,
     )
 
 
-def split_of(text: str, shares: dict[str, float], seed: int) -> str:
-    """The split of a document, from its text alone: equal texts never stand on both sides."""
-    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, salt=seed.to_bytes(8, "little"))
-    place = int.from_bytes(digest.digest(), "little") / 2**64
-    for split, share in shares.items():
-        if place < share:
-            return split
-        place -= share
-    return "train"
-
-
 @lru_cache(maxsize=2)
-def _tokenizer(json_text: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(json_text)
-    tokenizer.encode_special_tokens = True  # "[SEP]" written in a text is text, and no separator
-    return tokenizer
+def _encoder(json_text: str, dtype: str) -> TextEncoder:
+    return TextEncoder(json_text, dtype)  # one for all jobs of a process: it remembers words
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -118,12 +115,12 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _by_split(job: ShardJob, documents: list[Document]) -> dict[str, list[Document]]:
-    if job.piece.split is not None and (job.piece.split != "train" or not job.shares):
+def _by_split(job: ShardJob, documents: list[Document]) -> dict[str | None, list[Document]]:
+    if job.piece.split not in (None, "train"):
         return {job.piece.split: documents}
-    groups: dict[str, list[Document]] = {}
+    groups: dict[str | None, list[Document]] = {}
     for document in documents:
-        groups.setdefault(split_of(document.text, job.shares, job.seed), []).append(document)
+        groups.setdefault(job.splitting.split_of(document), []).append(document)
     return groups
 
 
@@ -132,7 +129,7 @@ class _SplitWriter:
 
     def __init__(self, job: ShardJob, split: str):
         self.job, self.split = job, split
-        self.documents = self.tokens = 0
+        self.documents = self.tokens = self.unknown = 0
         self.dtype: Any = np.dtype(job.dtype)
         self.streams: dict[str, Stream] = {}
         self.domains: set[str] = set()
@@ -142,18 +139,16 @@ class _SplitWriter:
         if self.job.packing == "kd":
             self._add_pairs(documents)
             return
-        encodings = _tokenizer(self.job.tokenizer).encode_batch_fast(
-            [document.text for document in documents], add_special_tokens=False
-        )
+        every = _encoder(self.job.tokenizer, self.job.dtype).encode([document.text for document in documents])
         by_domain: dict[str, tuple[list[Ids], list[int]]] = {}
-        for document, encoding in zip(documents, encodings, strict=True):
-            ids = np.array(encoding.ids, dtype=self.dtype)
+        for document, ids in zip(documents, every, strict=True):
             if len(ids):
                 encoded, numbers = by_domain.setdefault(document.domain, ([], []))
                 encoded.append(ids)
                 numbers.append((self.job.number << 32) + self.documents)
                 self.documents += 1
                 self.tokens += len(ids)
+                self.unknown += int(np.count_nonzero(ids == self.job.unknown))
         for domain, (encoded, numbers) in by_domain.items():
             if self.job.packing in _BY_DOCUMENT:
                 self._write(_BY_DOCUMENT[self.job.packing](encoded, numbers, self.job.layout), domain)
@@ -162,23 +157,35 @@ class _SplitWriter:
 
     def _add_pairs(self, documents: list[Document]) -> None:
         """Paragraph pairs of each document (`mlpt.data.kd_instances`)."""
-        tokenizer, layout = _tokenizer(self.job.tokenizer), self.job.layout
-        style: Style = "roberta" if tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
-        known = tokenizer.token_to_id("=")
+        encoder, layout = _encoder(self.job.tokenizer, self.job.dtype), self.job.layout
+        style: Style = "roberta" if encoder.tokenizer.id_to_token(layout.cls) == "<s>" else "bert"
+        known = encoder.tokenizer.token_to_id("=")
         heading: int = -1 if known is None else known
+        lines_of = [
+            [*document.text.split("\n"), ""] for document in documents
+        ]  # the blank line closes it, as in a file
+        encoded = iter(encoder.encode([text for lines in lines_of for line in lines if (text := line.strip())]))
 
         def ids_of(line: str) -> list[int]:
-            return list(tokenizer.encode(line, add_special_tokens=False).ids)
+            """Of the next line that is not blank: they are asked for in order."""
+            ids: list[int] = next(encoded).tolist()
+            return ids
 
-        for document in documents:
-            lines = [*document.text.split("\n"), ""]  # the blank line closes it, as in a file of documents
+        for document, lines in zip(documents, lines_of, strict=True):
             paragraphs = list(kd_documents(lines, ids_of, heading))
             number = (self.job.number << 32) + self.documents
             self.documents += 1
             self.tokens += sum(len(one) for part in paragraphs for one in part)
+            self.unknown += sum(one.count(self.job.unknown) for part in paragraphs for one in part)
             # Addressed by the text's place in the corpus, which no other shard shares.
             rows = kd_block_rows(
-                paragraphs, layout.block_size, layout.cls, layout.sep, layout.pad, style, self.job.seed + number
+                paragraphs,
+                layout.block_size,
+                layout.cls,
+                layout.sep,
+                layout.pad,
+                style,
+                self.job.splitting.seed + number,
             )
             n = len(rows)
             owner = np.full(n, number, dtype=np.int64)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mlpt.data.files import one_line, readable_errors
+from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ def load_tokenizer(path_or_name: str) -> "PreTrainedTokenizerFast":
         if path.is_dir() and not complete and (path / "merges.txt").exists():
             return _wrap(_bare_bpe(path), _ROBERTA)
         return _stock(path_or_name, path)
+
+
+def has_tokenizer(model: str) -> bool:
+    """True for a model's folder that holds a tokenizer, and for a hub name, which has one."""
+    path = Path(model).expanduser()
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+    return any((path / name).is_file() for name in files) if path.exists() else True
 
 
 def vocabulary_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -158,9 +166,12 @@ def _stock(path_or_name: str, path: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(path) if path.exists() else path_or_name, trust_remote_code=False
-        )
+        with hub_lookup(path):
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(path) if path.exists() else path_or_name, trust_remote_code=False
+            )
+    except UserError:
+        raise
     except Exception as error:  # no network, no such name, broken files: transformers raises many kinds
         raise UserError(
             f"cannot load a tokenizer from {path_or_name} ({one_line(error)[:200]}); give {' or '.join(TRAINED)} to "

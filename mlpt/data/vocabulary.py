@@ -1,10 +1,10 @@
 """What objectives need to know of a tokenizer: its size and its special ids, as plain numbers."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Vocabulary:
         """The special ids, ascending, each once."""
         return tuple(sorted({self.pad, self.mask, self.cls, self.sep, self.unk, *self.extra}))
 
-    def is_special(self, tokens: Tensor) -> Tensor:
+    def is_special(self, tokens: "Tensor") -> "Tensor":
         """Bool tensor of the shape of `tokens` (any integer dtype): True where the id is special."""
+        import torch  # slow to import, and not needed to prepare text
+
         return torch.isin(tokens, torch.tensor(self.special_ids, dtype=tokens.dtype, device=tokens.device))

@@ -35,6 +35,7 @@ from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradien
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.errors import UserError
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, save_masks
 from mlpt.tasks import Task, TaskData
@@ -297,7 +298,7 @@ class CellRun:
         """A folder that the stock Auto classes load, with the masks of its zeros beside it."""
         with quiet():
             self.model.save_pretrained(self.cell.folder / "model")  # type: ignore[operator]
-        self.prepared.tokenizer.save_pretrained(self.cell.folder / "model")
+        save_tokenizer(self.prepared.tokenizer, self.cell.folder / "model", self.prepared.base.config)
         if self.mask_file is not None:
             save_masks(self.mask_file, self.cell.folder / "model")
 

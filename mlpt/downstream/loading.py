@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mlpt.data import tokenizers
+from mlpt.data.reach import hub_lookup
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.randomness import address
@@ -68,9 +69,9 @@ def load_base(name: str, task: Task) -> Base:
     """
     folder = model_folder(name)
     try:
-        saved = AutoConfig.from_pretrained(folder)
-        config = AutoConfig.from_pretrained(folder, **_head_settings(task))
-        with quiet():  # a missing head is what we expect
+        with quiet(), hub_lookup(folder):  # a missing head is what we expect
+            saved = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, **_head_settings(task))
             model, report = _auto(task).from_pretrained(
                 folder,
                 config=config,

@@ -15,6 +15,7 @@ from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
 from mlpt.errors import UserError
 from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder, load_stock
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.settings import load_settings
 from mlpt.tasks import Task
 
@@ -53,7 +54,7 @@ def save_multitask_model(model: MultitaskModel, folder: Path, tokenizer: Any = N
     save_file({name: weight.detach().contiguous() for name, weight in model.state_dict().items()}, folder / _WEIGHTS)
     (folder / _ABOUT).write_text(json.dumps(about, indent=1))
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, model.encoder.config)
 
 
 def load_multitask_model(folder: str | Path) -> MultitaskModel:
@@ -100,4 +101,4 @@ def export_stock_classifier(model: MultitaskModel, task: Task, folder: Path, tok
     weights |= {f"{head}.{name}": weight for name, weight in decoder.state_dict().items()}
     exported.save_pretrained(folder, state_dict={name: weight.cpu().contiguous() for name, weight in weights.items()})
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, exported.config)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
 from mlpt.models.conditional import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
 from mlpt.randomness import address
@@ -187,7 +188,8 @@ def load_conditional_encoder(
 def load_stock_config(folder: str | Path) -> Any:
     """The Hugging Face configuration of a saved encoder. Raises UserError when it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(folder)
+        with hub_lookup(folder):
+            return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise _unloadable(folder, error) from error
 
@@ -199,7 +201,7 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
     """
     config = load_stock_config(folder)
     try:
-        with seeded(seed, "missing pretrained weights"):
+        with seeded(seed, "missing pretrained weights"), hub_lookup(folder):
             stock = AutoModel.from_pretrained(
                 folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig
 from transformers.utils import cached_file
 
+from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.models.config import (
@@ -24,6 +25,7 @@ from mlpt.models.config import (
 )
 from mlpt.models.language_head import token_logits
 from mlpt.models.masked import dense_state
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
 
@@ -71,7 +73,7 @@ class Encoder(nn.Module):
             weights = {name: weight.detach().contiguous() for name, weight in self.heads.state_dict().items()}
             save_file(weights, Path(folder) / HEADS_FILE, metadata={"objectives": json.dumps(list(self.heads))})
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder, self.config)
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -138,11 +140,12 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None) -> A
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
-        config = AutoConfig.from_pretrained(name)
-        config.update(dropout_values(config, dropout))
-        return AutoModelForMaskedLM.from_pretrained(
-            name, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
-        )
+        with hub_lookup(name):
+            config = AutoConfig.from_pretrained(name)
+            config.update(dropout_values(config, dropout))
+            return AutoModelForMaskedLM.from_pretrained(
+                name, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

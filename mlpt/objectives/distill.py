@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives.base import Inputs, Objective, attention_mask_of
@@ -162,7 +163,8 @@ def dense_copy(backbone: nn.Module) -> Any:
 
 def _load_teacher(name: str) -> Any:
     try:
-        return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        with hub_lookup(name):
+            return AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the teacher '{name}': give a model folder or a hub name ({reason})") from error

@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 from transformers import AutoTokenizer
 
 from mlpt.data.blocks import Blocks
+from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
+from mlpt.models.config import check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.models.masked import add_pooler, maskable_weights
 from mlpt.randomness import torch_generator
@@ -188,6 +190,8 @@ def evaluate_files(
     if masks is not None:
         add_pooler(encoder, pretrained_pooler(model))
     rows = Blocks.open(blocks, split)
+    rows.require_tokenizer_of(model)
+    check_pretrained(encoder.config, rows.vocabulary, rows.block_size, model)
     file = read_masks(masks, encoder) if masks is not None else None
     found = evaluate_pretraining(encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding, token_types)
     return {**found, "masks": masks, "split": split}
@@ -239,6 +243,7 @@ def export_files(
 
 def _tokenizer_of(model: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model)
+        with hub_lookup(model):
+            return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError):
         return None  # a folder without a tokenizer exports without one

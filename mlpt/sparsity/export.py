@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from mlpt.errors import UserError
 from mlpt.models.encoder import load_encoder
 from mlpt.models.masked import backbone_of, remove_scores
+from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
 from mlpt.sparsity.beside import groups_beside
 from mlpt.sparsity.structured import shrink
@@ -43,7 +44,7 @@ def export_dense(
     smaller.save_pretrained(folder)
     save_masks(file, folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, smaller.config)
     return folder
 
 
@@ -86,7 +87,7 @@ def export_compact(
     if not is_stock:
         (folder / COMPACT_FILE).write_text(json.dumps(sizes) + "\n", encoding="utf-8")
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder, smaller.config)
     return {
         "folder": str(folder),
         "loader": "transformers.AutoModelForMaskedLM" if is_stock else "mlpt.sparsity.export.load_compact",

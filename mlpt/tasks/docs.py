@@ -94,7 +94,7 @@ def make_docs(name: str, documents: Sequence[Document]) -> TaskData:
 
 def _split(key: str, with_test: bool) -> str:
     """The split of a text by its hash: the same text is always on the same side."""
-    tenth = hashlib.blake2b(key.encode(), digest_size=8).digest()[0] % 10
+    tenth = hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()[0] % 10
     if tenth < 8:
         return "train"
     return "test" if with_test and tenth == 9 else "dev"
@@ -123,16 +123,19 @@ def _package_rows(task: Task, documents: Sequence[Document]) -> tuple[Task, list
 
 
 def _summary_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
-    """One-sentence paragraphs with the paragraph that follows, or with one that follows another of the package."""
+    """One-sentence paragraphs with the paragraph that follows, or with one that follows another of the package.
+
+    Each text stands in one pair, so that the split of a pair is the split of both its texts.
+    """
     pairs = []
     seen: set[str] = set()
     for package, text in documents:
-        paragraphs = _paragraphs(text)
-        for summary, body in pairwise(paragraphs):
+        for summary, following in pairwise(_paragraphs(text)):
+            body = following[:400]
             sentence = 20 <= len(summary) <= 120 and summary[0].isupper() and summary.endswith(".")
-            if sentence and len(body) >= 80 and summary not in seen:
-                seen.add(summary)
-                pairs.append((package, (summary, body[:400])))
+            if sentence and len(body) >= 80 and not {summary, body} & seen:
+                seen |= {summary, body}
+                pairs.append((package, (summary, body)))
     rows: list[tuple[str, Example]] = []
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for package, pair in _fair(pairs, _PER_PACKAGE):
@@ -152,19 +155,19 @@ def _span_rows(documents: Sequence[Document]) -> list[tuple[str, Example]]:
     for package, text in documents:
         flat = " ".join(text.split())
         sentence = _SENTENCE.search(flat, 200) or _SENTENCE.search(flat)
-        if sentence and " " in sentence.group() and sentence.group() not in seen:  # one word has no second half
+        words = sentence.group().rstrip(".!? ").split(" ") if sentence else []
+        if sentence and len(words) > 1 and sentence.group() not in seen:
             seen.add(sentence.group())
-            found.append((package, (flat, sentence.start(), sentence.group())))
+            found.append((package, (flat, sentence.start(), sentence.group(), words)))
     rows: list[tuple[str, Example]] = []
-    for _, (flat, start, sentence) in _fair(found, _PER_PACKAGE):
-        words = sentence.rstrip(".!?").split(" ")
+    for _, (flat, start, sentence, words) in _fair(found, _PER_PACKAGE):
         question = " ".join(words[: len(words) // 2])
         answer = " ".join(words[len(words) // 2 :])
         begin = max(0, start - 200)
         context = flat[begin : start + len(sentence) + 200]
         at = start - begin + len(question) + 1
         example = Example(len(rows), question, context, label=1, answers=(answer,), answer_start=at)
-        rows.append((sentence, example))
+        rows.append((question, example))  # two sentences may begin alike
     return rows
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
 from mlpt.tasks.glue import GLUE, hub_row
 from mlpt.tasks.reading import FileReport, parse_rows
@@ -74,7 +75,8 @@ def _with_names(parse: Callable[[dict], Iterable[Example]], names: tuple[str, ..
 
 def _download(repository: str, configuration: str | None) -> Mapping[str, Any]:
     try:
-        return datasets.load_dataset(repository, configuration)
+        with hub_lookup(repository):
+            return datasets.load_dataset(repository, configuration)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -120,7 +120,7 @@ def test_remote_shards_go_through_a_bounded_cache(tmp_path: Path) -> None:
     for name in "abc":  # each fills a piece, and so a shard, of its own
         (source / f"{name}.txt").write_text("\n\n".join(f"{text} {n}" for n in range(8) for text in texts))
     small = {"vocab_size": 120, "block_size": 16, "tokenizer_bytes": 50_000}
-    config = DataConfig(source=str(source), workers=1, test_share=0, **small)
+    config = DataConfig(source=str(source), documents="blank", workers=1, test_share=0, **small)
     manifest = prepare(config, "memory://cached")
     shards = manifest.splits["train"].shards
     assert len(shards) >= 3

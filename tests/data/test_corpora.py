@@ -105,7 +105,7 @@ def test_a_cap_takes_a_share_of_every_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {number:04d} " + "x" * 90 for number in range(1000)))
     files = find_files([str(tmp_path)])
-    pieces = plan(files, max_bytes=20_000)
+    pieces = plan(files, max_bytes=20_000, documents="blank")
     found = [one for piece in pieces for segment in piece.segments for one in read_segment(segment)]
     assert Counter(one.domain for one in found).keys() == {"a", "b"}
     assert 19_000 <= sum(len(one.text) for one in found) <= 20_300

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_the_corpus_is_cached_and_holds_what_is_documented() -> None:
     assert path.stat().st_mtime_ns == before
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(set(record) == {"text", "domain", "module"} for record in records)
+
+
+def test_importing_a_package_that_brings_others_along_makes_no_other_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = docs_corpus._environment()
+    folder = tmp_path / "vendored-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vendored\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)  # what importing ray or setuptools does
+    assert metadata.version("vendored") == "1.0"
+    assert docs_corpus._environment() == before
 
 
 @pytest.mark.parametrize("content", [b"def (:", b"\xff\xfe'''" + b"x" * 50, b'"""doc"""' + b"\0", b"'''" + b"(" * 300])

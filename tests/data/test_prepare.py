@@ -21,9 +21,11 @@ from mlpt.data.blocks import Blocks
 from mlpt.data.packing import Layout, Stream, pack_full
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.sampler import Sampler
-from mlpt.data.shards import ShardFile, split_of
+from mlpt.data.shards import ShardFile
+from mlpt.data.splits import split_of
 from mlpt.errors import UserError
 
+ROOT = Path(prepare_module.__file__).parents[2]
 SMALL: dict[str, Any] = {"vocab_size": 120, "block_size": 16, "tokenizer_bytes": 50_000}
 
 
@@ -54,7 +56,7 @@ def test_any_number_of_workers_writes_the_same_bytes(large_text: Path, tmp_path:
     def anywhere(function: Any, jobs: list[Any]) -> Iterator[Any]:
         return map(function, reversed(jobs))  # as tasks of a cluster that end in another order
 
-    config = {"source": str(large_text), **SMALL}
+    config = {"source": str(large_text), "documents": "blank", **SMALL}
     manifest = prepare(DataConfig(**config, workers=1), str(tmp_path / "one"))
     seen: list[tuple[int, int]] = []
     prepare(DataConfig(**config, workers=2), str(tmp_path / "two"), progress=lambda *done: seen.append(done))
@@ -68,6 +70,13 @@ def test_any_number_of_workers_writes_the_same_bytes(large_text: Path, tmp_path:
     assert shards == {name: one for name, one in contents(tmp_path / "elsewhere").items() if name != "manifest.json"}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+def test_the_processes_that_prepare_text_import_no_deep_learning() -> None:
+    modules = "mlpt.data.shards, mlpt.data.prepare, mlpt.data.vocabulary, mlpt.data.describe"
+    program = f"import sys, {modules}; print(*{{'torch', 'transformers', 'datasets'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []  # torch alone takes longer than starting the rest
 
 
 def test_blocks_hold_the_documents_in_order_without_padding(text_file: Path, tmp_path: Path) -> None:
@@ -182,7 +191,7 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_the_next_one_completes
     large_text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    config = {"source": str(large_text), **SMALL, "workers": 1, "max_bytes": 1_500_000}
+    config = {"source": str(large_text), "documents": "blank", **SMALL, "workers": 1, "max_bytes": 1_500_000}
     program = (
         "import os, signal\n"
         "from mlpt.data.prepare import *\n"
@@ -191,8 +200,7 @@ def test_a_killed_prepare_leaves_no_folder_that_opens_and_the_next_one_completes
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"prepare(DataConfig(**{config!r}), {str(out)!r}, run_shards=run)"
     )
-    root = Path(prepare_module.__file__).parents[2]
-    killed = subprocess.run([sys.executable, "-c", program], cwd=root, check=False)
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert list(out.glob("shards/*.arrow"))
     with pytest.raises(UserError, match="not a prepared folder"):
@@ -215,15 +223,25 @@ def test_an_object_store_gets_the_same_folder(text_file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(1, "training tokens don't fill one block|went to dev"), (6, "went to dev")]
+    ("count", "words"),
+    [(1, "the text is one document, .*documents=blank or documents=lines"), (6, "0 of 6 documents went to dev")],
 )
 def test_too_little_text_is_one_line(tmp_path: Path, count: int, words: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(sentences(count)))
-    with pytest.raises(UserError, match=f"too little text: .*({words})"):
+    with pytest.raises(UserError, match=words):
         prepare(DataConfig(source=str(path), vocab_size=100, block_size=16), str(tmp_path / "out"))
     with pytest.raises(UserError, match="not a prepared folder"):
         Blocks.open(str(tmp_path / "out"))
+
+
+def test_a_split_that_a_run_will_need_is_missed_at_once(text_file: Path, tmp_path: Path) -> None:
+    config = DataConfig(source=str(text_file), **SMALL, test_share=1e-6)
+    with pytest.raises(
+        UserError, match=r"0 of 400 documents went to test .* set a larger test_share, or name a file test"
+    ):
+        prepare(config, str(tmp_path / "out"))
+    assert prepare(config.model_copy(update={"test_share": 0.0}), str(tmp_path / "out")).splits["dev"].rows
 
 
 def test_errors_of_a_worker_process_arrive_as_one_line(large_text: Path, tmp_path: Path) -> None:
@@ -231,7 +249,7 @@ def test_errors_of_a_worker_process_arrive_as_one_line(large_text: Path, tmp_pat
     (large_text / "broken.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-10])
     tokenizer = tmp_path / "vocab.txt"
     tokenizer.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"]))
-    config = DataConfig(source=str(large_text), tokenizer=str(tokenizer), block_size=16, workers=2)
+    config = DataConfig(source=str(large_text), tokenizer=str(tokenizer), max_unknown=1, block_size=16, workers=2)
     with pytest.raises(UserError, match=r"broken\.jsonl\.gz is a damaged or truncated gzip"):
         prepare(config, str(tmp_path / "out"))
 

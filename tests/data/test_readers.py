@@ -8,14 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlpt.data.corpora import find_files, plan
+from mlpt.data.corpora import Documents, find_files, plan
 from mlpt.data.readers import READ_BYTES, read_segment, text_style
 from mlpt.errors import UserError
 
 
-def documents(path: Path) -> list[str]:
+def documents(path: Path, style: Documents = "auto") -> list[str]:
     files = find_files([str(path)])
-    return [one.text for piece in plan(files) for segment in piece.segments for one in read_segment(segment)]
+    return [
+        one.text
+        for piece in plan(files, documents=style)
+        for segment in piece.segments
+        for one in read_segment(segment)
+    ]
 
 
 def error_of(path: Path) -> str:
@@ -42,10 +47,14 @@ def test_headings_of_the_first_level_open_documents(tmp_path: Path) -> None:
     assert "= = Part = =" in found[0]
 
 
-def test_a_file_without_blank_lines_holds_a_document_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "lines.txt"
-    path.write_text("first\nsecond\nthird")
-    assert documents(path) == ["first", "second", "third"]
+def test_what_a_document_of_a_text_file_is_can_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("first\nsecond\n\nthird")
+    assert documents(path, "lines") == ["first", "second", "third"]
+    assert documents(path, "blank") == documents(path) == ["first\nsecond", "third"]
+    assert documents(path, "files") == ["first\nsecond\n\nthird"]
+    path.write_text("first\nsecond")
+    assert documents(path) == ["first\nsecond"]  # its lines may be one text
 
 
 @pytest.mark.parametrize(

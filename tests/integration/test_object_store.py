@@ -15,7 +15,6 @@ from mlpt.errors import UserError
 from mlpt.launch import pretrain
 
 TINY = {
-    "data": {"vocab_size": 300, "block_size": 32},
     "model": {"hidden_size": 32, "layers": 1, "heads": 2},
     "objectives": {"cse": None},
     "meta": {"interval": 10, "lag": 5},
@@ -24,7 +23,7 @@ TINY = {
     "report": {"tensorboard": False, "progress": "off"},
 }
 WORDS = [
-    *("data.vocab_size=300", "data.block_size=32", "model.hidden_size=32", "model.layers=1", "model.heads=2"),
+    *("model.hidden_size=32", "model.layers=1", "model.heads=2"),
     *("objectives.cse=null", "meta.interval=10", "meta.lag=5", "train.batch_size=8", "train.checkpoint_every=10"),
     *("train.evaluate_batches=2", "train.log_every=1", "report.tensorboard=false"),
 ]
@@ -51,7 +50,7 @@ def bucket(s3, request, monkeypatch):
 def undisturbed(small_blocks, tmp_path_factory):
     """metrics.jsonl of the run in a local folder."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    pretrain(None, {**TINY, "data": {**TINY["data"], "source": small_blocks}, "run_dir": str(folder)})
+    pretrain(None, {**TINY, "data": {"source": small_blocks}, "run_dir": str(folder)})
     return losses((folder / "metrics.jsonl").read_text())
 
 
@@ -82,7 +81,7 @@ def losses_at(s3, uri):
 
 
 def settings(blocks, uri):
-    return {**TINY, "data": {**TINY["data"], "source": blocks}, "run_dir": uri}
+    return {**TINY, "data": {"source": blocks}, "run_dir": uri}
 
 
 def words(blocks, uri, steps=30):
