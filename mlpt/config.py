@@ -181,10 +181,6 @@ class RunConfig(Settings):
         """The settings that stand in mappings, by dotted key: where `mlpt.setting_names` goes on looking."""
         return {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
 
-    def to_yaml(self) -> str:
-        """The resolved configuration; `mlpt pretrain FILE` with it repeats the run."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
 
 def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:
     """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, one by one, validated.

@@ -3,9 +3,8 @@
 Every component has a `Config(Settings)` class beside it; `mlpt.config` joins them into the tree of a run.
 """
 
-import difflib
-import types
-import typing
+import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -13,8 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlpt.errors import UserError
+from mlpt.setting_names import hint, settings_in
 
 S = TypeVar("S", bound="Settings")
+_KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
 
 
 class Settings(BaseModel):
@@ -38,6 +39,10 @@ class Settings(BaseModel):
                 tag = {"rule": default.rule} if hasattr(default, "rule") else {}
                 filled[name] = merge(tag | default.model_dump(exclude_unset=True), given)
         return filled
+
+    def to_yaml(self) -> str:
+        """All settings, resolved, as a file that the same command takes."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class Whole(dict[str, Any]):
@@ -71,6 +76,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def split_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words that are names, paths or texts, and those that are `key=value` settings.
+
+    A word with an equals sign is a path if it is one that exists, or if what stands before the sign is no key.
+    """
+    names: list[str] = []
+    settings: list[str] = []
+    for word in words:
+        (settings if _is_setting(word) else names).append(word)
+    return names, settings
+
+
+def _is_setting(word: str) -> bool:
+    return _KEY.match(word) is not None and not os.path.lexists(word)
+
+
 def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[str, Any]:
     """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML.
 
@@ -84,7 +105,7 @@ def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[s
             raise UserError(f"'{word}' is not a setting: write key=value, for example train.steps=200")
         try:
             value: Any = _number(yaml.safe_load(text)) if text else None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
             raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
         if key.strip() in whole and isinstance(value, Mapping):
             value = Whole(value)
@@ -113,17 +134,34 @@ def _number(value: Any) -> Any:
 
 
 def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    unknown = [one for one in found if one["type"] == "extra_forbidden"]  # may be why another one is missing
+    first = (unknown or found)[0]
     path, known = _walk(cls, [str(part) for part in first["loc"]])
-    prefix = [where] if where else []
+    prefix = f"{where}." if where else ""
+    key = prefix + ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-        hint = f"did you mean '{'.'.join([*prefix, *path[:-1], near[0]])}'?" if near else f"valid: {', '.join(known)}"
-        return f"unknown setting '{'.'.join(prefix + path)}'; {hint}"
-    message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
-    given = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-    key = ".".join(prefix + path)
-    return f"setting '{key}': {message}{given}" if key else f"{message}{given}"
+        return f"unknown setting '{key}'; {hint(cls, path, known, prefix)}"
+    message = _message(first)
+    return f"setting '{key.rstrip('.')}': {message}" if key else message
+
+
+def _message(error: Any) -> str:
+    """What pydantic found, in the words of people who write settings."""
+    kind, given = error["type"], error["input"]
+    if kind == "missing":
+        return "has no default; give it"
+    if kind == "union_tag_invalid":
+        valid = error["ctx"]["expected_tags"].replace("'", "")
+        return f"there is no {_discriminator(error)} '{error['ctx']['tag']}'; there are {valid}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"needs settings of its own, as in {{key: value}} (got {given!r})"
+    text = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").replace("\n", " ")
+    return text if kind == "value_error" else f"{text} (got {given!r})"
+
+
+def _discriminator(error: Any) -> str:
+    return str(error["ctx"]["discriminator"]).strip("'")
 
 
 def _walk(cls: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
@@ -145,20 +183,12 @@ def _walk(cls: type[BaseModel], location: list[str]) -> tuple[list[str], list[st
             found
             for one in here
             if part in one.model_fields
-            for found in _settings_in(one.model_fields[part].annotation)
+            for found in settings_in(one.model_fields[part].annotation)
         ]
         if part in beside or part.isdigit() or last:
             written.append(part)
         here = deeper or here
     return written, beside
-
-
-def _settings_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
-        return [found for inner in typing.get_args(annotation) for found in _settings_in(inner)]
-    return []
 
 
 def _tag(cls: type[BaseModel]) -> Any:

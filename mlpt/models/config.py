@@ -27,7 +27,9 @@ class ModelConfig(Settings):
                           any, or draw `new` ones. (`heads: keep` and `heads: new` mean the same.)
     dropout               of hidden states and attention; of a new model .1.
     attention             `sdpa` (fast kernels) or `eager`.
-    hidden_size, layers, heads   256, 4 and 4.
+    hidden_size           width of every layer; 256.
+    layers                number of layers; 4.
+    heads                 attention heads of a layer; 4.
     intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
     vocabulary_multiple   round the embedding rows up to a multiple of this; None: exactly the tokenizer's size.
     options               further attributes of the architecture's own configuration, by its names.
