@@ -16,7 +16,7 @@ from mlpt.meta.rules.base import MetaRule
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
-from mlpt.sparsity.config import mask_encoder, mask_hooks, save_final_masks
+from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.training.group import Group
 from mlpt.training.loop import Event, Loop, Splits
 from mlpt.training.mirror import Remote
@@ -116,6 +116,7 @@ def run_rank(
         if config.masks is not None:
             with all_as_saved(loop.hooks, model):
                 save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
+                summary["masks"] = masks_in_force(config.masks, model)
         model.save(run_dir / "model", splits.train.tokenizer())
         loop.checkpoints.finish()
     return summary

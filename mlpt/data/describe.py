@@ -1,5 +1,6 @@
 """What was prepared, in lines for people."""
 
+from mlpt.data.corpora import SPLITS
 from mlpt.data.manifest import InputEntry, Manifest
 
 _DOCUMENTS = {
@@ -14,7 +15,7 @@ _DOCUMENTS = {
 
 def describe(manifest: Manifest, blocks: str) -> str:
     """What was read, where that is known, and what the blocks are: a line each."""
-    rows = ", ".join(f"{split} {entry.rows:,}" for split, entry in manifest.splits.items())
+    rows = ", ".join(f"{split} {manifest.splits[split].rows:,}" for split in SPLITS)
     tokens = sum(entry.tokens for entry in manifest.splits.values())
     unknown = f" ({manifest.unknown_share:.2%} unknown)" if manifest.unknown_share else ""
     how = "found" if manifest.reused else "made"

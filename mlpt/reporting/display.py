@@ -5,10 +5,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
+
+from mlpt.reporting.text import plain_console, printable, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -17,18 +30,20 @@ class Display:
     """Takes the loop's events, whatever process they come from, and shows them. Use it as a context manager."""
 
     def __init__(self, mode: Literal["auto", "bar", "lines", "off"] = "auto", console: Console | None = None):
-        self.console = console or Console(stderr=True)
+        self.console = console or plain_console(stderr=True)
         self.mode = ("bar" if self.console.is_terminal else "lines") if mode == "auto" else mode
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self.console,
+            expand=True,
         )
-        self._task = self._progress.add_task("pretraining", total=None, rate="")
+        self._task = self._progress.add_task("pretraining", total=None, rate="", left="")
         self._live: Live | None = None
+        self._doing = ""
         self._latest: dict[str, Any] = {}
         self._last_line = 0.0
         self._begun: tuple[float, int] | None = None
@@ -37,14 +52,20 @@ class Display:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._live is not None:
-            self._live.update(self._panel(), refresh=True)
-            self._live.stop()
-            self._live = None
+        self._doing = ""
+        self._close()
 
-    def say(self, text: str) -> None:
-        """One line that stays, in every mode."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+    def say(self, text: str, whole: bool = False) -> None:
+        """One line that stays, in every mode; see `mlpt.reporting.text.say`."""
+        say(text, self.console, whole)
+
+    def doing(self, text: str) -> None:
+        """What goes on from now on, until the next step or the next such line: nobody shall look at a blank screen."""
+        self._doing = text
+        if self.mode == "bar":
+            self._show()
+        elif self.mode == "lines":
+            self.say(f"{text} ...")
 
     @contextlib.contextmanager
     def bytes_done(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -52,7 +73,9 @@ class Display:
         if self.mode != "bar":
             yield lambda done, total: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._doing = ""
+        self._close()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), _TimeLeft())
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -62,6 +85,8 @@ class Display:
         kind = event["event"]
         if kind == "step":
             self._step(event)
+        elif kind == "doing":
+            self.doing(event["text"])
         elif kind == "warning":
             self.say(f"warning: {event['text']}")
         elif kind == "resumed":
@@ -74,30 +99,50 @@ class Display:
         if self._begun is None or event["step"] < self._begun[1]:
             self._begun = (now, event["step"])
         self._latest.update(event)
+        self._doing = ""
         if self.mode == "bar":
-            if self._live is None:
-                self._live = Live(console=self.console, refresh_per_second=4, transient=False)
-                self._live.start()
-            rate = f"{event['tokens_per_second']:,.0f} tokens/s"
-            self._progress.update(self._task, total=event["steps"], completed=event["step"], rate=rate)
-            self._live.update(self._panel())
+            rate, left = f"{event['tokens_per_second']:,.0f} tokens/s", f"left {self._left(event)}"
+            self._progress.update(self._task, total=event["steps"], completed=event["step"], rate=rate, left=left)
+            self._show()
         elif self.mode == "lines":
             done = event["step"] == event["steps"]
             if done or now - self._last_line >= _SECONDS_BETWEEN_LINES:
                 self._last_line = now
                 self.say(self._line(event))
 
+    def _show(self) -> None:
+        if self._live is None:
+            self._live = Live(self._panel(), console=self.console, refresh_per_second=4)
+            self._live.start(refresh=True)
+        self._live.update(self._panel(), refresh=bool(self._doing))
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.transient = not self._latest  # before the first step there is nothing worth keeping
+            self._live.update(self._panel(), refresh=True)
+            self._live.stop()
+            self._live = None
+
     def _panel(self) -> Group:
+        parts: list[RenderableType] = []
+        if self._latest:
+            parts += [self._progress, self._table(), self._about_policy()]
+        if self._doing:
+            parts.append(Spinner("dots", Text(printable(self._doing))))
+        return Group(*parts)
+
+    def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for heading in ("objective", "share", "loss (nats)"):
             table.add_column(heading, justify="left" if heading == "objective" else "right")
         for name, share in self._latest.get("mixture", {}).items():
             loss = self._latest.get("loss", {}).get(name)
-            table.add_row(name, f"{share:.3f}", "" if loss is None else f"{loss:.4f}")
-        meta = (
-            f"policy {self._latest.get('policy', 0)}, waited {self._latest.get('meta_stall_seconds', 0):.1f} s for it"
-        )
-        return Group(self._progress, table, meta)
+            table.add_row(Text(printable(name)), f"{share:.3f}", "" if loss is None else f"{loss:.4f}")
+        return table
+
+    def _about_policy(self) -> Text:
+        waited = self._latest.get("meta_stall_seconds", 0)
+        return Text(f"policy {self._latest.get('policy', 0)}, waited {waited:.1f} s for it")
 
     def _line(self, event: Mapping[str, Any]) -> str:
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in event["loss"].items())
@@ -115,3 +160,14 @@ class Display:
             return "?"
         seconds = (time.monotonic() - since) / done * (event["steps"] - event["step"])
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left, with a word that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        return Text("left ").append_text(self._time.render(task))

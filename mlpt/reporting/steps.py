@@ -4,7 +4,8 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.text import Text
+
+from mlpt.reporting.text import plain_console, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -13,7 +14,7 @@ class Steps:
     """Shows one piece of work after another on `console` (default: standard error). Use it as a context manager."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True)
+        self.console = console or plain_console(stderr=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=self.console)
         self._bar.live.transient = True
@@ -39,7 +40,7 @@ class Steps:
             self._draw(done, total, told)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self.console.print(Text(f"{what}: step {done}/{total}, {told}"), soft_wrap=True)
+            say(f"{what}: step {done}/{total}, {told}", self.console)
 
     def clear(self) -> None:
         """Take the bar away, before something else is printed; it comes back with the next `show`."""

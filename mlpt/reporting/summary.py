@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mlpt.errors import resume_command
+from mlpt.reporting.text import printable, say
 
 
 def print_summary(summary: Mapping[str, Any], run: str, console: Console) -> None:
@@ -19,13 +21,15 @@ def print_summary(summary: Mapping[str, Any], run: str, console: Console) -> Non
     for name, before in summary["held_out_before"].items():
         after = summary["held_out"][name]
         shares = (first.get(name, 0.0), summary["mixture"].get(name, 0.0))
-        table.add_row(name, f"{before:.4f}", f"{after:.4f}", *(f"{share:.3f}" for share in shares))
+        table.add_row(Text(printable(name)), f"{before:.4f}", f"{after:.4f}", *(f"{share:.3f}" for share in shares))
     console.print(table)
-    for line in _lines(summary, run):
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in _figures(summary):
+        say(line, console)
+    for line in _places(summary, run):
+        say(line, console, whole=True)
 
 
-def _lines(summary: Mapping[str, Any], run: str) -> list[str]:
+def _figures(summary: Mapping[str, Any]) -> list[str]:
     meta = summary["meta"]
     rate = summary["tokens_per_second"]
     updates, waited = summary["policy_version"], meta["stall"] + meta["launch"]
@@ -38,9 +42,14 @@ def _lines(summary: Mapping[str, Any], run: str) -> list[str]:
         loss = summary["held_out"]["mlm"]
         verdict = "below" if loss < summary["unigram_entropy"] else "not below"
         lines[-1] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
-    lines += [
-        f"model:  {run}/model",
-        f"run:    {run}",
-        f"resume: {resume_command(run)}",
-    ]
     return lines
+
+
+def _places(summary: Mapping[str, Any], run: str) -> list[str]:
+    masks = [f"masks:  {run}/model: {_about(summary['masks'])}"] if "masks" in summary else []
+    return [f"model:  {run}/model", *masks, f"run:    {run}", f"resume: {resume_command(run)}"]
+
+
+def _about(masks: Mapping[str, Any]) -> str:
+    kept = ", ".join(f"{100 * density:.2f} % of {what} kept" for what, density in masks["kept"].items())
+    return f"{kept} (method {masks['method']}, target sparsity {masks['sparsity']:g})"

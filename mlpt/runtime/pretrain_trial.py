@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from ray import tune
-from rich.console import Console
 
 from mlpt.config import RunConfig, RuntimeConfig, load_run_config
 from mlpt.data.blocks import Blocks
@@ -61,7 +60,7 @@ class PretrainJob:
                 raise UserError(f"space '{space.name}': no trial reports '{metric}'; there are {there}")
 
     def data(self, config: RunConfig, folder: Path, say: Say) -> tuple[str, int]:
-        blocks = blocks_of(config, folder, Display("off", console=Console(stderr=True)))
+        blocks = blocks_of(config, folder, Display("off"))
         return blocks, Blocks.open(blocks, "train").block_size
 
     def budget(self, config: RunConfig, space: Space, length: int) -> Budget:

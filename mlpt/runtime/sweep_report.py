@@ -1,7 +1,6 @@
 """What a sweep tells and leaves: a line for each trial, `trials.parquet`, the winners as recipes, and a table."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from rich.console import Console
 from rich.table import Table
 
 from mlpt.errors import UserError
+from mlpt.reporting.text import plain_console, say, show_table
 from mlpt.runtime.ranking import Mode, Score, Trial, scores
 from mlpt.runtime.space import Space
 
@@ -43,7 +42,7 @@ class ProgressLines(tune.Callback):
     def _line(self, trial: TuneTrial, what: str) -> None:
         self._ended += 1
         point = _words(trial.config["point"])
-        print(f"trial {self._ended}: {what}  [{point} seed={trial.config['seed']}]", file=sys.stderr, flush=True)
+        say(f"trial {self._ended}: {what}  [{point} seed={trial.config['seed']}]", plain_console(stderr=True))
 
 
 def finished_trials(results: tune.ResultGrid, space: Space) -> list[Trial]:
@@ -81,7 +80,7 @@ def write_outcome(
 ) -> None:
     """Write `trials.parquet` and the winners' recipes into `folder`, show the table and the command to go on with."""
     pq.write_table(pa.Table.from_pylist(_rows(trials)), folder / "trials.parquet")
-    Console(stderr=True).print(_table(space, trials, winners))
+    show_table(_table(space, trials, winners))
     for trial in trials:
         if trial.status == "failed":
             say(f"failed: {_words(trial.point)} seed {trial.seed}: {trial.error}")

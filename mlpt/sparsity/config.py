@@ -23,7 +23,7 @@ from mlpt.sparsity.hooks import IterativePruning, MaskKeeper, MaskSaver, Structu
 from mlpt.sparsity.making import Ties, density, magnitude_masks
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import Init, initial_scores, scores_of_mask
-from mlpt.sparsity.structured import attach_group_mask, group_mask, importance, save_groups
+from mlpt.sparsity.structured import attach_group_mask, current_group_mask, group_mask, importance, save_groups
 
 Part = Literal["scores", "weights", "heads"]
 
@@ -146,6 +146,18 @@ def save_final_masks(config: MaskConfig, model: Any, folder: Path, step: int, se
     sparsity = 1 - density(masks) if config.iterative is not None else config.sparsity
     known = {"sparsity": sparsity, "seed": seed, "step": step, "base_hash": base_hash(model, list(masks))}
     save_masks(MaskFile.of(masks, config.method, **known), folder)
+
+
+def masks_in_force(config: MaskConfig, model: Any) -> dict[str, Any]:
+    """For the summary of a run: method, target sparsity, and the fraction of weights (or heads, neurons) kept."""
+    if config.structured != "none":
+        groups = {kind: current_group_mask(model, kind) for kind in config.kinds}
+        kept = {str(kind): float(mask.float().mean()) for kind, mask in groups.items() if mask is not None}
+    else:
+        masks = current_masks(model)
+        kept = {f"the weights of {len(masks)} matrices": density(masks)}
+    target = config.iterative.levels[-1] if config.iterative is not None else config.sparsity
+    return {"method": config.method, "sparsity": target, "kept": kept}
 
 
 def pruned_counts(config: MaskConfig, model: Any) -> float | dict[str, int]:

@@ -126,14 +126,18 @@ class Loop:
             Tracker(self.run_dir, resumed_at, self._metrics_bytes, self._tensorboard) if self.group.leads else None
         )
         try:
+            if self.outer.learns:
+                self._say_doing("starting the meta-learner")
             self.outer.start()
             self.busy.start()
             if not self._before:
+                self._say_doing("measuring held-out losses before training")
                 self._before = self._evaluate(self.splits.test)
                 self._record(tracker, {"held_out_before": self._before})
             self.training.start()
             self._train(tracker, resumed_at)
             self.training.stop()
+            self._say_doing("measuring held-out losses after training")
             after = self._evaluate(self.splits.test)
             self._record(tracker, {"held_out": after})
             self.busy.stop()
@@ -331,6 +335,9 @@ class Loop:
             named = tensors.get("hooks", {})
             own = {key.partition("/")[2]: t for key, t in named.items() if key.partition("/")[0] == hook.name}
             hook.load_state(state["hooks"].get(hook.name, {}), own)
+
+    def _say_doing(self, text: str) -> None:
+        self.tell({"event": "doing", "text": text})
 
     def _warn(self, text: str) -> None:
         self.tell({"event": "warning", "text": text})
