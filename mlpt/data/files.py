@@ -1,6 +1,5 @@
 """Where data lies: local paths and any fsspec URI, the user's cache directory, and errors of files as one line."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line, reason
 
 
 def cache_directory() -> Path:
@@ -55,20 +54,6 @@ def readable_errors(path: str, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot {doing} {path}: {reason(error)}") from error
-
-
-def reason(error: OSError) -> str:
-    """What happened and what to do, for the errors of a disk that people meet."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space or write elsewhere, then run the same command again"
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file; check the path"
-    if isinstance(error, PermissionError):
-        return "permission denied; check who owns it"
-    return one_line(error)
-
-
-def one_line(error: Any) -> str:
-    """The text of an error on one line, its type where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
+        in_cache = os.path.abspath(path).startswith(os.path.abspath(cache_directory()))
+        hint = "; mlpt's cache is there: set XDG_CACHE_HOME to a folder that you may write" if in_cache else ""
+        raise UserError(f"cannot {doing} {path}: {reason(error)}{hint}") from error

@@ -18,7 +18,7 @@ def hub_lookup(name: str | os.PathLike[str], shown: str | None = None) -> Iterat
     Out of the hub's reach its libraries are put into their offline mode for the block: what is cached is found at once,
     and for what is not the block's error becomes one UserError line. A local path changes nothing.
     """
-    unreachable = None if _is_path(os.fspath(name)) else _unreachable()
+    unreachable = None if is_path(os.fspath(name)) else _unreachable()
     if unreachable is None:
         yield
         return
@@ -34,7 +34,7 @@ def hub_lookup(name: str | os.PathLike[str], shown: str | None = None) -> Iterat
             ) from error
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """True for what is there, and for what no hub name looks like: those have at most one slash, and none in front."""
     return os.path.exists(os.path.expanduser(name)) or name.startswith((".", "/", "~")) or name.count("/") > 1
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mlpt.data.files import one_line, readable_errors
-from mlpt.data.reach import hub_lookup
+from mlpt.data.reach import hub_lookup, is_path
 from mlpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,10 +69,13 @@ def load_tokenizer(path_or_name: str) -> "PreTrainedTokenizerFast":
 
 
 def has_tokenizer(model: str) -> bool:
-    """True for a model's folder that holds a tokenizer, and for a hub name, which has one."""
+    """True for a model's folder that holds a tokenizer, and for a hub name, which has one.
+
+    A path that is not there has none: whoever loads the model says so.
+    """
     path = Path(model).expanduser()
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
-    return any((path / name).is_file() for name in files) if path.exists() else True
+    return any((path / name).is_file() for name in files) if path.exists() else not is_path(model)
 
 
 def vocabulary_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -166,7 +169,7 @@ def _stock(path_or_name: str, path: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        with hub_lookup(path):
+        with hub_lookup(path if path.exists() else path_or_name):
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(path) if path.exists() else path_or_name, trust_remote_code=False
             )
