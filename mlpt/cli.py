@@ -2,15 +2,15 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mlpt import cli_finetune, cli_masks
-from mlpt.errors import UserError
-from mlpt.stopping import Stopped
+from mlpt.cli_options import JsonFile, Overwrite, json_file
+from mlpt.errors import UserError, one_line, system_error, told
+from mlpt.reporting.text import never_fail_to_encode, say, say_error
 
 app = typer.Typer(
     help="Pretrain encoder language models while learning how to pretrain them.",
@@ -22,11 +22,6 @@ app = typer.Typer(
 for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export, cli_finetune.finetune):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")
-console = Console()
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="settings, e.g. train.steps=200")
-]
 
 
 @app.callback()
@@ -44,20 +39,25 @@ def prepare(
     settings: Annotated[
         list[str] | None, typer.Option("--set", "-s", help="data settings, e.g. block_size=128")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Text -> tokenizer + blocks."""
     from mlpt.data.describe import describe
     from mlpt.data.prepare import DataConfig
     from mlpt.data.prepare import prepare as prepare_blocks
     from mlpt.reporting.display import Display
-    from mlpt.settings import load_settings, parse_overrides
+    from mlpt.reporting.text import plain_console
+    from mlpt.settings import load_settings, parse_overrides, split_words
 
-    words = [word for word in sources if "=" not in word]
-    given = [word for word in sources if "=" in word] + (settings or [])
-    config = load_settings(DataConfig, {"source": words, **parse_overrides(given)}, "data")
-    with Display(console=console) as display, display.bytes_done("preparing text") as progress:
-        manifest = prepare_blocks(config, out, progress=progress)
-    _print(describe(manifest, out))
+    texts, given = split_words(sources)
+    if not texts:
+        raise UserError(
+            f"no text is named: '{given[0]}' is read as a setting; write ./{given[0]} for a file of that name"
+        )
+    config = load_settings(DataConfig, {"source": texts, **parse_overrides([*given, *(settings or [])])}, "data")
+    with Display(console=plain_console()) as display, display.bytes_done("preparing text") as progress:
+        manifest = prepare_blocks(config, out, progress=progress, overwrite=overwrite)
+    say(describe(manifest, out))
 
 
 @app.command()
@@ -66,28 +66,31 @@ def pretrain(
         list[str] | None, typer.Argument(metavar="[RECIPE] [key=value ...]", help="a packaged recipe or a YAML file")
     ] = None,
     resume: Annotated[str | None, typer.Option(help="go on with the run in this folder")] = None,
+    overwrite: Overwrite = False,
     restart: Annotated[bool, typer.Option("--restart", help="with --resume: begin the run again at step 0")] = False,
 ) -> None:
     """The main job: pretrain an encoder while its mixture of objectives is learned."""
     from mlpt.config import WHOLE
     from mlpt.launch import pretrain as run
-    from mlpt.settings import parse_overrides
+    from mlpt.reporting.text import plain_console
+    from mlpt.settings import parse_overrides, split_words
+    from mlpt.stopping import Stopped
 
-    recipes = [word for word in words or [] if "=" not in word]
+    recipes, settings = split_words(words or [])
     if len(recipes) > 1:
         raise UserError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
-    settings = parse_overrides((word for word in words or [] if "=" in word), whole=WHOLE)
     try:
         run(
             recipes[0] if recipes else None,
-            settings,
+            parse_overrides(settings, whole=WHOLE),
             resume=resume,
             restart=restart,
-            console=console,
+            overwrite=overwrite,
+            console=plain_console(),
             debug=_debugging(),
         )
     except Stopped as stopped:  # here, because the library of the command line would swallow it
-        print(f"mlpt: {stopped}", file=sys.stderr)
+        say_error(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
 
 
@@ -101,19 +104,21 @@ def tune(
     ] = None,
     spaces: Annotated[bool, typer.Option("--list", help="show the shipped spaces and what they ask")] = False,
     resume: Annotated[str | None, typer.Option(help="go on with the sweep in this folder")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Ray Tune over a space: many runs side by side, the best recipe or the Pareto front."""
     from mlpt.runtime.space import shipped_spaces
     from mlpt.runtime.sweep import resume_sweep, start_sweep
+    from mlpt.settings import split_words
 
-    names = [word for word in words or [] if "=" not in word]
+    names, settings = split_words(words or [])
     if spaces:
         for space in shipped_spaces():
-            _print(f"{space.name:13}  {space.question}")
-    elif resume is not None and not words:
-        resume_sweep(resume, _print, debug=_debugging())
+            say(f"{space.name:13}  {space.question}")
+    elif resume is not None and not words and not overwrite:
+        resume_sweep(resume, say, debug=_debugging())
     elif len(names) == 1 and resume is None:
-        start_sweep(names[0], [word for word in words or [] if "=" in word], _print, debug=_debugging())
+        start_sweep(names[0], settings, say, overwrite, debug=_debugging())
     else:
         raise UserError("give one space (mlpt tune --list shows them), or --resume FOLDER and nothing else")
 
@@ -123,22 +128,24 @@ def bench(
     cases: Annotated[
         list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all but sweep and soak")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the rows to this file")] = None,
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Throughput, memory and overhead on this machine, as ratios against named peers measured in the same run."""
-    from mlpt.bench.cases import run_cases, write_json
+    from mlpt.bench.cases import run_cases, write_rows
 
+    file = json_file(json, overwrite, "case", "ours", "machine")
     rows = []
     for row in run_cases(cases or []):
         rows.append(row)
         peer = "" if row.peer is None else f"  peer {row.peer:,.4g}"
         ratio = "" if row.ratio is None else f"  ratio {row.ratio:.2f}"
         peak = f"peak {row.peak_bytes / 2**20:,.0f} MiB"
-        _print(f"{row.case}: {row.name}: {row.ours:,.4g} {row.unit}{peer}{ratio}  {peak}")
+        say(f"{row.case}: {row.name}: {row.ours:,.4g} {row.unit}{peer}{ratio}  {peak}")
     if rows:
-        _print(rows[0].machine)
-    if json_file is not None:
-        write_json(rows, json_file)
+        say(rows[0].machine)
+    if file is not None:
+        write_rows(rows, file)
 
 
 @app.command()
@@ -150,18 +157,60 @@ def doctor() -> None:
     findings = list(examine())
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        _print(f"{marks[finding.state]}  {finding.subject:{width}}  {finding.text}")
+        say(f"{marks[finding.state]}  {finding.subject:{width}}  {finding.text}")
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
 
 
-def _print(text: str) -> None:
-    """One line, never wrapped or coloured: it may go to a file or a pipe."""
-    console.print(text, highlight=False, soft_wrap=True)
-
-
 def _debugging() -> bool:
     return os.environ.get("MLPT_DEBUG") == "1"
+
+
+def run(words: Sequence[str]) -> int:
+    """What `mlpt WORDS` does; its exit code.
+
+    0: done. 1: `mlpt doctor` found something bad. 2: an error that one line on standard error tells. 130: Ctrl-C.
+    """
+    try:
+        code = app(list(words), prog_name="mlpt", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        say_error("stopped; `mlpt pretrain --resume RUN` goes on from the last checkpoint")
+        return 130
+    except Exception as error:
+        if _debugging() and not _is_usage(error):
+            raise
+        return _tell(error)
+
+
+def _tell(error: Exception) -> int:
+    """Say what is wrong, in one line, and return the exit code; raise what nobody but a programmer can put right."""
+    trouble = system_error(error)
+    if isinstance(error, UserError):
+        say_error(str(error))
+    elif _is_usage(error):
+        return _tell_usage(error)
+    elif trouble is not None:
+        say_error(told(trouble))
+    else:
+        raise error
+    return 2
+
+
+def _is_usage(error: Exception) -> bool:
+    """True for what the library of command lines says of wrong words, whichever copy of that library it is."""
+    return any(base.__name__ == "ClickException" for base in type(error).__mro__)
+
+
+def _tell_usage(error: Any) -> int:
+    message = one_line(error.format_message())
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        command = getattr(getattr(error, "ctx", None), "command_path", "mlpt")
+        say_error(f"{message[0].lower()}{message[1:].rstrip('.')}; see `{command} --help`")
+    return int(error.exit_code)
 
 
 def main() -> None:
@@ -169,13 +218,10 @@ def main() -> None:
     # Libraries' progress bars would stand between our own lines; what the user has set stays.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    never_fail_to_encode()
+    code = run(sys.argv[1:])
     try:
-        app()
-    except UserError as error:
-        if _debugging():
-            raise
-        print(f"mlpt: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("mlpt: stopped; `mlpt pretrain --resume RUN` goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+    except OSError:  # told already; Python would flush again at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -3,8 +3,8 @@
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from mlpt.cli_options import Overwrite
 from mlpt.errors import UserError
 
 
@@ -29,31 +29,31 @@ def finetune(
     out: Annotated[str | None, typer.Option(help="for results, predictions and models; default: finetuned")] = None,
     multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
     workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
     from mlpt.config import read_recipe
     from mlpt.downstream import command
+    from mlpt.outputs import FINE_TUNING, MULTITASK, growing_folder
+    from mlpt.reporting import text
     from mlpt.reporting.steps import Steps
-    from mlpt.settings import merge
+    from mlpt.settings import merge, split_words
 
-    model, *more = words
+    (model, *more), settings = split_words(words)
     command.refuse_a_task_as_model(model)
     if preset is not None and multitask:
         raise UserError("presets are protocols of single tasks; leave out --preset or --multitask")
     given: dict[str, Any] = {} if preset is None else command.read_preset(preset)
     given |= read_recipe(model) if model.endswith((".yaml", ".yml")) else {"model": model}
     given = merge(given, command.tasks_of_files(task_file or []))
-    listed = [*(tasks or []), *(word for word in more if "=" not in word)]
-    named = [name for word in listed for name in word.split(",") if name]
-    chosen = {"tasks": named, "masks": masks, "dense": dense, "out": out or given.get("out", "finetuned")}
-    given |= {name: value for name, value in chosen.items() if value}
-    settings = [word for word in more if "=" in word]
+    named = [name for word in [*(tasks or []), *more] for name in word.split(",") if name]
+    chosen = {"tasks": named or None, "masks": masks, "dense": dense or None, "out": out}
+    given = {"out": "finetuned", **given, **{name: value for name, value in chosen.items() if value is not None}}
     with Steps() as steps:
-        printed = Console()
 
-        def say(text: str) -> None:
+        def say(line: str) -> None:
             steps.clear()
-            printed.print(text, highlight=False, soft_wrap=True, markup=False)
+            text.say(line)
 
         if multitask:
             from mlpt.downstream.multitask import run_multitask
@@ -62,10 +62,13 @@ def finetune(
 
             joint = command.settings_from_words(MultitaskConfig, given, data_dir, settings)
             joint = joint.model_copy(update={"model": resolve_model(joint.model, say)})
-            run_multitask(joint, say=say, show=steps.show)
+            with growing_folder(joint.out, MULTITASK, overwrite):
+                run_multitask(joint, say=say, show=steps.show)
         else:
             from mlpt.downstream.config import FinetuneConfig
             from mlpt.runtime.finetune import finetune_cells
 
             cells = command.settings_from_words(FinetuneConfig, given, data_dir, settings)
-            finetune_cells(cells, workers, say=say, show=steps.show)
+            asked = {"finetune.yaml": cells.to_yaml()}
+            with growing_folder(cells.out, FINE_TUNING, overwrite, asked):
+                finetune_cells(cells, workers, say=say, show=steps.show)

@@ -1,19 +1,25 @@
 """The commands about sparse subnetworks: prune, masks, evaluate, export. Parse, call, print; `mlpt.cli` adds them."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mlpt import outputs
+from mlpt.cli_options import JsonFile, Overwrite, json_file, result_file
 from mlpt.errors import UserError
+from mlpt.reporting.text import say
 
 masks_app = typer.Typer(help="Compare and look at mask files.", no_args_is_help=True, rich_markup_mode=None)
 
 Model = Annotated[str, typer.Argument(help="a run (or RUN@best, RUN@step=500), a folder or a hub name")]
 Dense = Annotated[bool, typer.Option("--dense", help="leave the masks beside the model's weights aside")]
 ByPosition = Annotated[bool, typer.Option("--by-position", help="pair matrices by order, as published")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="also write the result to this file")]
+
+EXPORTED = "export.json"  # says what a folder was exported from; written last
+_FILES = (".safetensors", ".pt", ".npy")  # of masks; any other name is a folder's
 
 
 def prune(
@@ -25,6 +31,7 @@ def prune(
     modules: Annotated[str, typer.Option(help="tamt, encoder, or a regular expression over module names")] = "tamt",
     structured: Annotated[str | None, typer.Option(help="heads or neurons: prune those instead of weights")] = None,
     seed: Annotated[int, typer.Option(help="of random masks")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """One-shot masks of a model. Trained and iterative ones: mlpt pretrain tamt_mlm, tamt_kd, tamt_imp, ..."""
     from mlpt.saved import resolve_model
@@ -34,28 +41,33 @@ def prune(
         "scope": _one_of("scope", scope, ("local", "global")),
         "structured": None if structured is None else _one_of("structured", structured, ("heads", "neurons")),
     }
-    made = commands.prune(resolve_model(model, print), method, sparsity, out, seed, modules=modules, **chosen)
-    print(f"{made['file']}: {made['method']} masks, density {made['density']:.4f} over {len(made['layers'])} matrices")
+    with _place_of_masks(out, overwrite) as place:
+        found = resolve_model(model, say)
+        made = commands.prune(found, method, sparsity, str(place), seed, modules=modules, **chosen)
+    say(f"{made['file']}: {made['method']} masks, density {made['density']:.4f} over {len(made['layers'])} matrices")
 
 
 @masks_app.command()
 def compare(
     files: Annotated[list[str], typer.Argument(help="two mask files or more")],
     by_position: ByPosition = False,
-    json_file: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option(help="draw the heat map to this image (needs matplotlib)")] = None,
+    json: JsonFile = None,
+    plot: Annotated[str | None, typer.Option(help="draw the heat map to this image (needs matplotlib)")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Jaccard similarity of kept weights: each pair of files, mean over matrices."""
     from mlpt.sparsity.commands import compare_files
     from mlpt.sparsity.compare import plot_comparison
 
+    file = json_file(json, overwrite, "names", "means", "matrices")
+    image = result_file(plot, overwrite, _is_drawn)
     comparison = compare_files(files, _pairing(by_position))
     for name, means in zip(comparison.names, comparison.means, strict=True):
-        print("  ".join(f"{mean:.4f}" for mean in means), name, sep="  ")
-    if json_file is not None:
-        json_file.write_text(comparison.to_json() + "\n")
-    if plot is not None:
-        plot_comparison(comparison, plot)
+        say("  ".join([*(f"{mean:.4f}" for mean in means), name]))
+    if file is not None:
+        outputs.write_file(file, (comparison.to_json() + "\n").encode())
+    if image is not None:
+        plot_comparison(comparison, image)
 
 
 @masks_app.command()
@@ -63,30 +75,35 @@ def distance(
     reference: Annotated[str, typer.Argument(help="the mask file to start from")],
     files: Annotated[list[str], typer.Argument(help="mask files of later steps")],
     by_position: ByPosition = False,
-    json_file: JsonFile = None,
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """How far masks have moved from a reference (1 - similarity), by step."""
     from mlpt.sparsity.commands import distance_files
 
+    file = json_file(json, overwrite, "file", "step", "distance")
     rows = distance_files(reference, files, _pairing(by_position))
     for row in rows:
-        print(
-            f"step {row['step']:>8}  similarity {row['similarity']:.4f}  distance {row['distance']:.4f}  {row['file']}"
-        )
-    _write(json_file, rows)
+        say(f"step {row['step']:>8}  similarity {row['similarity']:.4f}  distance {row['distance']:.4f}  {row['file']}")
+    _write(file, rows)
 
 
 @masks_app.command()
-def show(files: Annotated[list[str], typer.Argument(help="mask files")], json_file: JsonFile = None) -> None:
+def show(
+    files: Annotated[list[str], typer.Argument(help="mask files")],
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
+) -> None:
     """What mask files say of themselves: method, target, density of every matrix."""
     from mlpt.sparsity import commands
 
+    file = json_file(json, overwrite, "file", "method", "layers")
     rows = commands.show(files)
     for row in rows:
-        print(f"{row['file']}: method {row['method']}, sparsity {row['sparsity']}, density {row['density']:.4f}")
+        say(f"{row['file']}: method {row['method']}, sparsity {row['sparsity']}, density {row['density']:.4f}")
         for name, layer in row["layers"].items():
-            print(f"  {layer['density']:.4f}  {name}")
-    _write(json_file, rows)
+            say(f"  {layer['density']:.4f}  {name}")
+    _write(file, rows)
 
 
 @masks_app.command()
@@ -97,14 +114,16 @@ def convert(
         "weight"
     ),
     model: Annotated[str | None, typer.Option(help="the base model, whose hash a file of ours then carries")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Masks from one format to the other: bits with a description, or a published dict of bool tensors."""
     from mlpt.saved import resolve_model
     from mlpt.sparsity import commands
 
     chosen: Any = f".{_one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
-    made = commands.convert(file, out, chosen, None if model is None else resolve_model(model, print))
-    print(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
+    with _place_of_masks(out, overwrite) as place:
+        made = commands.convert(file, str(place), chosen, None if model is None else resolve_model(model, say))
+    say(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
 
 
 def evaluate(
@@ -121,7 +140,8 @@ def evaluate(
     token_types: Annotated[
         str, typer.Option(help="zero, or pair as published for BERT's pairs: 1 for the second, in the KD losses")
     ] = "zero",
-    json_file: JsonFile = None,
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pretraining losses of a model, dense or masked: MLM, perplexity, distances to the dense model, densities."""
     from mlpt.saved import blocks_of_run, resolve_model
@@ -134,16 +154,17 @@ def evaluate(
         "batches": None if every else batches,
         "batch_size": batch_size,
     }
+    file = json_file(json, overwrite, "mlm_loss", "perplexity")
     where = blocks or blocks_of_run(model)
-    values = evaluate_files(resolve_model(model, print), where, masks, seed=seed, dense=dense, **chosen)
+    values = evaluate_files(resolve_model(model, say), where, masks, seed=seed, dense=dense, **chosen)
     losses = f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}"
-    print(f"{losses}, density {values['density']:.4f}; {values['blocks']:,} blocks of {values['split']}")
+    say(f"{losses}, density {values['density']:.4f}; {values['blocks']:,} blocks of {values['split']}")
     if values["masks"] is not None:
-        print(f"masks: {values['masks']}")
-        print(f"kd loss against the dense model: cosine {values['kd_cosine']:.5f}, mse {values['kd_mse']:.5f}")
+        say(f"masks: {values['masks']}")
+        say(f"kd loss against the dense model: cosine {values['kd_cosine']:.5f}, mse {values['kd_mse']:.5f}")
         for name, density in values["layers"].items():
-            print(f"  {density:.4f}  {name}")
-    _write(json_file, values)
+            say(f"  {density:.4f}  {name}")
+    _write(file, values)
 
 
 def export(
@@ -157,21 +178,25 @@ def export(
     heads: Annotated[str | None, typer.Option(help="head mask (.npy): a smaller model")] = None,
     neurons: Annotated[str | None, typer.Option(help="neuron mask (.npy): a smaller model")] = None,
     dense: Dense = False,
-    json_file: JsonFile = None,
+    json: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """A folder that other programs load. Zeros make no model faster; removed heads and neurons do."""
     from mlpt.saved import resolve_model
     from mlpt.sparsity.commands import export_files
 
-    made = export_files(resolve_model(model, print), out, masks, heads, neurons, dense)
-    print(f"{made['folder']}: load it with {made['loader']}")
+    file = json_file(json, overwrite, "folder", "loader")
+    with outputs.new_folder(out, outputs.EXPORT, overwrite, EXPORTED) as folder:
+        made = export_files(resolve_model(model, say), str(folder), masks, heads, neurons, dense)
+        outputs.write_json(folder / f"{EXPORTED}.unfinished", {"model": model, **made})
+    say(f"{made['folder']}: load it with {made['loader']}")
     if made["masks"] is not None:
-        print(f"with the masks of {made['masks']}")
+        say(f"with the masks of {made['masks']}")
     if "parameters" in made:
-        print(f"{made['parameters']:,} parameters instead of {made['parameters_before']:,}")
+        say(f"{made['parameters']:,} parameters instead of {made['parameters_before']:,}")
     for name, value in made.get("latency", {}).items():
-        print(f"  {name}: {value}")
-    _write(json_file, made)
+        say(f"  {name}: {value}")
+    _write(file, made)
 
 
 def _pairing(by_position: bool) -> Any:
@@ -186,4 +211,39 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
 
 def _write(file: Path | None, value: Any) -> None:
     if file is not None:
-        file.write_text(json.dumps(value, indent=1) + "\n")
+        outputs.write_json(file, value)
+
+
+@contextmanager
+def _place_of_masks(out: str, overwrite: bool) -> Iterator[Path]:
+    """Where masks may be written: a file of its own, with the description beside it, or a folder."""
+    from mlpt.sparsity.artefacts import description_path
+
+    if Path(out).suffix not in _FILES:
+        with outputs.new_folder(out, outputs.MASKS, overwrite) as folder:
+            yield folder
+        return
+    file = outputs.check_file(out, overwrite, _is_mask)
+    if file.suffix == ".safetensors":
+        outputs.check_file(description_path(file), overwrite, _is_description)
+    yield file
+
+
+def _is_mask(path: Path) -> bool:
+    from mlpt.sparsity.artefacts import load_masks
+    from mlpt.sparsity.structured import load_group_mask
+
+    try:
+        load_group_mask(path) if path.suffix == ".npy" else load_masks(path)
+    except UserError:
+        return False
+    return True
+
+
+def _is_description(path: Path) -> bool:
+    return outputs.is_json_of(path, ("format", "layers", "density"))
+
+
+def _is_drawn(path: Path) -> bool:
+    """True for an image that matplotlib has drawn: it leaves its name in each kind of file."""
+    return b"atplotlib" in path.read_bytes()

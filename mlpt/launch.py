@@ -18,15 +18,18 @@ import torch
 from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
-from mlpt.errors import UserError, resume_command
+from mlpt.errors import UserError, resume_command, system_error, told
 from mlpt.job import mixture_rule, run_rank, threads_of
-from mlpt.logs import log_to_file
+from mlpt.logs import logging_to_file
+from mlpt.outputs import forget_replaced, write_file
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
+from mlpt.reporting.text import plain_console, say
 from mlpt.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
-from mlpt.rundir import RunDir, new_run_dir, open_run
+from mlpt.rundir import RunDir, new_run, open_run
 from mlpt.saved import with_model_of_run
+from mlpt.settings import nested
 from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group, default_device
@@ -52,64 +55,79 @@ def pretrain(
     *,
     resume: str | os.PathLike[str] | None = None,
     restart: bool = False,
+    overwrite: bool = False,
     console: Console | None = None,
     debug: bool = False,
 ) -> Run:
     """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
 
-    resume   the folder or URI of a run to go on with, from its last whole checkpoint; a finished one is shown again.
-             What may be set anew is where it runs, and what counts from here on: its length, and what rescues a run
-             that has diverged (`mlpt.resuming`).
-    restart  begin the run of `resume` again, at step 0; what it has made goes.
-    console  where progress and the summary go; None: standard error.
+    resume     the folder or URI of a run to go on with, from its last whole checkpoint; a finished one is shown again.
+               What may be set anew is where it runs, and what counts from here on: its length, and what rescues a run
+               that has diverged (`mlpt.resuming`).
+    restart    begin the run of `resume` again, at step 0; what it has made goes.
+    overwrite  replace an earlier run in `run_dir`.
+    console    where progress and the summary go; None: standard error.
     Raises `UserError` in one line for anything that the caller can put right, and `Stopped`, a KeyboardInterrupt, once
     a SIGINT or SIGTERM has ended the run, everything saved.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     if resume is None:
         if restart:
             raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
-        config = load_run_config(recipe, dict(settings or {}))
-        config = with_model_of_run(config, lambda text: console.print(text, highlight=False, markup=False))
+        config = load_run_config(recipe, settings or {})
+        config = with_model_of_run(config, lambda text: say(text, console))
         mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
-        run = new_run_dir(config)
-        return _run(config, run, console, debug)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
+        with new_run(config, overwrite) as run:
+            return _run(config, run, console, debug)
     if recipe is not None:
         raise UserError(f"--resume takes the run's own configuration; leave out '{recipe}'")
+    if overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces one; give one of them")
     run, before = open_run(resume)
-    config = with_settings(run, before, settings or {})
+    config = with_settings(run, before, nested(settings or {}))
     finished = None if restart else summary_of(run, config)
     if finished is not None:
-        say("the run is finished; with train.steps=N it goes on to N steps")
+        say("the run is finished; with train.steps=N it goes on to N steps", console)
         print_summary(finished, run.name, console)
         run.fetch_model()
         return Run(run.folder, finished, run.name)
     step = newest_step(run, config, restart)
     if restart:
         run = begin_again(run)
-    say_what_changes(run, before, config, step, say)
+    say_what_changes(run, before, config, step, lambda text: say(text, console))
     return _run(config, run, console, debug, step)
 
 
 def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
-    with Display(config.report.progress, console) as display, _stopped_with_advice(run, step, display) as stop:
-        display.say(f"run: {run.name}")
-        if run.remote is not None:
-            display.say(f"working folder on this machine: {run.folder}")
-            shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
-        train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
-        summary = train(config, run, display, debug, stop)
-    summary["first_mixture"] = mixture_rule(config).first_mixture()
-    (run.folder / SUMMARY).write_text(json.dumps(summary, indent=1))
-    print_summary(summary, run.name, console)
-    run.send(SUMMARY)
-    run.fetch_model()
+    with _told_how_to_go_on(run):
+        with Display(config.report.progress, console) as display, _stopped_with_advice(run, step, display) as stop:
+            display.say(f"run: {run.name}")
+            if run.remote is not None:
+                display.say(f"working folder on this machine: {run.folder}")
+                shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
+            train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
+            summary = train(config, run, display, debug, stop)
+        summary["first_mixture"] = mixture_rule(config).first_mixture()
+        write_file(run.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        print_summary(summary, run.name, console)
+        run.send(SUMMARY)
+        run.fetch_model()
+        forget_replaced(run.folder)
     return Run(run.folder, summary, run.name)
+
+
+@contextmanager
+def _told_how_to_go_on(run: RunDir) -> Iterator[None]:
+    """Errors of the system become one line: with the command that goes on, if there is something to go on with."""
+    try:
+        yield
+    except Exception as error:
+        trouble = system_error(error)
+        if trouble is None or isinstance(error, UserError):
+            raise
+        then = f"`{resume_command(run.name)}`" if run.has_begun() else "run the same command again"
+        raise UserError(told(trouble, then)) from error
 
 
 @contextmanager
@@ -130,8 +148,10 @@ def _stopped_with_advice(run: RunDir, step: int, display: Display) -> Iterator[S
         return
     if step:
         then = f"after step {step:,}; go on by {resume_command(run.name)}"
-    else:
+    elif run.has_begun():
         then = f"before its first checkpoint; begin it again by {resume_command(run.name, '--restart')}"
+    else:
+        then = "before it had begun; run the same command again"
     raise Stopped(stop.number, f"{stop.name} has stopped the run {then}")
 
 
@@ -143,12 +163,12 @@ def _in_this_process(
     run.send("blocks.json")
     log = run.folder / "logs" / "rank_0.log"
     fetch_log(run.remote, log)
-    log_to_file(log)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))  # as a worker's: sums depend on their number
+    display.doing("building the model")
     try:
         group = Group(device=default_device())
-        with stop.training():
+        with logging_to_file(log), stop.training():
             return run_rank(config, blocks, run.folder, group, tell=display.handle, should_stop=stop, remote=run.remote)
     finally:
         torch.set_num_threads(threads)

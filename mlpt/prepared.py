@@ -1,19 +1,21 @@
 """The blocks of a run: found where an earlier run left them, or prepared from its text."""
 
-import json
-from contextlib import AbstractContextManager, nullcontext
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
 from mlpt.data.describe import describe
-from mlpt.data.files import cache_directory
+from mlpt.data.files import cache_directory, readable_errors
 from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
 from mlpt.errors import UserError
+from mlpt.outputs import read_json, write_json
 from mlpt.reporting.display import Display
 
 
@@ -34,9 +36,9 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
             manifest = prepare(config.data, blocks, run_shards, progress)
     display.say(describe(manifest, blocks))
     remembered, current = folder / "blocks.json", {"blocks": blocks, "digest": manifest.digest}
-    if remembered.is_file() and json.loads(remembered.read_text())["digest"] != manifest.digest:
+    if remembered.is_file() and read_json(remembered)["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
-    remembered.write_text(json.dumps(current))
+    write_json(remembered, current)
     # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each teacher.
     teachers = [settings.get("teacher") for settings in config.objectives.values()]
     models = [model for model in (config.model.pretrained, *teachers) if model is not None]
@@ -47,9 +49,19 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     return blocks
 
 
-def _alone(blocks: str) -> AbstractContextManager[Any]:
-    """Lets one process at a time prepare a local folder; the next one finds it ready."""
+@contextmanager
+def _alone(blocks: str) -> Iterator[None]:
+    """Lets one process at a time prepare a local folder; the next one finds it ready.
+
+    The lock lies in the cache: beside a folder of the user's it would stay for ever.
+    """
     if "://" in blocks:
-        return nullcontext()
-    Path(blocks).parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{blocks}.lock")
+        yield
+        return
+    name = hashlib.blake2b(os.path.abspath(blocks).encode(), digest_size=8).hexdigest()
+    locks = cache_directory() / "locks"
+    with readable_errors(str(locks), "write"):
+        locks.mkdir(parents=True, exist_ok=True)
+        held = FileLock(locks / name).acquire()
+    with held:
+        yield

@@ -1,25 +1,29 @@
 """Where a run lies: a folder or a URI, found or made, private, with the resolved configuration that repeats the run."""
 
-import errno
+import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import yaml
 
+from mlpt import outputs
 from mlpt.config import RunConfig
-from mlpt.data.store import Store, is_uri
-from mlpt.errors import UserError, resume_command
+from mlpt.data.store import StorageError, Store, is_uri
+from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.settings import load_settings
 from mlpt.training.mirror import Remote
 
 CONFIG = "config.yaml"
 _BLOCKS = "blocks.json"
+_LAST = list(RunConfig.model_fields)[-1]  # the section that stands last in a whole file
 _RUN_ID = "run.json"
 _FOLDERS = ("checkpoints", "logs", "policies")
 
@@ -40,6 +44,10 @@ class RunDir:
         """Copy a file of the folder to the URI, if there is one. Raises `UserError` when that cannot be done."""
         if self.remote is not None:
             Store(self.remote.uri).upload(self.folder / file, file)
+
+    def has_begun(self) -> bool:
+        """True once there is something of the run to go on with or to look at."""
+        return outputs.is_there(self.folder, outputs.RUN)
 
     def emptied(self, names: Iterable[str]) -> "RunDir":
         """The same run without the files and folders `names`; at a URI under a new id, as other machines must forget
@@ -69,28 +77,28 @@ class RunDir:
             store.download(f"model/{name}", folder / name)
 
 
-def new_run_dir(config: RunConfig) -> RunDir:
-    """Make the run's folder (readable by its owner only) or claim its URI, and write `config.yaml` there.
+@contextlib.contextmanager
+def new_run(config: RunConfig, overwrite: bool = False) -> Iterator[RunDir]:
+    """The run's folder (readable by its owner only) or its URI, made, with `config.yaml` in it.
 
-    Raises `UserError` when there already is a run: names are unique, and resuming is explicit.
+    If the block fails before anything was trained, the place is left as it was found. `overwrite` replaces an earlier
+    run in a folder. Raises `UserError` where the place holds anything else, or a run: resuming is explicit.
     """
     if config.run_dir is not None and is_uri(config.run_dir):
-        return _new_at_uri(config, config.run_dir.rstrip("/"))
-    if config.run_dir is not None:
-        path = Path(config.run_dir).expanduser().resolve()
-        if (path / CONFIG).exists():
-            raise _taken(str(path), (path / CONFIG).read_text(), config)
-    else:
-        path = _unused(Path.cwd() / "runs" / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in _FOLDERS:
-            (path / folder).mkdir(exist_ok=True)
-        (path / CONFIG).write_text(config.to_yaml())
-    except OSError as error:
-        hint = "free some space" if error.errno == errno.ENOSPC else "choose another run_dir"
-        raise UserError(f"cannot make the run directory {path} ({error.strerror}); {hint}") from error
-    return RunDir(path)
+        with _new_at_uri(config, config.run_dir.rstrip("/"), overwrite) as run:
+            yield run
+        return
+    path = outputs.check_folder(config.run_dir or _unused(config.name), outputs.RUN, overwrite, resumes=True)
+    if not overwrite and outputs.is_there(path, outputs.RUN):
+        raise _taken(str(path), _text(path / CONFIG), config)
+    with outputs.taken_folder(path, outputs.RUN, private=True):
+        try:
+            for folder in _FOLDERS:
+                (path / folder).mkdir()
+            outputs.write_file(path / CONFIG, config.to_yaml().encode())
+        except OSError as error:
+            raise UserError(f"cannot make the run directory {path}: {reason(error)}") from error
+        yield RunDir(path)
 
 
 def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
@@ -105,22 +113,52 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
         values = yaml.safe_load((run.folder / CONFIG).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{run.name}/{CONFIG} is damaged and cannot be read as YAML") from error
-    return run, load_settings(RunConfig, values or {}, f"{run.name}/{CONFIG}")
+    if not isinstance(values, dict) or _LAST not in values:
+        raise UserError(f"{run.name}/{CONFIG} is damaged: it breaks off before '{_LAST}'")
+    try:
+        return run, load_settings(RunConfig, values)
+    except UserError as error:
+        raise UserError(f"{run.name}/{CONFIG}: {error}") from error
 
 
-def _new_at_uri(config: RunConfig, uri: str) -> RunDir:
+@contextlib.contextmanager
+def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir]:
     store = Store(uri)
+    if overwrite:
+        raise UserError(f"--overwrite replaces folders of this machine, not {uri}; choose another run_dir")
+    has = partial(_has, store)
+    outputs.check_names(uri, store.names(""), has, outputs.RUN, resumes=True)
     there = store.read(CONFIG)
-    if there is not None:
+    if there is not None and not _has_failed_to_start(store):
         raise _taken(uri, there.decode(errors="replace"), config)
-    if store.names("checkpoints"):
-        raise UserError(f"{uri} holds checkpoints of a run without a {CONFIG}; remove them, or choose another run_dir")
     remote = Remote(uri, uuid.uuid4().hex)
-    store.write(_RUN_ID, json.dumps({"id": remote.run_id}).encode())
-    store.write(CONFIG, config.to_yaml().encode())  # last: it is what makes the place a run
-    run = RunDir(remote.folder(), remote)
-    (run.folder / CONFIG).write_text(config.to_yaml())
-    return run
+    try:
+        store.write(_RUN_ID, json.dumps({"id": remote.run_id}).encode())
+        store.write(CONFIG, config.to_yaml().encode())  # last: it is what makes the place a run
+        run = RunDir(remote.folder(), remote)
+        (run.folder / CONFIG).write_text(config.to_yaml())
+        yield run
+    except CrashError:
+        raise
+    except BaseException:
+        with contextlib.suppress(StorageError):  # it is not the error to tell of
+            if not any(has(result) for result in outputs.RUN.results):
+                for name in (CONFIG, _RUN_ID, _BLOCKS, "logs"):
+                    store.remove(name)
+                shutil.rmtree(remote.folder(), ignore_errors=True)
+        raise
+
+
+def _has(store: Store, pattern: str) -> bool:
+    folder, _, name = pattern.rpartition("/")
+    return any(fnmatch(there, name) for there in store.names(folder))
+
+
+def _has_failed_to_start(store: Store) -> bool:
+    """True if a run ended before it had trained anything: one that trains has blocks, and sends its logs at its end."""
+    if any(_has(store, result) for result in outputs.RUN.results):
+        return False
+    return store.read(_BLOCKS) is None or bool(store.names("logs"))
 
 
 def _open_at_uri(uri: str) -> RunDir:
@@ -147,14 +185,24 @@ def _open_at_uri(uri: str) -> RunDir:
 
 def _taken(place: str, there: str, config: RunConfig) -> UserError:
     whose = "this very configuration" if there == config.to_yaml() else "another configuration"
+    replace = "" if is_uri(place) else "replace it with --overwrite, "
     return UserError(
-        f"{place} holds a run of {whose}; go on with it by `{resume_command(place)}`, or choose another run_dir"
+        f"{place} holds a run of {whose}; go on with it by `{resume_command(place)}`, {replace}or choose "
+        "another run_dir"
     )
 
 
-def _unused(path: Path) -> Path:
+def _unused(name: str) -> Path:
+    path = Path.cwd() / "runs" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     candidate, count = path, 1
     while candidate.exists():
         count += 1
         candidate = path.with_name(f"{path.name}-{count}")
     return candidate
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

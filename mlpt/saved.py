@@ -17,6 +17,7 @@ from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.job import build_model, open_splits, step_hooks
 from mlpt.models.hooks import all_as_saved
+from mlpt.outputs import read_json
 from mlpt.rundir import CONFIG, open_run
 from mlpt.sparsity.config import save_final_masks
 from mlpt.training.checkpoint import Checkpoint, Checkpoints
@@ -33,6 +34,8 @@ def resolve_model(name: str, say: Say = lambda text: None) -> str:
     say  is told which checkpoint stands for a run that isn't finished.
     Raises `UserError` for a URI, and where the run has no such checkpoint.
     """
+    if not name.strip():
+        raise UserError("a model needs a name: a run, a folder or a hub name; an empty one was given")
     if is_uri(name):
         raise UserError(
             f"{name} is a URI, and models are loaded from folders; copy {name.rstrip('/')}/model here first"
@@ -97,7 +100,7 @@ def _from_checkpoint(run: Path, step: int | None, say: Say) -> str:
     say(f"{run} is not finished: taking its checkpoint of step {chosen.step}")
     folder = run / "models" / chosen.path.name
     made_from = folder / MADE_FROM
-    if not (made_from.is_file() and json.loads(made_from.read_text()).get("mark") == chosen.mark):
+    if not (made_from.is_file() and read_json(made_from).get("mark") == chosen.mark):
         _write(run, chosen, folder)
     return os.fspath(folder)
 
@@ -135,4 +138,4 @@ def _blocks_of(run: Path) -> str:
     remembered = run / "blocks.json"
     if not remembered.is_file():
         raise UserError(f"{run} is no run that remembers its text; name prepared blocks: --blocks FOLDER")
-    return str(json.loads(remembered.read_text())["blocks"])
+    return str(read_json(remembered)["blocks"])

@@ -9,7 +9,9 @@ FILES = sorted((ROOT / "mlpt").rglob("*.py"))
 # Each room may import from itself and from rooms below it (a larger number is higher up).
 HEIGHT = {
     "errors": 0,
+    "setting_names": 0,
     "settings": 0,
+    "outputs": 0,
     "randomness": 0,
     "logs": 0,
     "stopping": 0,
@@ -32,6 +34,7 @@ HEIGHT = {
     "runtime": 9,
     "launch": 10,
     "bench": 11,
+    "cli_options": 12,
     "cli_masks": 12,
     "cli_finetune": 12,
     "cli": 12,
@@ -74,6 +77,19 @@ def test_imports_run_downhill():
             parts = name.split(".")
             if parts[0] == "mlpt" and len(parts) > 1 and HEIGHT[parts[1]] > HEIGHT[room]:
                 guilty.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert guilty == []
+
+
+def test_there_is_one_way_to_print():
+    """`mlpt.reporting.text`: what users named must not be read as markup, wherever it is printed."""
+    allowed = {"bench", "reporting"}
+    guilty = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+            if name in ("print", "Console") and room_of(path) not in allowed:
+                guilty.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert guilty == []
 
 

@@ -1,13 +1,13 @@
 """The benchmarks by name; each module has a `run() -> list[Row]`."""
 
 import importlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from mlpt.bench.harness import Row
 from mlpt.errors import UserError
+from mlpt.outputs import write_json
 
 CASES = {
     "step": ("mlpt.bench.step",),
@@ -35,6 +35,6 @@ def run_cases(names: Iterable[str]) -> Iterator[Row]:
             yield from importlib.import_module(module).run()
 
 
-def write_json(rows: Iterable[Row], path: Path) -> None:
+def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Rows as a JSON list of objects."""
-    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_json(path, [asdict(row) for row in rows])

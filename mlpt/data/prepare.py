@@ -3,6 +3,7 @@
 The same input and settings give the same bytes, on any number of workers and wherever the shard jobs run.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,7 +20,7 @@ from mlpt.data.config import OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
-from mlpt.data.files import absolute, file_sha256, filesystem, readable_errors
+from mlpt.data.files import absolute, file_sha256, filesystem, is_local, readable_errors
 from mlpt.data.manifest import InputEntry, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
 from mlpt.data.readers import read_segment
@@ -28,6 +29,7 @@ from mlpt.data.splits import Splitting, digests
 from mlpt.data.tokenizers import TRAINED, encoder_json, load_tokenizer, train_tokenizer, vocabulary_hash
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.outputs import BLOCKS, check_names, named, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,33 +44,57 @@ log = logging.getLogger(__name__)
 
 
 def prepare(
-    config: DataConfig, out: str, run_shards: RunShards | None = None, progress: Progress | None = None
+    config: DataConfig,
+    out: str,
+    run_shards: RunShards | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Prepare `config.source` into the folder (or fsspec URI) `out`; returns what its manifest says.
 
     `run_shards(function, jobs)` runs the pure `function` on every job, anywhere, and gives the results in any order;
     by default a pool of `config.workers` processes does. A folder that holds the same input prepared with the same
     settings is left as it is (`Manifest.reused`). The manifest is written last: an interrupted `prepare` leaves a
-    folder that doesn't open, and that the next one overwrites.
+    folder that doesn't open, and that the next one overwrites. With `overwrite` other prepared text in a local folder
+    is replaced.
 
     Raises UserError for bad input, too little text, a folder with other content, a full disk.
     """
-    out = absolute(out)
+    out = absolute(named(out))
     skipped: Counter[str] = Counter()
     files = _files(config, skipped)
     settings = _recorded(config)
     source_hash = fingerprint(files)
     existing = read_manifest(out)
     if existing is not None:
-        _check_same(existing, settings, source_hash, out)
-        check_known(existing.unknown_share, config)
-        log.info("%s is already prepared with these settings from this input: reused", out)
-        return existing.as_reused()
+        other = _difference(existing, settings, source_hash)
+        if other is None:
+            check_known(existing.unknown_share, config)
+            log.info("%s is already prepared with these settings from this input: reused", out)
+            return existing.as_reused()
+        if not overwrite:
+            raise UserError(f"{out} holds {other}; name another folder, or `mlpt prepare ... --overwrite`")
     shares = {split: share for split in missing_splits(files) if (share := getattr(config, f"{split}_share"))}
     pieces = plan(files, config.max_bytes, config.documents, by_hash=bool(shares))
     splitting = _splitting(config, pieces, shares)
-    _clear(out)
+    with _emptied(out, overwrite):
+        manifest = _written(config, out, pieces, splitting, settings, source_hash, skipped, run_shards, progress)
+        write_manifest(out, manifest)
+    return manifest
 
+
+def _written(
+    config: DataConfig,
+    out: str,
+    pieces: list[Piece],
+    splitting: Splitting,
+    settings: dict[str, Any],
+    source_hash: str,
+    skipped: Counter[str],
+    run_shards: RunShards | None,
+    progress: Progress | None,
+) -> Manifest:
+    """Write tokenizer and shards into the emptied folder `out`; the manifest that is to be written last."""
     tokenizer = _tokenizer(config, pieces, splitting)
     tokenizer_sha256 = _save_tokenizer(tokenizer, out)
     jobs = _jobs(config, out, tokenizer, pieces, splitting)
@@ -78,7 +104,6 @@ def prepare(
     manifest = _manifest(config, results, tokenizer, settings, source_hash, tokenizer_sha256, read)
     _check_enough(manifest, config)
     check_known(manifest.unknown_share, config)
-    write_manifest(out, manifest)
     return manifest
 
 
@@ -101,31 +126,39 @@ def _recorded(config: DataConfig) -> dict[str, Any]:
     return settings
 
 
-def _check_same(existing: Manifest, settings: dict[str, Any], source_hash: str, out: str) -> None:
+def _difference(existing: Manifest, settings: dict[str, Any], source_hash: str) -> str | None:
+    """How prepared text differs from what is asked for; None if it does not."""
     for key, value in settings.items():
         if existing.settings.get(key) != value:
-            raise UserError(
-                f"{out} holds blocks prepared with {key}={existing.settings.get(key)}, not {value}; name another folder"
-            )
-    if existing.fingerprint != source_hash:
-        raise UserError(f"{out} holds blocks of other text (or of a former version of it); name another folder")
+            return f"blocks prepared with {key}={existing.settings.get(key)}, not {value}"
+    return None if existing.fingerprint == source_hash else "blocks of other text (or of a former version of it)"
 
 
-def _clear(out: str) -> None:
-    """Make the folder, and remove what an interrupted `prepare` left in it; refuse a folder of something else."""
+@contextlib.contextmanager
+def _emptied(out: str, overwrite: bool) -> Iterator[None]:
+    """Make the folder and remove what an interrupted `prepare` left in it; refuse a folder of something else."""
     fs, inner = filesystem(out)
+    if is_local(fs):
+        with new_folder(inner, BLOCKS, overwrite) as folder, readable_errors(out, "write"):
+            (folder / "shards").mkdir()
+            yield
+        return
+    if overwrite:
+        raise UserError(f"--overwrite replaces folders of this machine, not {out}; name another place")
     with readable_errors(out, "write"):
-        if fs.isfile(inner):
-            raise UserError(f"{out} is a file; name a folder")
-        fs.makedirs(inner, exist_ok=True)
-        found = fs.ls(inner, detail=False) if fs.exists(inner) else []  # object stores have no empty folders
-        names = {posixpath.basename(path.rstrip("/")) for path in found}
-        foreign = names - {"shards", "tokenizer", "manifest.json.unfinished"}
-        if foreign:
-            raise UserError(f"{out} is not empty (it holds {min(foreign)}); name a new folder")
+        names = _names(fs, inner)
+        check_names(out, names, lambda pattern: pattern in names, BLOCKS)
         for name in names:
             fs.rm(posixpath.join(inner, name), recursive=True)
         fs.makedirs(posixpath.join(inner, "shards"), exist_ok=True)
+    yield
+
+
+def _names(fs: Any, inner: str) -> list[str]:
+    if fs.isfile(inner):
+        raise UserError(f"{inner} is a file; name a folder")
+    found = fs.ls(inner, detail=False) if fs.exists(inner) else []
+    return sorted({posixpath.basename(path.rstrip("/")) for path in found} - {posixpath.basename(inner.rstrip("/"))})
 
 
 def _splitting(config: DataConfig, pieces: list[Piece], shares: dict[str, float]) -> Splitting:

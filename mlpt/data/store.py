@@ -86,7 +86,7 @@ class Store:
             paths = self._try("list", folder, lambda: self._ls(folder))
         except FileNotFoundError:
             return []
-        return sorted({PurePosixPath(path).name for path in paths} - {PurePosixPath(folder).name})
+        return sorted({PurePosixPath(path).name for path in paths} - {PurePosixPath(self._path(folder)).name})
 
     def remove(self, name: str) -> None:
         """Remove an object, or all objects of a folder; fine if there is none."""

@@ -4,7 +4,6 @@
 once and hand each the same `Prepared`.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, l
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.errors import UserError
 from mlpt.models.config import positions_needed
+from mlpt.outputs import read_json
 from mlpt.tasks import TaskData, load_task
 from mlpt.training.group import default_device
 
@@ -158,13 +158,13 @@ def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
     model or masks."""
     path, settings = cell.folder / RESULT, cell.folder / SETTINGS
     if settings.is_file():
-        other = differences(json.loads(settings.read_text()), cell.identity(contents))
+        other = differences(read_json(settings), cell.identity(contents))
         if other:
             raise UserError(
                 f"{cell.folder} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
-                "out, or remove it"
+                "out, or replace it all with --overwrite"
             )
-    return CellResult.from_json(json.loads(path.read_text())) if path.is_file() else None
+    return CellResult.from_json(read_json(path)) if path.is_file() else None
 
 
 def finetune(

@@ -31,6 +31,7 @@ from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.errors import UserError
 from mlpt.models.conditional_encoder import load_stock_config
 from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
+from mlpt.outputs import read_json
 from mlpt.randomness import address
 from mlpt.tasks import TaskData
 from mlpt.training.checkpoint import Checkpoints
@@ -66,13 +67,13 @@ def run_multitask(
     written = folder / "config.json"
     tasks = read_tasks(config.tasks, config.source)
     identity = _identity(config, tasks)
-    if written.is_file() and (other := differences(json.loads(written.read_text()), identity)):
+    if written.is_file() and (other := differences(read_json(written), identity)):
         raise UserError(
             f"{folder} holds a multi-task run with other settings or data ({', '.join(other)}); choose another out, "
-            "or remove it"
+            "or replace it with --overwrite"
         )
     if (folder / "results.json").is_file():
-        finished = MultitaskResult.from_json(json.loads((folder / "results.json").read_text()))
+        finished = MultitaskResult.from_json(read_json(folder / "results.json"))
         say(f"{folder} is finished; results: {folder / 'results.json'}")
         say(table(finished))
         return finished

@@ -16,10 +16,11 @@ import yaml
 from pydantic import Field
 from ray import tune
 
+from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
-from mlpt.runtime.cluster import ray_session
+from mlpt.runtime.cluster import ray_session, where
 from mlpt.runtime.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
 from mlpt.runtime.plan import Plan, Say
 from mlpt.runtime.ranking import Score, Trial, pareto_front, scores, winning
@@ -77,21 +78,23 @@ class Outcome:
     winners: list[Score]
 
 
-def start_sweep(name: str, words: Sequence[str], say: Say, debug: bool = False) -> Outcome:
-    """Run the space called (or in the file) `name`; `words` are `key=value` settings of the trials or of the sweep."""
+def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = False, debug: bool = False) -> Outcome:
+    """Run the space called (or in the file) `name`; `words` are `key=value` settings of the trials or of the sweep.
+
+    overwrite  replace an earlier sweep in `sweep.folder`.
+    """
     sweep = _asked_for(name, words, None)
-    _sample(sweep)  # before there is a folder
-    try:
-        sweep.folder.mkdir(parents=True, mode=0o700)
-        asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
-        (sweep.folder / SWEEP).write_text(yaml.safe_dump(asked))
-    except FileExistsError as error:
+    folder = outputs.check_folder(sweep.folder, outputs.SWEEP, overwrite, resumes=True)
+    if not overwrite and outputs.is_there(folder, outputs.SWEEP):
         raise UserError(
-            f"{sweep.folder} exists; `mlpt tune --resume {sweep.folder}`, or another sweep.folder"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot make {sweep.folder} ({error.strerror}); choose another sweep.folder") from error
-    return _run(sweep, say, debug)
+            f"{folder} holds a sweep; `mlpt tune --resume {folder}`, replace it with --overwrite, or choose another "
+            "sweep.folder"
+        )
+    _sample(sweep)  # before there is a folder
+    with outputs.taken_folder(folder, outputs.SWEEP, private=True):
+        asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
+        outputs.write_file(folder / SWEEP, yaml.safe_dump(asked).encode())
+        return _run(sweep, say, debug)
 
 
 def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
@@ -99,8 +102,12 @@ def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
     path = Path(folder).expanduser().resolve()
     if not (path / SWEEP).is_file():
         raise UserError(f"{path} holds no sweep: it has no {SWEEP}")
-    asked = yaml.safe_load((path / SWEEP).read_text())
-    return _run(_asked_for(asked["space"], asked["words"], path), say, debug)
+    try:
+        asked = yaml.safe_load((path / SWEEP).read_text())
+        name, words = str(asked["space"]), [str(word) for word in asked["words"]]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path / SWEEP} is damaged and does not say which sweep this is") from error
+    return _run(_asked_for(name, words, path), say, debug)
 
 
 def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
@@ -121,7 +128,9 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     say(f"{space.name}: {space.question}")
     is_nested = runtime.most_workers > 1
     environment = worker_environment(runtime) if is_nested else {}
-    with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment):
+    say(f"{where(runtime)} ...")
+    resume = f"`mlpt tune --resume {sweep.folder}`"
+    with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment, resume):
         if is_nested:
             require_dashboard()
         data, length = job.data(sample, sweep.folder, say)

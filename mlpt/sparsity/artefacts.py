@@ -4,10 +4,10 @@ A mask is a small artefact for an untouched base model: the file names that mode
 """
 
 import hashlib
-import os
+import io
 import pickle
-import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor, nn
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, reason
 from mlpt.models.masked import backbone_of
+from mlpt.outputs import write_file
 from mlpt.settings import Settings
 from mlpt.sparsity.making import density, layer_density
 
@@ -150,15 +151,15 @@ def save_masks(file: MaskFile, path: str | Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = file.description.model_dump_json(indent=1)
         packed = {name: pack(mask) for name, mask in file.masks.items()}
-        _replace(target, lambda temporary: save_file(packed, temporary, metadata={"sparsity": text}))
-        _replace(description_path(target), lambda temporary: Path(temporary).write_text(text + "\n", encoding="utf-8"))
+        write_file(description_path(target), f"{text}\n".encode())
+        write_file(target, save(packed, metadata={"sparsity": text}))  # last: what is not whole has none
     except OSError as error:
         raise UserError(_unwritten(target, error)) from error
     return target
 
 
 def _unwritten(target: Path, error: OSError) -> str:
-    return f"masks cannot be written to {target}: {error.strerror or error}; a file that was there is kept"
+    return f"masks cannot be written to {target}: {reason(error)}; a file that was there is kept"
 
 
 def description_path(masks: Path) -> Path:
@@ -213,21 +214,6 @@ def unpack(bits: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)).view(shape)
 
 
-def _replace(target: Path, write: Callable[[str], object]) -> None:
-    """Write to a file beside `target`, flush it to the disk, and put it in `target`'s place in one step."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 # ---------------------------------------------------------------- the published mask.pt
 
 
@@ -239,14 +225,17 @@ def save_published(
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, lambda temporary: torch.save(renamed, temporary))
+        content = io.BytesIO()  # torch's own writer tells of a full disk in riddles
+        torch.save(renamed, content)
+        write_file(target, content.getvalue())
     except OSError as error:
         raise UserError(_unwritten(target, error)) from error
 
 
 def _load_published(source: Path) -> MaskFile:
     try:
-        stored = torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch comments on pickles that it then refuses
+            stored = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{source} is refused: it holds more than tensors, and loading it could run code") from error
     except Exception as error:  # arbitrary bytes make the unpickler stumble in any way

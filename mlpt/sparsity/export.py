@@ -20,6 +20,7 @@ from mlpt.errors import UserError
 from mlpt.models.encoder import load_encoder
 from mlpt.models.masked import backbone_of, remove_scores
 from mlpt.models.saved_tokenizer import save_tokenizer
+from mlpt.outputs import read_json
 from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
 from mlpt.sparsity.beside import groups_beside
 from mlpt.sparsity.structured import shrink
@@ -104,7 +105,7 @@ def load_compact(folder: str | Path) -> Any:
     source = Path(folder)
     if not (source / COMPACT_FILE).is_file():
         raise UserError(f"{source} has no {COMPACT_FILE}; load it with transformers.AutoModelForMaskedLM")
-    sizes = json.loads((source / COMPACT_FILE).read_text(encoding="utf-8"))
+    sizes = read_json(source / COMPACT_FILE)
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source))
     config = model.config
     kept = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}

@@ -4,6 +4,7 @@ A head or neuron is masked at the input of the linear layer that reads it. The c
 the neurons, of all layers together, as in the published code.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlpt.models.masked import (
     group_masked_modules,
     remove_scores,
 )
+from mlpt.outputs import write_file
 from mlpt.sparsity.making import check_sparsity, lowest, pruned_count
 from mlpt.sparsity.scores import scores_of_mask
 
@@ -117,7 +119,9 @@ def _masked(model: nn.Module, kind: Kind) -> list[GroupMaskedLinear]:
 
 def save_group_mask(mask: Tensor, path: str | Path) -> None:
     """Write `head_mask.npy` or `ffn_mask.npy` as published: float32 (layers, groups), 1 = kept."""
-    np.save(path, mask.float().numpy(), allow_pickle=False)
+    content = io.BytesIO()
+    np.save(content, mask.float().numpy(), allow_pickle=False)
+    write_file(Path(path), content.getvalue())
 
 
 def save_groups(model: nn.Module, kinds: Sequence[Kind], folder: Path) -> None:

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from tiny_bert import tiny_bert, token_batch
 from transformers import AutoModel
 
-import mlpt.sparsity.artefacts as artefacts
 from mlpt.errors import UserError
 from mlpt.models.masked import add_pooler, attach_scores, backbone_of, maskable_weights
 from mlpt.sparsity.artefacts import (
@@ -188,11 +187,14 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = save_masks(mask_file(tiny_bert(), 0.5), tmp_path)
     old = path.read_bytes()
 
-    def dies_half_way(tensors, name, metadata):
-        Path(name).write_bytes(b"half")
-        raise KeyboardInterrupt
+    replace = os.replace
 
-    monkeypatch.setattr(artefacts, "save_file", dies_half_way)
+    def dies_half_way(source, target):
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", dies_half_way)
     with pytest.raises(KeyboardInterrupt):
         save_masks(mask_file(tiny_bert(), 0.9), tmp_path)
     assert path.read_bytes() == old

@@ -12,7 +12,7 @@ from mlpt.config import RunConfig
 from mlpt.data.store import StorageError, Store
 from mlpt.errors import UserError
 from mlpt.job import run_rank
-from mlpt.rundir import new_run_dir, open_run
+from mlpt.rundir import new_run, open_run
 from mlpt.settings import load_settings, merge
 from mlpt.training.checkpoint import COMMITTED
 from mlpt.training.group import Group
@@ -247,15 +247,21 @@ def test_a_rank_gets_the_checkpoint_that_rank_0_goes_on_from_and_no_other_of_tha
         run.checkpoints.load(1, "another")
 
 
+def start(config):
+    """What a run leaves that ends as soon as it has its place."""
+    with new_run(config) as run:
+        return run
+
+
 def test_a_uri_that_holds_a_run_is_refused_and_opened_elsewhere(store, machine):
     config = RunConfig(run_dir=URI)
-    run = new_run_dir(config)
-    (run.folder / "blocks.json").write_text("{}")
-    run.send("blocks.json")
+    with new_run(config) as run:
+        (run.folder / "blocks.json").write_text("{}")
+        run.send("blocks.json")
     with pytest.raises(UserError, match=f"{URI} holds a run of this very configuration; .* --resume {URI}"):
-        new_run_dir(config)
+        start(config)
     with pytest.raises(UserError, match="another configuration"):
-        new_run_dir(config.model_copy(update={"seed": 1}))
+        start(config.model_copy(update={"seed": 1}))
     machine("second")
     again, opened = open_run(f"{URI}/")
     assert opened == config
@@ -267,17 +273,39 @@ def test_a_uri_that_holds_a_run_is_refused_and_opened_elsewhere(store, machine):
 
 def test_the_working_folder_of_a_run_that_was_deleted_is_not_taken_for_the_new_run_there(store):
     config = RunConfig(run_dir=URI)
-    old = new_run_dir(config)
+    old = start(config)
     (old.folder / "checkpoints" / "step_00000001").mkdir()
     for name in ("config.yaml", "run.json"):
         store.remove(name)
-    assert list((new_run_dir(config).folder / "checkpoints").iterdir()) == []
+    assert list((start(config).folder / "checkpoints").iterdir()) == []
 
 
-def test_checkpoints_without_a_configuration_are_no_place_for_a_new_run(store):
-    Run().save(1)
-    with pytest.raises(UserError, match="holds checkpoints of a run without"):
-        new_run_dir(RunConfig(run_dir=URI))
+@pytest.mark.parametrize("there", ["checkpoints/step_00000001/COMMITTED", "metrics.jsonl", "notes.txt"])
+def test_what_a_user_keeps_at_a_uri_is_not_mixed_into(store, there):
+    store.write(there, b"theirs")
+    with pytest.raises(UserError, match=f"{URI} is not empty .* and is not a run that mlpt made; name a new folder"):
+        start(RunConfig(run_dir=URI))
+    assert store.read(there) == b"theirs"
+    assert store.read("config.yaml") is None
+
+
+def test_a_start_that_fails_leaves_its_uri_as_it_was(store):
+    def fails():
+        with new_run(RunConfig(run_dir=URI)) as run:
+            (run.folder / "blocks.json").write_text("{}")
+            run.send("blocks.json")
+            raise UserError("no such text")
+
+    with pytest.raises(UserError, match="no such text"):
+        fails()
+    assert store.names("") == []
+    assert start(RunConfig(run_dir=URI, seed=3)).remote is not None
+
+
+def test_a_start_that_was_killed_before_it_had_blocks_does_not_hold_its_uri(store):
+    start(RunConfig(run_dir=URI))
+    start(RunConfig(run_dir=URI, seed=3))
+    assert open_run(URI)[1].seed == 3
 
 
 def test_a_folder_that_somebody_copied_to_a_uri_is_a_run_there(store):

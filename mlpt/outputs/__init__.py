@@ -1,0 +1,42 @@
+"""Where commands leave their results: one rule for all, so that nothing of anybody is overwritten or mixed into.
+
+A result goes into a new or an empty place; with `--overwrite` also into that of an earlier result of the same kind,
+which stays until the new one is there.
+"""
+
+from mlpt.outputs.files import check_file, is_json_of, read_json, write_file, write_json
+from mlpt.outputs.folders import (
+    check_folder,
+    check_names,
+    forget_replaced,
+    growing_folder,
+    is_there,
+    new_folder,
+    taken_folder,
+)
+from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SWEEP, Kind
+from mlpt.outputs.places import named
+
+__all__ = [
+    "BLOCKS",
+    "EXPORT",
+    "FINE_TUNING",
+    "MASKS",
+    "MULTITASK",
+    "RUN",
+    "SWEEP",
+    "Kind",
+    "check_file",
+    "check_folder",
+    "check_names",
+    "forget_replaced",
+    "growing_folder",
+    "is_json_of",
+    "is_there",
+    "named",
+    "new_folder",
+    "read_json",
+    "taken_folder",
+    "write_file",
+    "write_json",
+]

@@ -1,0 +1,188 @@
+"""The rule for folders: a new or empty one, or with `--overwrite` an earlier result of the same kind."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from mlpt.errors import CrashError, UserError
+from mlpt.outputs.files import write_file
+from mlpt.outputs.kinds import Kind
+from mlpt.outputs.places import absolute, check_writable, said
+
+_ASIDE = ".replaced"  # all that was there before, until the new result is
+_MOVING = ".replacing"  # a part of it, on its way there or back
+
+
+def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = False, resumes: bool = False) -> Path:
+    """The absolute path of a folder that may take a result of `kind`; nothing is made yet.
+
+    What an attempt that was killed has set aside comes back first.
+
+    resumes  the command goes on with a result of its kind that it finds there.
+    Raises `UserError` for a file, a folder of anything else, and what cannot be written.
+    """
+    path = absolute(place)
+    with said(path):
+        if path.is_file():
+            raise UserError(f"{path} is a file; name a folder")
+        check_writable(path)
+        if (path / _MOVING).exists() or ((path / _ASIDE).exists() and not is_there(path, kind)):
+            _put_back(path)
+        names = _names(path)
+    check_names(str(path), names, lambda pattern: _has(path, pattern), kind, overwrite, resumes)
+    return path
+
+
+def check_names(
+    place: str,
+    names: Sequence[str],
+    has: Callable[[str], bool],
+    kind: Kind,
+    overwrite: bool = False,
+    resumes: bool = False,
+) -> None:
+    """The rule itself, for a folder or URI `place` with `names` directly in it; `has(pattern)` looks for a pattern.
+
+    Raises `UserError` where a result of `kind` may not go there.
+    """
+    if not names:
+        return
+    if not any(has(mark) for mark in kind.marks):
+        raise UserError(
+            f"{place} is not empty (it holds {min(names)}) and is not {kind.name} that mlpt made; name a new folder"
+        )
+    is_result = any(has(result) for result in kind.results)
+    if is_result and resumes and not overwrite:
+        return
+    foreign = [name for name in names if not name.startswith(".") and not _belongs(name, has, kind)]
+    if foreign:
+        raise UserError(f"{place} holds {min(foreign)} besides {kind.name}; name a new folder")
+    if is_result and not overwrite:
+        raise UserError(f"{place} holds {kind.name}; name a new folder, or replace it with --overwrite")
+
+
+@contextlib.contextmanager
+def new_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool, mark: str | None = None) -> Iterator[Path]:
+    """`check_folder` and `taken_folder` in one, for a result that is made at once."""
+    with taken_folder(check_folder(place, kind, overwrite), kind, mark) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def growing_folder(
+    place: str | os.PathLike[str], kind: Kind, overwrite: bool, files: Mapping[str, str] | None = None
+) -> Iterator[Path]:
+    """The folder of a result that the same command may go on with later; with `overwrite` it begins anew.
+
+    files  what is written into a new one first, and says what was asked.
+    """
+    path = check_folder(place, kind, overwrite, resumes=True)
+    if is_there(path, kind) and not overwrite:
+        yield path
+        return
+    with taken_folder(path, kind):
+        for name, text in (files or {}).items():
+            write_file(path / name, text.encode())
+        yield path
+
+
+@contextlib.contextmanager
+def taken_folder(path: Path, kind: Kind, mark: str | None = None, private: bool = False) -> Iterator[Path]:
+    """The folder that `check_folder` has found fit, made and emptied, to write a result into.
+
+    What was there comes back if the block fails and leaves no result of `kind`; it goes when the block ends well.
+    After a `CrashError` what the block left stays in a place that was empty.
+
+    mark     a file that the result has last: until then it is there, empty or written, as `mark.unfinished`.
+    private  a folder that is made can be read by its owner only.
+    """
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    with said(path):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        _set_aside(path)
+    try:
+        if mark is not None:
+            (path / f"{mark}.unfinished").touch()
+        yield path
+        if mark is not None:
+            os.replace(path / f"{mark}.unfinished", path / mark)
+    except BaseException as error:
+        is_to_stay = isinstance(error, CrashError) and not (path / _ASIDE).exists()
+        if not is_to_stay and not is_there(path, kind):
+            _put_back(path)
+            for one in made:
+                with contextlib.suppress(OSError):  # others may have put something beside it
+                    one.rmdir()
+        raise
+    forget_replaced(path)
+
+
+def is_there(path: Path, kind: Kind) -> bool:
+    """True if the folder `path` holds a result of `kind`, or the beginning of one."""
+    return any(_has(path, result) for result in kind.results)
+
+
+def forget_replaced(path: Path) -> None:
+    """Remove what `taken_folder` has set aside in `path`."""
+    shutil.rmtree(path / _ASIDE, ignore_errors=True)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(path) if name not in (_ASIDE, _MOVING)]
+    except FileNotFoundError:
+        return []
+
+
+def _has(path: Path, pattern: str) -> bool:
+    return any(path.glob(pattern))
+
+
+def _belongs(name: str, has: Callable[[str], bool], kind: Kind) -> bool:
+    for pattern in kind.contents:
+        head, _, inside = pattern.partition("/")
+        if fnmatch(name, head) and (not inside or has(f"{_escaped(name)}/{inside}")):
+            return True
+    return False
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _set_aside(path: Path) -> None:
+    """Move what is in `path` into a hidden folder in it."""
+    forget_replaced(path)
+    names = _names(path)
+    if not names:
+        return
+    (path / _MOVING).mkdir()
+    try:
+        for name in names:
+            os.rename(path / name, path / _MOVING / name)
+        os.rename(path / _MOVING, path / _ASIDE)
+    except OSError:
+        _move_up(path)
+        raise
+
+
+def _put_back(path: Path) -> None:
+    """Remove what an attempt has made in `path`, and move back what was set aside for it."""
+    if not (path / _MOVING).exists():
+        for name in _names(path):
+            whole = path / name
+            shutil.rmtree(whole) if whole.is_dir() and not whole.is_symlink() else whole.unlink()
+        if (path / _ASIDE).is_dir():
+            os.rename(path / _ASIDE, path / _MOVING)
+    _move_up(path)
+
+
+def _move_up(path: Path) -> None:
+    """While this folder is there, a part of what was set aside may be in its place already: nothing is removed."""
+    if (path / _MOVING).is_dir():
+        for name in os.listdir(path / _MOVING):
+            os.rename(path / _MOVING / name, path / name)
+        (path / _MOVING).rmdir()
