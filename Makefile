@@ -31,7 +31,8 @@ test: install
 # The slow tests of what a cluster promises: jobs, autoscaling, faults of disks, storage and nodes. A quarter of an hour.
 cluster-test: install
 	$(BIN)/python -m pytest -m slow tests/integration/test_jobs.py tests/integration/test_autoscaling.py \
-		tests/integration/test_faults.py tests/integration/test_object_store.py tests/integration/test_nodes.py
+		tests/integration/test_faults.py tests/integration/test_object_store.py tests/integration/test_nodes.py \
+		tests/integration/test_ray_dies.py
 
 slow: install
 	$(BIN)/python -m pytest -m slow

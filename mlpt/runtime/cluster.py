@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
+from ray._private.utils import get_num_cpus  # what ray.init counts where it is not told
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
+from mlpt.runtime.watchdog import watched
 
 _KNOCK_TIMEOUT_S = 10.0
 
@@ -32,6 +34,7 @@ def ray_session(
     debug: bool = False,
     nested: bool = False,
     environment: Mapping[str, str] | None = None,
+    resume: str = "the same command",
 ) -> Iterator[None]:
     """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block.
 
@@ -39,6 +42,7 @@ def ray_session(
     nested       runs will start runs of their own. Ray then needs its dashboard, and its processes must know its
                  address, or it leaks the resources of those that are stopped.
     environment  variables that every process of the job gets.
+    resume       what goes on with the work if Ray dies; that ends this process with one line and exit code 2.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -61,9 +65,15 @@ def ray_session(
             "or use runtime.address=local"
         ) from error
     try:
-        yield
+        with watched(resume):
+            yield
     finally:
         ray.shutdown()
+
+
+def where(runtime: RuntimeConfig) -> str:
+    """What `ray_session` is about to do, for people who wait for it."""
+    return "starting Ray on this machine" if runtime.address == "local" else f"joining Ray at {runtime.address}"
 
 
 def _with(environment: Mapping[str, str] | None) -> dict[str, Any]:
@@ -94,8 +104,26 @@ def _knock(address: str) -> None:
 
 
 def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:
-    """Logical CPUs that a run asks for: its workers and, when something is learned, the meta-learner."""
-    return runtime.most_workers * runtime.cpus_per_worker + (runtime.meta_cpus if with_learner else 0)
+    """Logical CPUs that a run asks for: its workers and, when something is learned, the meta-learner.
+
+    Elastic workers ask for no more than this machine has, where Ray is our own.
+    """
+    workers = runtime.most_workers * runtime.cpus_per_worker
+    if runtime.address == "local" and not isinstance(runtime.num_workers, int):
+        least = runtime.least_workers * runtime.cpus_per_worker
+        workers = min(workers, max(least, get_num_cpus()))
+    return workers + (runtime.meta_cpus if with_learner else 0)
+
+
+def check_cores(workers: int, cpus_each: float, lower: str) -> None:
+    """Raise `UserError` where our own Ray would start more workers than this machine has CPUs for.
+
+    The meta-learner may share a core with them. lower: the setting to lower.
+    """
+    have, needed = get_num_cpus(), workers * cpus_each
+    if needed > have:
+        who = "1 worker needs" if workers == 1 else f"{workers} workers need"
+        raise UserError(f"{who} {needed:g} CPUs and this machine has {have}; lower {lower}")
 
 
 def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[str], None]) -> None:
@@ -104,7 +132,7 @@ def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[s
     Raises `UserError` where it can never fit (our own Ray); on a cluster, which may grow, `say` is told of the wait.
     """
     have = ray.cluster_resources()
-    least = runtime.num_workers if isinstance(runtime.num_workers, int) else runtime.num_workers[0]
+    least = runtime.least_workers
     learner = 1 if with_learner else 0
     needs = {
         "CPU": least * runtime.cpus_per_worker + learner * runtime.meta_cpus,

@@ -18,7 +18,7 @@ from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
 from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell, say_masks
 from mlpt.downstream.results import CellResult, summarise, table, write_results
 from mlpt.errors import UserError
-from mlpt.runtime.cluster import ray_session
+from mlpt.runtime.cluster import check_cores, ray_session
 from mlpt.saved import resolve_model
 
 Say = Callable[[str], None]
@@ -46,7 +46,9 @@ def finetune_cells(
     say_masks(config, say)
     say(f"{len(waiting)} of {len(grid)} cells, {workers} at a time; results go to {config.out}")
     runtime = RuntimeConfig(address=address)
-    with ray_session(runtime, workers):
+    if address == "local":
+        check_cores(min(workers, len(waiting)), 1, "--workers")
+    with ray_session(runtime, min(workers, len(waiting))):
         _run_all(waiting, workers, say, show)
     results = [result for cell in grid if (result := read_result(cell, contents[cell.task])) is not None]
     write_results(Path(config.out) / "results.json", results)

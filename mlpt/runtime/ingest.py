@@ -9,7 +9,7 @@ import ray
 from mlpt.config import RunConfig
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
-from mlpt.runtime.cluster import ray_session
+from mlpt.runtime.cluster import ray_session, where
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -33,5 +33,6 @@ def blocks_on_cluster(config: RunConfig, folder: Path, display: Display, debug: 
 
     `config.blocks` must be a folder or URI that every node can read and write.
     """
+    display.doing(where(config.runtime))
     with ray_session(config.runtime, 1, debug):
         return blocks_of(config, folder, display, run_shards_on_ray)

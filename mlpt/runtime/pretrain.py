@@ -20,12 +20,12 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mlpt.config import RunConfig
-from mlpt.errors import UserError, resume_command
+from mlpt.config import RunConfig, RuntimeConfig
+from mlpt.errors import CrashError, UserError, is_lasting, resume_command, system_error, told
 from mlpt.job import learns, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
-from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
+from mlpt.runtime.cluster import check_cores, check_resources, needed_cpus, ray_session, where
 from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
 from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.group import Group
@@ -52,11 +52,20 @@ def pretrain_on_ray(
     Raises `UserError` for what the user can put right; training resumes where it was after that. Raises `RunStopped`
     when `stop` asked for it and everything is saved.
     """
-    with ray_session(config.runtime, needed_cpus(config.runtime, learns(config)), debug):
+    runtime, run = config.runtime, str(run_dir) if remote is None else remote.uri
+    if runtime.address == "local":
+        check_cores(runtime.least_workers, runtime.cpus_per_worker, "runtime.num_workers or runtime.cpus_per_worker")
+    display.doing(where(runtime))
+    with ray_session(runtime, needed_cpus(runtime, learns(config)), debug, resume=f"`{resume_command(run)}`"):
         if stop is not None:
             stop.listen()
-        check_resources(config.runtime, learns(config), display.say)
+        check_resources(runtime, learns(config), display.say)
+        display.doing(f"starting {_workers(runtime)}{' and the meta-learner' if learns(config) else ''}")
         return _on_ray(config, blocks, run_dir, display, remote, stop)
+
+
+def _workers(runtime: RuntimeConfig) -> str:
+    return "1 worker" if runtime.num_workers == 1 else f"up to {runtime.most_workers} workers"
 
 
 def _on_ray(
@@ -102,7 +111,7 @@ def _on_ray(
         with _Relay(hub, display):
             result = trainer.fit() if stop is None else _fit(trainer, hub, stop)
     except Exception as error:
-        raise UserError(_why_failed(error, hub, str(run_dir) if remote is None else remote.uri)) from error
+        raise _why_failed(error, hub, str(run_dir) if remote is None else remote.uri) from error
     finally:
         if actor is not None:
             end_actor(actor, remote)
@@ -171,17 +180,28 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
             )
     except RunStopped as stopped:
         return {"stopped": stopped.step}
-    except UserError as error:
-        _log.error("%s", error)
-        ray.get(hub.fail.remote(str(error)))
+    except Exception as error:
+        said = _for_people(error, str(run_dir) if remote is None else remote.uri)
+        if said is None:
+            _log.exception("rank %d failed", rank)
+            raise
+        _log.error("%s", said)
+        ray.get(hub.fail.remote(said))
         if group.world == 1:
-            return {"error": str(error)}
+            return {"error": said}
         raise  # the other ranks wait in a collective: only a restart of the group frees them
-    except Exception:
-        _log.exception("rank %d failed", rank)
-        raise
     finally:
         send_log(remote, log)
+
+
+def _for_people(error: Exception, run: str) -> str | None:
+    """The line about an error that a restart of the group would only meet again; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    trouble = system_error(error)
+    if trouble is None or not is_lasting(trouble):
+        return None
+    return told(trouble, f"`{resume_command(run)}`")
 
 
 class Hub:
@@ -295,13 +315,13 @@ def _preemption_notice(config: RunConfig) -> Callable[[int], bool]:
     return must_save
 
 
-def _why_failed(error: Exception, hub: Any, run: str) -> str:
+def _why_failed(error: Exception, hub: Any, run: str) -> UserError:
     try:
         said = ray.get(hub.error.remote(), timeout=10)
     except ray.exceptions.RayError:
         said = None
     if said is not None:
-        return said
+        return UserError(said)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1] if lines else type(error).__name__
-    return f"training failed: {reason}; see {run}/logs, then `{resume_command(run)}`"
+    return CrashError(f"training failed: {reason}; see {run}/logs, then `{resume_command(run)}`")

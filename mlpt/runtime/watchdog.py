@@ -1,0 +1,135 @@
+"""Sees at once that Ray itself died, its raylet or its GCS, of which no Python code is told.
+
+Ray would end this process on its own, after up to a minute and with pages of its log; here it is one line, and the
+command that goes on.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import psutil
+import ray
+
+from mlpt.reporting.text import say_error
+
+_KNOCK_EVERY_S = 2.0
+_KNOCKS = 10  # in vain, one after another; Ray gives up after a minute
+
+
+@contextlib.contextmanager
+def watched(resume: str) -> Iterator[None]:
+    """While the block runs, the end of the Ray that this process has joined ends it, with exit code 2.
+
+    resume  what goes on with the work, for people.
+    """
+    node = ray._private.worker._global_node
+    processes = {"raylet": _raylet(node.raylet_socket_name), "GCS": _own_gcs(node)}
+    known = {name: pid for name, pid in processes.items() if pid is not None}
+    with contextlib.ExitStack() as opened:
+        if hasattr(os, "pidfd_open"):  # Linux
+            opened.enter_context(watching(Ends(known, resume)))
+        if "GCS" not in known:
+            opened.enter_context(watching(Answers(node.gcs_address, resume)))
+        yield
+
+
+@contextlib.contextmanager
+def watching(watcher: "Ends | Answers") -> Iterator[None]:
+    thread = threading.Thread(target=watcher.run, name="ray-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        watcher.stop()
+        thread.join(timeout=10)
+
+
+class Ends:
+    """Waits for the end of one of the processes (pid by name), without asking again and again."""
+
+    def __init__(self, processes: dict[str, int], resume: str):
+        self._names = {os.pidfd_open(pid): name for name, pid in processes.items()}
+        self._resume = resume
+        self._stopped, self._stop = os.pipe()
+
+    def run(self) -> None:
+        poll = select.poll()
+        for descriptor in (*self._names, self._stopped):
+            poll.register(descriptor, select.POLLIN)
+        found = {descriptor for descriptor, _ in poll.poll()}
+        if self._stopped not in found:
+            _end(self._names[found.pop()], self._resume)
+        for descriptor in (*self._names, self._stopped, self._stop):
+            os.close(descriptor)
+
+    def stop(self) -> None:
+        os.write(self._stop, b".")
+
+
+class Answers:
+    """Knocks at the GCS of a cluster, which may be on another machine."""
+
+    def __init__(self, address: str, resume: str):
+        host, _, port = address.rpartition(":")
+        self._place = (host.strip("[]"), int(port))
+        self._resume = resume
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        in_vain = 0
+        while not self._stop.wait(_KNOCK_EVERY_S):
+            try:
+                socket.create_connection(self._place, timeout=_KNOCK_EVERY_S).close()
+                in_vain = 0
+            except OSError:
+                in_vain += 1
+            if in_vain == _KNOCKS and not self._stop.is_set():
+                _end("GCS", self._resume)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+def _raylet(socket_name: str) -> int | None:
+    """The raylet of this node, whoever started it."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and any(socket_name in word for word in process.info["cmdline"] or ()):
+            return process.pid
+    return None
+
+
+def _own_gcs(node: "ray._private.node.Node") -> int | None:
+    """The GCS that this process has started."""
+    started = node.all_processes.get("gcs_server")
+    return started[0].process.pid if started else None
+
+
+def _end(what: str, resume: str) -> None:
+    """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
+    with _silence():  # Ray's own threads are about to print pages
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    if sys.stderr.isatty():
+        os.write(2, b"\033[?25h\n")  # a live display has hidden the cursor
+    say_error(f"Ray's {what} has died, and with it what ran on this Ray; go on by {resume}")
+    sys.stderr.flush()
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    try:
+        yield
+    finally:
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)

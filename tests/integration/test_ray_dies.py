@@ -1,0 +1,60 @@
+"""Processes of Ray itself die under a run, or a file outside checkpoints cannot be written: one line, the way on."""
+
+import shlex
+
+import psutil
+import pytest
+from real_runs import metrics_of, wait_until
+
+STEPS = ["train.steps=20000", "train.checkpoint_every=20"]
+
+
+def begun(mlpt, run, *words):
+    """The process of a run that has a checkpoint."""
+    process = mlpt.start("pretrain", *words, *STEPS, f"run_dir={run}")
+    wait_until(lambda: list(run.glob("checkpoints/*/COMMITTED")) or process.poll() is not None)
+    assert process.poll() is None, mlpt.output()
+    return process
+
+
+def last_line(mlpt):
+    """The one line that tells of the end; there is nothing of Ray's own log around it."""
+    output = mlpt.output()
+    assert "(raylet)" not in output
+    assert "Traceback" not in output
+    assert sum(line.startswith("mlpt: ") for line in output.splitlines()) == 1, output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("process_name", "name"), [("raylet", "raylet"), ("gcs_server", "GCS")])
+def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, process_name, name):
+    run = tmp_path / "run"
+    process = begun(mlpt, run, *tiny)
+    started = psutil.Process(process.pid).children(recursive=True)
+    for one in started:
+        if one.name() == process_name:
+            one.kill()
+    assert process.wait(timeout=30) == 2, mlpt.output()
+    assert last_line(mlpt) == (
+        f"mlpt: Ray's {name} has died, and with it what ran on this Ray; go on by `mlpt pretrain --resume {run}`"
+    )
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
+    assert metrics_of(run)
+
+
+@pytest.mark.slow
+def test_a_policy_that_cannot_be_written_is_one_line_with_the_way_on(mlpt, tiny, tmp_path):
+    run = tmp_path / "run"
+    process = begun(mlpt, run, *tiny)
+    aside = run / "policies"
+    aside.rename(run / "aside")
+    aside.write_text("in the way")
+    assert process.wait(timeout=120) == 2, mlpt.output()
+    line = last_line(mlpt)
+    assert "policies" in line
+    aside.unlink()
+    (run / "aside").rename(aside)
+    way_on = shlex.split(line.rpartition("`mlpt ")[2].rstrip("`"))
+    assert way_on == ["pretrain", "--resume", str(run)]

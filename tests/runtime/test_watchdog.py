@@ -1,0 +1,58 @@
+"""The end of Ray's own processes ends a command with one line, and at once; a command that ends well is left alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+ENDS = """
+import subprocess, sys, time
+from mlpt.runtime.watchdog import Ends, watching
+
+other = subprocess.Popen(["sleep", "100"])
+watched = subprocess.Popen(["sleep", "100"])
+with watching(Ends({"GCS": other.pid, "raylet": watched.pid}, "`mlpt --resume [x]`")):
+    print(other.pid, flush=True)
+    if sys.argv[1] == "dies":
+        watched.kill()
+        time.sleep(100)
+other.kill()
+watched.kill()
+print("done", flush=True)
+"""
+ANSWERS = """
+import socket, sys, time
+from mlpt.runtime import watchdog
+
+watchdog._KNOCK_EVERY_S = 0.02
+server = socket.create_server(("127.0.0.1", 0))
+address = f"127.0.0.1:{server.getsockname()[1]}"
+with watchdog.watching(watchdog.Answers(address, "the same command")):
+    time.sleep(0.2)
+    if sys.argv[1] == "dies":
+        server.close()
+        time.sleep(100)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (
+            ENDS,
+            "mlpt: Ray's raylet has died, and with it what ran on this Ray; go on by `mlpt --resume [x]`\n",
+        ),
+        (ANSWERS, "mlpt: Ray's GCS has died, and with it what ran on this Ray; go on by the same command\n"),
+    ],
+    ids=["process", "address"],
+)
+def test_the_death_of_ray_is_one_line_and_a_good_end_is_none(script, line):
+    dead, well = (
+        subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, timeout=60)
+        for how in ("dies", "ends")
+    )
+    assert (dead.returncode, dead.stderr) == (2, line)
+    assert "done" not in dead.stdout
+    assert (well.returncode, well.stderr) == (0, "")
+    assert well.stdout.endswith("done\n")
