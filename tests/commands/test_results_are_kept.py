@@ -1,0 +1,193 @@
+"""The one rule for outputs, for every command that leaves something: what is there is replaced only on request."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlpt import outputs
+from mlpt.errors import UserError
+
+SMALL = "--set vocab_size=200 --set block_size=32"
+FINETUNE = "finetune run --tasks docs_package seeds=[1] max_steps=1 keep_model=none"
+
+# A command without its place, the place of an earlier result of it, and one file of that.
+REPLACING = [
+    (f"prepare two\\ words/lr=3e-4.txt {SMALL} --set dev_share=0.2", "--out", "blocks", "manifest.json"),
+    ("pretrain recipe.yaml train.steps=1", "", "run", "config.yaml"),
+    ("prune run --sparsity 0.25", "--out", "masks", "masks.safetensors"),
+    ("prune run --sparsity 0.25", "--out", "masks.pt", ""),
+    ("prune run --sparsity 0.5 --structured heads --method random --seed 3", "--out", "heads.npy", ""),
+    ("export run --masks masks", "--out", "exported", "config.json"),
+    ("evaluate run --batches 2", "--json", "evaluated.json", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "option", "place", "file"), REPLACING)
+def test_an_earlier_result_is_replaced_on_request_alone(own_workspace, line, option, place, file):
+    told = f"{option} {place}" if option else ""
+    written = own_workspace.folder / place / file if file else own_workspace.folder / place
+    before = written.stat().st_mtime_ns
+    refused = own_workspace.run(f"{line} {told}")
+    assert refused.code == 2, refused
+    assert "--overwrite" in refused.err
+    own_workspace.is_unchanged()
+    replaced = own_workspace.run(f"{line} {told} --overwrite")
+    assert replaced.code == 0, replaced
+    assert written.stat().st_mtime_ns > before
+    assert not list(own_workspace.folder.rglob(".replaced"))
+
+
+@pytest.mark.parametrize(("line", "option", "place", "file"), [case for case in REPLACING if case[3]])
+def test_what_a_user_put_beside_a_result_stays(own_workspace, line, option, place, file):
+    notes = own_workspace.folder / place / "notes.md"
+    notes.write_text("mine\n")
+    refused = own_workspace.run(f"{line} {option and f'{option} {place}'} --overwrite")
+    assert refused.code == 2, refused
+    assert f"{place} holds notes.md besides" in refused.err
+    assert notes.read_text() == "mine\n"
+    assert (own_workspace.folder / place / file).is_file()
+
+
+@pytest.mark.parametrize("all_at_once", ["", "--multitask encoder=shared"])
+def test_a_fine_tuning_goes_on_where_it_was_and_begins_anew_on_request(own_workspace, all_at_once):
+    one = FINETUNE.replace("seeds=[1]", "") if all_at_once else FINETUNE
+    line = f"{one} {all_at_once} --out tuned"
+    assert own_workspace.run(line).code == 0
+    results = own_workspace.folder / "tuned/results.json"
+    first = json.loads(results.read_text())
+    other = own_workspace.run(f"{line} batch_size=16")
+    assert other.code == 2, other
+    assert "--overwrite" in other.err
+    assert json.loads(results.read_text()) == first
+    assert own_workspace.run(f"{line} batch_size=16 --overwrite").code == 0
+    assert json.loads(results.read_text()) != first
+
+
+def test_a_fine_tuning_that_cannot_begin_leaves_nothing(workspace):
+    workspace.refuses(f"{FINETUNE} --masks missing --out tuned", "there is no mask file")
+
+
+def test_json_files_are_whole_or_not_there(own_workspace, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    ended = own_workspace.run("masks show masks --json new.json")
+    assert ended.code == 2
+    assert "the disk is full" in ended.err
+    own_workspace.is_unchanged()
+
+
+# ---------------------------------------------------------------- the rule by itself
+
+KIND = outputs.Kind("a thing", marks=("mark",), results=("result",), contents=("mark", "result", "more*"))
+
+
+def write(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "overwrite", "says"),
+    [
+        ([], False, None),
+        (["mark"], False, None),  # a start that failed
+        (["mark", "result"], False, "holds a thing; name a new folder, or replace it with --overwrite"),
+        (["mark", "result", "more.txt"], True, None),
+        (["mark", "result", "else"], True, "holds else besides a thing"),
+        (["mark", "else"], False, "holds else besides a thing"),
+        (["result"], True, "is not empty .it holds result. and is not a thing that mlpt made"),
+        ([".hidden"], True, "is not empty"),
+    ],
+)
+def test_which_folders_may_take_a_result(tmp_path, names, overwrite, says):
+    place = write(tmp_path / "place", *names)
+    if says is None:
+        assert outputs.check_folder(place, KIND, overwrite) == place
+        return
+    with pytest.raises(UserError, match=says):
+        outputs.check_folder(place, KIND, overwrite)
+
+
+def test_going_on_with_a_result_replaces_nothing_and_so_minds_nothing(tmp_path):
+    place = write(tmp_path / "place", "mark", "result", "else")
+    with outputs.growing_folder(place, KIND, overwrite=False, files={"mark": "another"}) as folder:
+        assert folder == place
+    assert {name: (place / name).read_text() for name in os.listdir(place)} == {
+        name: name for name in ("mark", "result", "else")
+    }
+
+
+def failing(place, error, *names):
+    with outputs.taken_folder(place, KIND):
+        write(place, *names)
+        raise error
+
+
+@pytest.mark.parametrize("error", [UserError("no"), OSError("no"), KeyboardInterrupt(), RuntimeError("no")])
+def test_a_failure_puts_back_what_was_there(tmp_path, error):
+    place = write(tmp_path / "place", "mark", "result", "more.txt")
+    with pytest.raises(type(error)):
+        failing(place, error, "mark", "half")
+    assert sorted(os.listdir(place)) == ["mark", "more.txt", "result"]
+
+
+def test_a_failure_removes_what_was_made_and_no_more(tmp_path):
+    place = tmp_path / "a" / "b" / "c"
+    write(tmp_path / "a", "theirs")
+    with pytest.raises(UserError):
+        failing(place, UserError("no"), "mark")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "theirs"]
+
+
+def test_a_failure_after_there_is_something_to_keep_keeps_it(tmp_path):
+    place = write(tmp_path / "place", "mark", "result")
+    with pytest.raises(UserError):
+        failing(place, UserError("later"), "mark", "result", "more.txt")
+    assert {"mark", "result", "more.txt"} <= set(os.listdir(place))
+    with outputs.new_folder(place, KIND, overwrite=True):
+        assert os.listdir(place) == [".replaced"]
+
+
+def test_what_a_killed_attempt_set_aside_comes_back(tmp_path):
+    place = write(tmp_path / "place", "mark", "half")
+    write(place / ".replaced", "mark", "result")
+    with pytest.raises(UserError, match="holds a thing"):
+        outputs.check_folder(place, KIND)
+    assert sorted(os.listdir(place)) == ["mark", "result"]
+
+
+def test_what_was_half_moved_when_an_attempt_was_killed_comes_back_whole(tmp_path):
+    place = write(tmp_path / "place", "mark")
+    write(place / ".replacing", "result", "more.txt")
+    with pytest.raises(UserError, match="holds a thing"):
+        outputs.check_folder(place, KIND)
+    assert sorted(os.listdir(place)) == ["mark", "more.txt", "result"]
+
+
+def test_a_folder_may_be_the_working_folder_or_a_link(tmp_path, monkeypatch):
+    here = write(tmp_path / "here")
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    for place in (".", tmp_path / "link"):
+        with outputs.new_folder(place, KIND, overwrite=False) as folder:
+            write(folder, "mark", "result")
+        assert sorted(os.listdir(".")) == ["mark", "result"]
+        shutil.rmtree(here)
+        write(here)
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-that-name/x", "a\0b", " "])
+def test_what_is_no_path_is_one_line(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        outputs.check_folder(place, KIND)
+    with pytest.raises(UserError):
+        outputs.check_file(place)
