@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mlpt import cli_finetune, cli_masks
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
 
+
+class _Commands(TyperGroup):
+    """The commands; a Ctrl-C that one of them leaves to Python is told, where the library would end in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_error("stopped; the same command goes on where it was, a sweep by `mlpt tune --resume FOLDER`")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Pretrain encoder language models while learning how to pretrain them.",
     no_args_is_help=True,
     add_completion=False,
@@ -169,15 +183,13 @@ def _debugging() -> bool:
 def run(words: Sequence[str]) -> int:
     """What `mlpt WORDS` does; its exit code.
 
-    0: done. 1: `mlpt doctor` found something bad. 2: an error that one line on standard error tells. 130: Ctrl-C.
+    0: done. 1: `mlpt doctor` found something bad. 2: an error that one line on standard error tells. 130, 143: stopped
+    by Ctrl-C or SIGTERM.
     """
     try:
         code = app(list(words), prog_name="mlpt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        say_error("stopped; `mlpt pretrain --resume RUN` goes on from the last checkpoint")
-        return 130
     except Exception as error:
         if _debugging() and not _is_usage(error):
             raise

@@ -48,6 +48,17 @@ def test_input_that_cannot_be_used(workspace, line, says):
     workspace.refuses(line, says)
 
 
+def test_ctrl_c_is_one_line_in_commands_that_save_nothing_of_their_own(workspace, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlpt.sparsity.commands.show", stop)
+    ended = workspace.run("masks show masks")
+    assert (ended.code, ended.out) == (130, "")
+    assert ended.err.startswith("mlpt: stopped; the same command goes on where it was")
+    assert ended.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("damage", ["space: [", "words: [a]\n", "", "- a\n"])
 def test_a_damaged_sweep(own_workspace, damage):
     (own_workspace.folder / "sweep").mkdir()
