@@ -37,7 +37,7 @@ RESUMED = [
     ("pretrain --resume run --overwrite", "--resume goes on with a run and --overwrite replaces one"),
     ("pretrain --resume xyz://bucket/run", "Protocol not known: xyz"),
     ("pretrain --resume run model.layers=9", "model.layers cannot change in the middle of a run"),
-    ("pretrain --resume run lr=3", "lr cannot change in the middle of a run"),
+    ("pretrain --resume run lr=3", "unknown setting 'lr'; did you mean 'train.optimizer.lr'?"),
     ("pretrain --resume run train.steps=1", "--resume can only make a run longer: it has 2 steps and would have 1"),
     ("pretrain --resume 'unfinished run'", "unfinished run has no checkpoint to go on from"),
     ("pretrain --restart", "--restart begins the run that --resume names again"),
