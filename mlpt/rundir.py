@@ -91,7 +91,7 @@ def new_run(config: RunConfig, overwrite: bool = False) -> Iterator[RunDir]:
     path = outputs.check_folder(config.run_dir or _unused(config.name), outputs.RUN, overwrite, resumes=True)
     if not overwrite and outputs.is_there(path, outputs.RUN):
         raise _taken(str(path), _text(path / CONFIG), config)
-    with outputs.taken_folder(path, outputs.RUN, private=True):
+    with outputs.taken_folder(path, outputs.RUN, overwrite, private=True):
         try:
             for folder in _FOLDERS:
                 (path / folder).mkdir()
@@ -129,7 +129,7 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
     has = partial(_has, store)
     outputs.check_names(uri, store.names(""), has, outputs.RUN, resumes=True)
     there = store.read(CONFIG)
-    if there is not None and not _has_failed_to_start(store):
+    if there is not None:  # also of a start that was killed: from here it cannot be told from one under way
         raise _taken(uri, there.decode(errors="replace"), config)
     remote = Remote(uri, uuid.uuid4().hex)
     try:
@@ -152,13 +152,6 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
 def _has(store: Store, pattern: str) -> bool:
     folder, _, name = pattern.rpartition("/")
     return any(fnmatch(there, name) for there in store.names(folder))
-
-
-def _has_failed_to_start(store: Store) -> bool:
-    """True if a run ended before it had trained anything: one that trains has blocks, and sends its logs at its end."""
-    if any(_has(store, result) for result in outputs.RUN.results):
-        return False
-    return store.read(_BLOCKS) is None or bool(store.names("logs"))
 
 
 def _open_at_uri(uri: str) -> RunDir:

@@ -1,6 +1,7 @@
 """The rule for folders: a new or empty one, or with `--overwrite` an earlier result of the same kind."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = Fa
             raise UserError(f"{path} is a file; name a folder")
         check_writable(path)
         if (path / _MOVING).exists() or ((path / _ASIDE).exists() and not is_there(path, kind)):
-            _put_back(path)
+            with _alone_in(path):
+                _put_back(path)
         names = _names(path)
     check_names(str(path), names, lambda pattern: _has(path, pattern), kind, overwrite, resumes)
     return path
@@ -67,7 +69,7 @@ def check_names(
 @contextlib.contextmanager
 def new_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool, mark: str | None = None) -> Iterator[Path]:
     """`check_folder` and `taken_folder` in one, for a result that is made at once."""
-    with taken_folder(check_folder(place, kind, overwrite), kind, mark) as path:
+    with taken_folder(check_folder(place, kind, overwrite), kind, overwrite, mark) as path:
         yield path
 
 
@@ -83,15 +85,17 @@ def growing_folder(
     if is_there(path, kind) and not overwrite:
         yield path
         return
-    with taken_folder(path, kind):
+    with taken_folder(path, kind, overwrite):
         for name, text in (files or {}).items():
             write_file(path / name, text.encode())
         yield path
 
 
 @contextlib.contextmanager
-def taken_folder(path: Path, kind: Kind, mark: str | None = None, private: bool = False) -> Iterator[Path]:
-    """The folder that `check_folder` has found fit, made and emptied, to write a result into.
+def taken_folder(
+    path: Path, kind: Kind, overwrite: bool, mark: str | None = None, private: bool = False
+) -> Iterator[Path]:
+    """The folder that `check_folder` has found fit, made and emptied, to write a result into; for this process alone.
 
     What was there comes back if the block fails and leaves no result of `kind`; it goes when the block ends well.
     After a `CrashError` what the block left stays in a place that was empty.
@@ -102,11 +106,40 @@ def taken_folder(path: Path, kind: Kind, mark: str | None = None, private: bool 
     made = [one for one in (path, *path.parents) if not one.exists()]
     with said(path):
         path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-        _set_aside(path)
+    with _alone_in(path):
+        # Again: another process may have ended in between.
+        check_names(str(path), _names(path), lambda pattern: _has(path, pattern), kind, overwrite)
+        with said(path):
+            _set_aside(path)
+        with _kept_or_put_back(path, kind, made, mark):
+            yield path
+        forget_replaced(path)
+
+
+@contextlib.contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """Hold `path` for this process while the block, or the process, lives. Raises `UserError` where another does."""
+    with said(path):
+        folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UserError(f"another process is writing to {path}; wait for it, or name another folder") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _kept_or_put_back(path: Path, kind: Kind, made: list[Path], mark: str | None) -> Iterator[None]:
     try:
         if mark is not None:
             (path / f"{mark}.unfinished").touch()
-        yield path
+        yield
         if mark is not None:
             os.replace(path / f"{mark}.unfinished", path / mark)
     except BaseException as error:
@@ -117,7 +150,6 @@ def taken_folder(path: Path, kind: Kind, mark: str | None = None, private: bool 
                 with contextlib.suppress(OSError):  # others may have put something beside it
                     one.rmdir()
         raise
-    forget_replaced(path)
 
 
 def is_there(path: Path, kind: Kind) -> bool:

@@ -91,7 +91,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
             "sweep.folder"
         )
     _sample(sweep)  # before there is a folder
-    with outputs.taken_folder(folder, outputs.SWEEP, private=True):
+    with outputs.taken_folder(folder, outputs.SWEEP, overwrite, private=True):
         asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
         outputs.write_file(folder / SWEEP, yaml.safe_dump(asked).encode())
         return _run(sweep, say, debug)

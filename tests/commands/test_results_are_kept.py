@@ -125,7 +125,7 @@ def test_going_on_with_a_result_replaces_nothing_and_so_minds_nothing(tmp_path):
 
 
 def failing(place, error, *names):
-    with outputs.taken_folder(place, KIND):
+    with outputs.taken_folder(place, KIND, overwrite=True):
         write(place, *names)
         raise error
 
@@ -153,6 +153,27 @@ def test_a_failure_after_there_is_something_to_keep_keeps_it(tmp_path):
     assert {"mark", "result", "more.txt"} <= set(os.listdir(place))
     with outputs.new_folder(place, KIND, overwrite=True):
         assert os.listdir(place) == [".replaced"]
+
+
+def test_two_processes_never_write_into_one_folder(tmp_path):
+    place = write(tmp_path / "place", "mark", "result")
+    with outputs.new_folder(place, KIND, overwrite=True):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"another process is writing to {place}"):
+                outputs.check_folder(place, KIND, overwrite)  # it sees what was set aside, and leaves it there
+        with pytest.raises(UserError, match="another process"), outputs.taken_folder(place, KIND, overwrite=True):
+            pass
+        write(place, "mark", "result")
+    assert sorted(os.listdir(place)) == ["mark", "result"]
+
+
+def test_who_comes_second_does_not_replace_what_the_first_has_made_meanwhile(tmp_path):
+    place = outputs.check_folder(tmp_path / "place", KIND)
+    with outputs.new_folder(place, KIND, overwrite=False):
+        write(place, "mark", "result")
+    with pytest.raises(UserError, match="holds a thing"), outputs.taken_folder(place, KIND, overwrite=False):
+        pass
+    assert sorted(os.listdir(place)) == ["mark", "result"]
 
 
 def test_what_a_killed_attempt_set_aside_comes_back(tmp_path):

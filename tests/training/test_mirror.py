@@ -302,10 +302,10 @@ def test_a_start_that_fails_leaves_its_uri_as_it_was(store):
     assert start(RunConfig(run_dir=URI, seed=3)).remote is not None
 
 
-def test_a_start_that_was_killed_before_it_had_blocks_does_not_hold_its_uri(store):
+def test_a_start_that_another_machine_may_have_under_way_keeps_its_uri(store):
     start(RunConfig(run_dir=URI))
-    start(RunConfig(run_dir=URI, seed=3))
-    assert open_run(URI)[1].seed == 3
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        start(RunConfig(run_dir=URI, seed=3))
 
 
 def test_a_folder_that_somebody_copied_to_a_uri_is_a_run_there(store):
