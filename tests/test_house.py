@@ -34,6 +34,7 @@ HEIGHT = {
     "bench": 11,
     "cli_masks": 12,
     "cli_finetune": 12,
+    "cli_suites": 12,
     "cli": 12,
     "__main__": 13,
 }
