@@ -127,7 +127,19 @@ def convert(
 
 
 def evaluate(
-    model: Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="a run (or RUN@best, RUN@step=500), a folder, a hub name; many for --suite"
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=DATA],...", help="instead of losses, what the model knows: see docs/EVALUATION.md"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", "-s", help="of a suite, e.g. blimp.masking=plain")
+    ] = None,
     blocks: Annotated[str | None, typer.Option(help="prepared blocks; default: those of the run")] = None,
     masks: Annotated[str | None, typer.Option(help="mask file to apply; default: those beside the weights")] = None,
     dense: Dense = False,
@@ -143,7 +155,20 @@ def evaluate(
     json: JsonFile = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Pretraining losses of a model, dense or masked: MLM, perplexity, distances to the dense model, densities."""
+    """Pretraining losses of a model, dense or masked: MLM, perplexity, distances to the dense model, densities.
+
+    With --suite what it knows without fine-tuning, for example --suite blimp=FILE,pos=TREEBANK,docs_package:
+    blimp, zorro, pairs (minimal pairs), cloze (blanks), pos (labels of words), domains (prepared blocks), and any
+    labelled task (a linear probe; its DATA is the folder of the original files, or hub:).
+    """
+    if suite:
+        from mlpt.cli_suites import evaluate_suites
+
+        evaluate_suites(models, suite, settings or [], masks, dense, json_file)
+        return
+    if len(models) > 1 or settings:
+        raise UserError("several models and --set belong to --suite; give one model for its losses")
+    (model,) = models
     from mlpt.saved import blocks_of_run, resolve_model
     from mlpt.sparsity.commands import evaluate_files
 

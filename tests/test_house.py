@@ -37,6 +37,7 @@ HEIGHT = {
     "cli_options": 12,
     "cli_masks": 12,
     "cli_finetune": 12,
+    "cli_suites": 12,
     "cli": 12,
     "__main__": 13,
 }

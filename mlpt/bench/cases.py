@@ -15,6 +15,7 @@ CASES = {
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
+    "suites": ("mlpt.bench.suites",),
     "masks": ("mlpt.bench.masks",),
     "teacher": ("mlpt.bench.many",),
     "checkpoints": ("mlpt.bench.checkpoints",),

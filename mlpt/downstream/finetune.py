@@ -20,7 +20,7 @@ from mlpt.downstream.fingerprint import differences, masks_digest, model_digest,
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.errors import UserError
-from mlpt.models.config import positions_needed
+from mlpt.models.config import room_for_tokens
 from mlpt.outputs import read_json
 from mlpt.tasks import TaskData, load_task
 from mlpt.training.group import default_device
@@ -100,9 +100,8 @@ def _note_windows(prepared: Prepared, asked: int, splits: tuple[str, ...]) -> No
 
 def _longest_input(base: Base, tokenizer: Any) -> int:
     """Tokens that the model has positions for (RoBERTa reserves some for padding)."""
-    reserved = positions_needed(base.config.model_type, Vocabulary.of(tokenizer), 0)
-    positions = getattr(base.config, "max_position_embeddings", None) or 10**6
-    return min(positions - reserved, tokenizer.model_max_length)
+    room = room_for_tokens(base.config, Vocabulary.of(tokenizer)) or 10**6
+    return min(room, tokenizer.model_max_length)
 
 
 def run_cell(

@@ -19,7 +19,7 @@ from mlpt.downstream.features import Features, make_features
 from mlpt.downstream.multitask_model import LabelDtype, TaskBatch, label_tensor, rows_of_tasks
 from mlpt.downstream.samplers import Row
 from mlpt.errors import UserError
-from mlpt.models.config import positions_needed
+from mlpt.models.config import room_for_tokens
 from mlpt.randomness import numpy_generator
 from mlpt.tasks import Example, Task, TaskData, TaskSource, load_task
 
@@ -69,9 +69,7 @@ def tokenise_tasks(
     predict_test: bool = True,
 ) -> TaskSet:
     """The tokens of every task's splits in use, in rows of at most `max_length` or as many as the model takes."""
-    room = encoder_config.max_position_embeddings - positions_needed(
-        encoder_config.model_type, Vocabulary.of(tokenizer), 0
-    )
+    room = room_for_tokens(encoder_config, Vocabulary.of(tokenizer)) or max_length
     length = min(max_length, room, tokenizer.model_max_length)
     types = getattr(encoder_config, "type_vocab_size", 0) > 1
     features = []

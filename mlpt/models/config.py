@@ -152,10 +152,15 @@ def check_pretrained(config: PreTrainedConfig, vocabulary: Vocabulary, max_lengt
             f"the model {where} pads with token {config.pad_token_id} and the tokenizer with {vocabulary.pad}: "
             "use the tokenizer that came with the model"
         )
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and positions_needed(config.model_type, vocabulary, max_length) > most:
-        room = most - positions_needed(config.model_type, vocabulary, 0)
+    room = room_for_tokens(config, vocabulary)
+    if room is not None and max_length > room:
         raise UserError(f"the model {where} takes {room} tokens and the blocks have {max_length}: use shorter blocks")
+
+
+def room_for_tokens(config: PreTrainedConfig, vocabulary: Vocabulary) -> int | None:
+    """Tokens that the model's position table has room for, special ones included; None: no limit."""
+    most = getattr(config, "max_position_embeddings", None)
+    return None if most is None else most - positions_needed(config.model_type, vocabulary, 0)
 
 
 def positions_needed(architecture: str, vocabulary: Vocabulary, max_length: int) -> int:

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.models.config import positions_needed
+from mlpt.models.config import room_for_tokens
 
 
 def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str], config: Any) -> None:
@@ -14,8 +14,8 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str], config: Any) 
     Its `model_max_length` is the number of tokens that the model has positions for, so that a stock
     `tokenizer(text, truncation=True)` gives what the model takes. Models without a table of positions set no limit.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    room = room_for_tokens(config, Vocabulary.of(tokenizer))
     saved = copy.deepcopy(tokenizer)
-    if positions is not None and positions > 0:
-        saved.model_max_length = positions - positions_needed(config.model_type, Vocabulary.of(tokenizer), 0)
+    if room is not None:
+        saved.model_max_length = room
     saved.save_pretrained(folder)

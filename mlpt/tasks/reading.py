@@ -1,8 +1,10 @@
 """Rows out of files that people have on disk, with every malformed row counted and the first few named."""
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,12 +63,16 @@ def parse_rows(rows: Iterable[tuple[int, T]], parse: Callable[[T], Iterable[Any]
 
 
 def read_lines(path: Path, report: FileReport) -> Iterator[tuple[int, str]]:
-    """Numbered non-blank lines, UTF-8, without BOM and line ends (LF or CRLF).
+    """Numbered non-blank lines, UTF-8, without BOM and line ends (LF or CRLF); `.gz` files are unpacked.
 
     Lines end at LF alone: texts hold characters such as U+2028 or U+0085, at which `str.splitlines` would cut.
     """
     try:
         content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file; copy or download it again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):

@@ -1,0 +1,37 @@
+"""`mlpt evaluate MODEL... --suite ...`: what models know without fine-tuning. Parse, call, print."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlpt.downstream.suite_report import report
+from mlpt.downstream.suites import build_suites, choose_suites, measure
+from mlpt.errors import UserError
+from mlpt.reporting.steps import Steps
+from mlpt.saved import resolve_model
+
+
+def evaluate_suites(
+    models: Sequence[str],
+    suites: Sequence[str],
+    settings: Sequence[str],
+    masks: str | None,
+    dense: bool,
+    json_file: Path | None,
+) -> None:
+    """Measure every model by every suite and print the tables; `json_file` grows with each suite that is done."""
+    if len(set(models)) < len(models):
+        raise UserError("a model is named twice; name each once")
+    folders = {model: resolve_model(model, print) for model in models}
+    built = build_suites(choose_suites(suites), settings)
+    results: dict[str, Any] = {}
+    try:
+        with Steps() as steps:
+            for results in measure(folders, built, steps.show, masks, dense):
+                if json_file is not None:
+                    json_file.write_text(json.dumps({"suites": results}, indent=1) + "\n")
+    finally:  # what is measured stays known when a later model can't be
+        for name, suite in built.items():
+            if name in results and results[name]["models"]:
+                print(report(name, suite, results[name]), end="\n\n")
