@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mlpt import cli_finetune, cli_masks
+from mlpt import cli_finetune, cli_masks, cli_question
 from mlpt.errors import UserError
 from mlpt.stopping import Stopped
 
@@ -19,9 +19,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export, cli_finetune.finetune):
+for command in (
+    cli_question.question,
+    cli_masks.prune,
+    cli_masks.evaluate,
+    cli_masks.export,
+    cli_finetune.finetune,
+):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")
+app.add_typer(cli_question.hard_tokens_app, name="hard-tokens")
 console = Console()
 
 Overrides = Annotated[
@@ -177,5 +184,8 @@ def main() -> None:
         print(f"mlpt: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("mlpt: stopped; `mlpt pretrain --resume RUN` goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "mlpt: stopped; a run goes on by `mlpt pretrain --resume RUN`, other work by the same command",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -31,8 +31,8 @@ def prune(
     from mlpt.sparsity import commands
 
     chosen: Any = {
-        "scope": _one_of("scope", scope, ("local", "global")),
-        "structured": None if structured is None else _one_of("structured", structured, ("heads", "neurons")),
+        "scope": one_of("scope", scope, ("local", "global")),
+        "structured": None if structured is None else one_of("structured", structured, ("heads", "neurons")),
     }
     made = commands.prune(resolve_model(model, print), method, sparsity, out, seed, modules=modules, **chosen)
     print(f"{made['file']}: {made['method']} masks, density {made['density']:.4f} over {len(made['layers'])} matrices")
@@ -128,9 +128,9 @@ def evaluate(
     from mlpt.sparsity.commands import evaluate_files
 
     chosen: Any = {
-        "split": _one_of("split", split, ("train", "dev", "test")),
-        "padding": _one_of("padding", padding, ("out", "in")),
-        "token_types": _one_of("token-types", token_types, ("zero", "pair")),
+        "split": one_of("split", split, ("train", "dev", "test")),
+        "padding": one_of("padding", padding, ("out", "in")),
+        "token_types": one_of("token-types", token_types, ("zero", "pair")),
         "batches": None if every else batches,
         "batch_size": batch_size,
     }
@@ -178,7 +178,8 @@ def _pairing(by_position: bool) -> Any:
     return "position" if by_position else "key"
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    """`value`, or UserError in the option's name where it is none of `allowed`."""
     if value not in allowed:
         raise UserError(f"--{option} is one of {', '.join(allowed)}, not '{value}'")
     return value

@@ -19,6 +19,7 @@ HEIGHT = {
     "objectives": 2,
     "models": 3,
     "sparsity": 4,
+    "questioning": 4,
     "meta": 4,
     "training": 5,
     "downstream": 6,
@@ -34,6 +35,7 @@ HEIGHT = {
     "bench": 11,
     "cli_masks": 12,
     "cli_finetune": 12,
+    "cli_question": 12,
     "cli": 12,
     "__main__": 13,
 }

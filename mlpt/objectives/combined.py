@@ -35,6 +35,7 @@ class Combined(Objective):
         self._distill = Distillation(config.distill, vocabulary)
 
     def prepare(self, model: Any) -> None:
+        self._mlm.prepare(model)
         self._distill.prepare(model)
 
     def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:

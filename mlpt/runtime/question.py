@@ -1,0 +1,61 @@
+"""Questioning over Ray: one task a part of the blocks, on CPUs or GPUs; the model travels once, as shared arrays."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+
+from mlpt.config import RuntimeConfig
+from mlpt.data.token_scores import Part, TokenScores
+from mlpt.errors import UserError
+from mlpt.models.encoder import Encoder
+from mlpt.questioning.config import QuestionConfig
+from mlpt.questioning.question import Progress, Task, question, score_part
+from mlpt.runtime.cluster import ray_session
+
+_encoders: dict[str, Encoder] = {}  # of this worker process: the one it scored with last, by its question
+
+
+def question_on_ray(
+    config: QuestionConfig, workers: int, progress: Progress, runtime: RuntimeConfig | None = None
+) -> TokenScores:
+    """`question` by `workers` tasks at a time, each with `runtime.cpus_per_worker` and `runtime.gpus_per_worker`.
+
+    On a cluster, `config.blocks` and `config.out` must be folders or URIs that every node reaches.
+    """
+    runtime = runtime or RuntimeConfig()
+    with ray_session(runtime, workers * runtime.cpus_per_worker):
+        return question(config, partial(_run, runtime=runtime, workers=workers), progress)
+
+
+def _run(task: Task, waiting: list[int], runtime: RuntimeConfig, workers: int) -> Iterator[Part]:
+    """Parts as they are committed. A task whose process or node dies is run again, elsewhere if need be."""
+    threads = max(1, int(runtime.cpus_per_worker))
+    places = {"num_cpus": runtime.cpus_per_worker, "num_gpus": runtime.gpus_per_worker, "max_retries": 3}
+    score = ray.remote(**places)(_score)
+    shared = ray.put(task)
+    left, running = iter(waiting), set[Any]()
+    while True:
+        while len(running) < workers and (number := next(left, None)) is not None:
+            running.add(score.remote(shared, number, threads))
+        if not running:
+            return
+        (done, *_), rest = ray.wait(list(running), num_returns=1)
+        running = set(rest)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            raise
+
+
+def _score(task: Task, number: int, threads: int) -> Part:
+    torch.set_num_threads(threads)
+    name = task.question.digest
+    if name not in _encoders:
+        _encoders.clear()
+        _encoders[name] = task.encoder()
+    return score_part(task, _encoders[name], number)
