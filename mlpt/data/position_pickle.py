@@ -2,7 +2,7 @@
 
 SE4PLMs (Zhong et al., 2023) keeps what self-questioning found as `tokens_mask-last.pkl` of each rank, merged into
 `token_masks_merge.pkl`. Python's own unpickler calls what a file names. The reader here calls nothing: it walks the
-opcodes with a stack of plain values, knows six names (those that NumPy's arrays of integers need) as mere labels, and
+opcodes with a stack of plain values, knows the few names that NumPy's arrays of integers need as mere labels, and
 refuses every other opcode and name.
 """
 
@@ -22,13 +22,14 @@ from mlpt.errors import UserError
 Positions = NDArray[np.int64]  # (k,), or () where the published code squeezed the only one
 
 _MODULES = {"numpy.core.multiarray": "numpy", "numpy._core.multiarray": "numpy"}
-_MODULES |= {"numpy.core.numeric": "numpy", "numpy._core.numeric": "numpy"}
+_MODULES |= {"numpy.core.numeric": "numpy", "numpy._core.numeric": "numpy", "__builtin__": "builtins"}
 _NAMES = {
     ("numpy", "_reconstruct"),
     ("numpy", "_frombuffer"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    ("_codecs", "encode"),  # how protocols below 3 write bytes
+    ("_codecs", "encode"),  # how protocols below 3 write bytes,
+    ("builtins", "bytes"),  # and none of them
 }
 _INTEGERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 _IGNORED = {"PROTO", "FRAME"}
@@ -235,6 +236,8 @@ class _Walker:
             self.stack.append(made)
         elif what == "encode" and arguments[1:] == ("latin1",) and isinstance(arguments[0], str):
             self.stack.append(arguments[0].encode("latin1"))
+        elif what == "bytes" and not arguments:
+            self.stack.append(b"")
         else:
             raise _RefusedError(f"a call of {what}")
 

@@ -75,7 +75,8 @@ def smoothed_cross_entropy(
 
 def clean_inputs(inputs: Inputs) -> Inputs:
     """The text before its corruption: `targets` put back at `positions`."""
-    assert inputs.positions is not None and inputs.targets is not None
+    assert inputs.positions is not None
+    assert inputs.targets is not None
     flat = inputs.input_ids.reshape(-1).index_copy(0, inputs.positions, inputs.targets)
     return replace(inputs, input_ids=flat.view(inputs.input_ids.shape))
 

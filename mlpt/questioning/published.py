@@ -37,34 +37,48 @@ def import_positions(
             f"{files[0]} marks tokens of block {outside[0]}, and {blocks.folder} has {len(blocks)} in its "
             f"{blocks.split} split: it is of other blocks"
         )
+    names = [Path(file).name for file in files]
+    question = Question.of(blocks, None, {METRIC: 0.5}, {"files": names, "beyond": beyond})
+    fitting = _within(question, blocks, found, beyond)
     store = Store(absolute(out))
-    question = Question.of(
-        blocks, None, {METRIC: 0.5}, {"files": [Path(file).name for file in files], "beyond": beyond}
-    )
     begin(store, question)
-    finish(store, question, _parts(store, question, blocks, found, beyond))
+    finish(store, question, _parts(store, question, blocks, fitting))
     return TokenScores.open(out, blocks)
 
 
+def _within(
+    question: Question, blocks: Blocks, found: Mapping[int, Positions], beyond: str
+) -> dict[int, NDArray[np.int64]]:
+    """The positions (k,) of each block that has as many tokens; the others are refused or left out."""
+    fitting = {}
+    for number in range(question.parts):
+        rows = question.rows_of(number)
+        for row, length in zip(rows.tolist(), _lengths(blocks, rows), strict=True):
+            positions = found.get(row, _NONE).reshape(-1)
+            if not len(positions) or (positions.min() >= 0 and positions.max() < length):
+                fitting[row] = positions
+            elif beyond == "refuse":
+                raise UserError(
+                    f"the positions of block {row} are {positions.min()} to {positions.max()}, and it has {length} "
+                    "tokens: they are of other blocks (or leave such blocks out: --beyond drop)"
+                )
+    return fitting
+
+
+def _lengths(blocks: Blocks, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = (blocks.tokens(rows).numpy() != blocks.vocabulary.pad).sum(1)
+    return lengths
+
+
 def _parts(
-    store: Store, question: Question, blocks: Blocks, found: Mapping[int, Positions], beyond: str
+    store: Store, question: Question, blocks: Blocks, fitting: Mapping[int, NDArray[np.int64]]
 ) -> Iterator[Part]:
     for number in range(question.parts):
         rows = question.rows_of(number)
-        tokens = blocks.tokens(rows).numpy()
-        lengths = (tokens != blocks.vocabulary.pad).sum(1)
-        marked = np.zeros(tokens.shape, dtype=np.float16)
+        marked = np.zeros((len(rows), question.block_size), dtype=np.float16)
         for place, row in enumerate(rows.tolist()):
-            positions = found.get(row, _NONE).reshape(-1)
-            if len(positions) and not (positions.min() >= 0 and positions.max() < lengths[place]):
-                if beyond == "refuse":
-                    raise UserError(
-                        f"the positions of block {row} reach {positions.max()}, and it has {lengths[place]} tokens: "
-                        "they are of other blocks (or drop such blocks: --beyond drop)"
-                    )
-                continue
-            marked[place, positions] = 1
-        yield write_part(store, question, number, {METRIC: marked}, int(lengths.sum()))
+            marked[place, fitting.get(row, _NONE)] = 1
+        yield write_part(store, question, number, {METRIC: marked}, int(_lengths(blocks, rows).sum()))
 
 
 _NONE: Positions = np.empty(0, dtype=np.int64)

@@ -100,7 +100,9 @@ def scores(small_blocks, tmp_path_factory):
 
 
 def hard_objective(blocks, scores, **settings):
-    objective = make_objectives({"guided": {"guide": "hard", "hard": {"scores": scores, **settings}}}, blocks.vocabulary)
+    objective = make_objectives(
+        {"guided": {"guide": "hard", "hard": {"scores": scores, **settings}}}, blocks.vocabulary
+    )
     objective["guided"].prepare_data(blocks)
     return objective["guided"]
 
