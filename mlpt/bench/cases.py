@@ -17,6 +17,7 @@ CASES = {
     "multitask": ("mlpt.bench.multitask",),
     "masks": ("mlpt.bench.masks",),
     "teacher": ("mlpt.bench.many",),
+    "question": ("mlpt.bench.question",),
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),
     "soak": ("mlpt.bench.soak",),

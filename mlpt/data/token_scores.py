@@ -237,14 +237,14 @@ class TokenScores:
 
     def scores(self, rows: NDArray[np.int64], metric: str | None = None) -> NDArray[np.float16]:
         """(n, block_size) float16 of `rows` (n,), in that order; 0 at padding."""
-        name, size = self.metric(metric), self.question.part_rows
-        rows = np.asarray(rows, dtype=np.int64)
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
-            raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(self)}")
-        out = np.empty((len(rows), self.question.block_size), dtype=np.float16)
-        for place, row in enumerate(rows.tolist()):  # a row is a kilobyte: copying it costs more than finding it
-            part, inside = divmod(row, size)
-            out[place] = (self._open.get(part) or self._map(part))[name][inside]
+        name, size, opened = self.metric(metric), self.question.part_rows, self._open
+        wanted = np.asarray(rows).tolist()
+        if wanted and not (min(wanted) >= 0 and max(wanted) < len(self)):
+            raise IndexError(f"rows {min(wanted)}..{max(wanted)} of {len(self)}")
+        out = np.empty((len(wanted), self.question.block_size), dtype=np.float16)
+        for place, row in enumerate(wanted):  # row by row: a batch is spread over about as many parts as it has rows
+            part = row // size
+            out[place] = (opened.get(part) or self._map(part))[name][row - part * size]
         return out
 
     def hard(

@@ -60,10 +60,12 @@ class HardTokens(MaskingConfig):
 
 
 class Chosen(NamedTuple):
-    """positions (batch, length) bool; at_random (batch,) bool: the texts that are masked as the fallback masks."""
+    """positions  (batch, length) bool.
+    at_random  (batch,) bool: the texts that are masked as the fallback masks; None: none.
+    """
 
     positions: Tensor
-    at_random: Tensor
+    at_random: Tensor | None
 
 
 def choose(
@@ -75,8 +77,10 @@ def choose(
     """
     eligible = tokens != vocabulary.pad if settings.special == "in" else ~vocabulary.is_special(tokens)
     chosen = hard & eligible
-    counts = chosen.sum(1)  # (batch,)
-    guided = counts > 0
+    guided = chosen.any(1)  # (batch,)
+    at_random = ~guided
+    if settings.single == "published":
+        at_random = chosen.sum(1) <= 1
     if settings.probability < 1:
         chosen = chosen & (torch.rand(tokens.shape, generator=generator) < settings.probability)
     if settings.spans:
@@ -87,11 +91,8 @@ def choose(
     if settings.top_up is not None:
         lacking = (_drawn_count(eligible, settings.top_up, generator) - chosen.sum(1)) * guided
         chosen = chosen | _some(eligible & ~chosen, lacking, generator)
-    at_random = ~guided
-    if settings.single == "published":
-        at_random = at_random | (counts == 1)
     if settings.fallback is None or not at_random.any():
-        return Chosen(chosen, torch.zeros_like(at_random))
+        return Chosen(chosen, None)
     return _with_fallback(chosen, hard & eligible, eligible, at_random, settings.fallback, generator)
 
 
@@ -118,11 +119,10 @@ def hard_inputs(
     positions = chosen.view(-1).nonzero().squeeze(1)  # (n,)
     targets = tokens.reshape(-1)[positions]
     mask = attention_mask_of(tokens, vocabulary.pad)
-    some_at_random = bool(at_random.any())
-    if settings.mask_share == 1 and not some_at_random:
+    if settings.mask_share == 1 and at_random is None:
         return Inputs(tokens.masked_fill(chosen, vocabulary.mask), mask, positions, targets)
     replaced = _replaced(targets, settings, vocabulary, generator)
-    if some_at_random and settings.fallback is not None:
+    if at_random is not None and settings.fallback is not None:
         here = at_random.repeat_interleave(chosen.sum(1))  # (n,)
         replaced = torch.where(here, _replaced(targets, settings.fallback, vocabulary, generator), replaced)
     input_ids = tokens.reshape(-1).index_copy(0, positions, replaced)

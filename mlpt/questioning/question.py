@@ -87,7 +87,7 @@ def score_part(task: Task, encoder: Encoder, number: int) -> Part:
     tokens = task.blocks.tokens(rows)
     scores = score_tokens(encoder, tokens, rows, task.blocks.vocabulary, task.config)
     real = int((tokens != task.blocks.vocabulary.pad).sum())
-    return write_part(Store(task.config.out), task.question, number, {**scores}, real)
+    return write_part(Store(task.config.out), task.question, number, scores, real)
 
 
 def _check_fit(name: str, encoder: Encoder, blocks: Blocks) -> None:

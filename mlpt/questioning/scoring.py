@@ -24,14 +24,14 @@ _LARGEST = 65504.0  # of float16
 @torch.no_grad()
 def score_tokens(
     model: Any, tokens: Tensor, rows: NDArray[np.int64], vocabulary: Vocabulary, config: QuestionConfig
-) -> dict[Metric, NDArray[np.float16]]:
+) -> dict[str, NDArray[np.float16]]:
     """Scores of `tokens` (n, length) int64, the blocks `rows` (n,), by each of `config.metrics`: (n, length) float16.
 
     Padding scores 0; special tokens are scored like others. `model` (an `Encoder`, on any device) keeps its mode.
     Raises UserError where the model's answers are no numbers.
     """
     real = tokens != vocabulary.pad  # (n, length)
-    scores = {metric: torch.zeros(tokens.numel()) for metric in config.metrics}
+    scores: dict[str, Tensor] = {metric: torch.zeros(tokens.numel()) for metric in config.metrics}
     unmasked: list[Metric] = [metric for metric in config.metrics if metric in UNMASKED]
     size = max(1, config.batch_tokens // tokens.shape[1])
     with evaluating(model):
