@@ -56,25 +56,27 @@ def _questioning(blocks: Blocks, config: QuestionConfig) -> list[Row]:
         chosen = config.model_copy(update=settings)
         return lambda: score_tokens(encoder, tokens, rows, blocks.vocabulary, chosen)
 
-    kinds = {
-        "questioning (loss)": scored(),
-        "questioning (loss), bf16": scored(precision="bf16"),
-        "questioning (pseudo_loss, 7 passes)": scored(metrics=("pseudo_loss",)),
+    float32, bf16 = (Training(blocks, {"mlm": {}}, precision) for precision in ("float32", "bf16"))
+    kinds = [scored(), scored(precision="bf16"), scored(precision="bf16", metrics=("pseudo_loss",))]
+    *seconds, plain, fast = seconds_interleaved(*kinds, float32.step, bf16.step, rounds=ROUNDS)
+    pairs = {
+        "loss, float32, against a float32 training step (>= 3)": (seconds[0], plain),
+        "loss, bf16, against a bf16 training step (>= 3)": (seconds[1], fast),
+        "loss, bf16, against a float32 training step": (seconds[1], plain),
+        "pseudo_loss, 7 passes, bf16, against a bf16 training step": (seconds[2], fast),
     }
-    *ours, step = seconds_interleaved(*kinds.values(), Training(blocks, {"mlm": {}}).step, rounds=ROUNDS)
-    trained = BATCH * LENGTH / step
     return [
         Row(
             case="question",
-            name=f"{name}, tokens/s against a training step's (loss: >= 3)",
-            ours=tokens.numel() / seconds,
-            peer=trained,
-            ratio=tokens.numel() / seconds / trained,
+            name=f"questioning by {name}",
+            ours=tokens.numel() / ours,
+            peer=BATCH * LENGTH / step,
+            ratio=tokens.numel() / ours / (BATCH * LENGTH / step),
             unit="tokens/s",
             peak_bytes=peak_bytes(),
             machine=machine(),
         )
-        for name, seconds in zip(kinds, ours, strict=True)
+        for name, (ours, step) in pairs.items()
     ]
 
 
@@ -122,12 +124,14 @@ def _smoothing(blocks: Blocks) -> list[Row]:
 class Training:
     """Steps of one objective with nothing left out: rows, corruption, both passes, clipping, AdamW."""
 
-    def __init__(self, blocks: Blocks, settings: dict[str, Any]):
-        self.blocks = blocks
+    def __init__(self, blocks: Blocks, settings: dict[str, Any], precision: str = "float32"):
+        self.blocks, self.precision = blocks, precision
         self.model = _encoder(blocks, settings).train()
         (self.name,) = settings
         self.model.objectives[self.name].prepare(self.model)
         self.optimizer = make_optimizer(self.model, OptimizerConfig())
+        if precision == "bf16":
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # as the training loop does
         self.taken = 0
 
     def step(self) -> None:
@@ -135,7 +139,10 @@ class Training:
         objective: Any = self.model.objectives[self.name]
         inputs = objective.corrupt(self.blocks.tokens(rows), torch_generator(0, "bench", self.taken), split="train")
         self.optimizer.zero_grad(set_to_none=True)
-        self.model(self.name, inputs.to(next(self.model.parameters()).device)).backward()
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, self.precision == "bf16"):
+            loss = self.model(self.name, inputs.to(device))
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.taken += 1

@@ -20,8 +20,10 @@ class QuestionConfig(Settings):
                   and 1/stride of the text at a time. Default 7: as much as training masks. A row's length or more
                   masks one position at a time (the pseudo-log-likelihood proper).
     seed          of `random`.
-    precision     of the encoder; the language-modelling head and all probabilities are float32 in either case.
-    batch_tokens  tokens in one forward pass, padding included. It bounds memory and changes no score beyond rounding.
+    precision     of the model's matrix products; probabilities are float32 in either case. bf16 logits have 8 bits: a
+                  loss of 0.1 nats moves by up to 1 % where logits are about 3, by up to 3 % where they are about 10.
+    batch_tokens  tokens in one forward pass, padding included; null: 4,096 on CPUs, 65,536 on GPUs. It bounds memory
+                  and changes no score beyond rounding.
     """
 
     model: str
@@ -32,7 +34,7 @@ class QuestionConfig(Settings):
     stride: int = Field(default=7, ge=2)
     seed: int = 0
     precision: Literal["float32", "bf16"] = "float32"
-    batch_tokens: int = Field(default=16384, gt=0)
+    batch_tokens: int | None = Field(default=None, gt=0)
 
     @field_validator("metrics", mode="before")
     @classmethod

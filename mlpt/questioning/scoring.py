@@ -17,7 +17,10 @@ from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.metrics import UNMASKED, Metric, token_score
 from mlpt.randomness import numpy_generator
 
-LOGITS_BYTES = 32 << 20  # of one chunk's log-probabilities; a row of logits is 4 bytes times the vocabulary
+# By device: tokens of a forward pass, and bytes of one chunk's logits (4 times the vocabulary for each token). A CPU
+# wants both to stay near its caches, a GPU wants few launches.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+LOGITS_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 _LARGEST = 65504.0  # of float16
 
 
@@ -33,7 +36,8 @@ def score_tokens(
     real = tokens != vocabulary.pad  # (n, length)
     scores: dict[str, Tensor] = {metric: torch.zeros(tokens.numel()) for metric in config.metrics}
     unmasked: list[Metric] = [metric for metric in config.metrics if metric in UNMASKED]
-    size = max(1, config.batch_tokens // tokens.shape[1])
+    device = next(model.parameters()).device.type
+    size = max(1, (config.batch_tokens or BATCH_TOKENS.get(device, 4096)) // tokens.shape[1])
     with evaluating(model):
         for first in range(0, len(tokens), size):
             part = slice(first, first + size)
@@ -79,17 +83,16 @@ def _answers(
     """Scores (m,) float32 on the CPU of the m tokens of `texts` where `asked` holds, given `shown`; all (n, length)."""
     device = next(model.parameters()).device
     inputs = Inputs(shown, attention_mask_of(texts, vocabulary.pad)).to(device)
-    with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
-        hidden = model.hidden(inputs)
-    flat = asked.reshape(-1)
-    hidden = hidden.float().flatten(0, 1)[flat.nonzero().squeeze(1).to(device)]  # (m, hidden)
-    targets = texts.reshape(-1)[flat].to(device)  # (m,)
+    places = asked.reshape(-1).nonzero().squeeze(1)  # (m,)
+    targets = texts.reshape(-1)[places].to(device)  # (m,)
     found: dict[Metric, list[Tensor]] = {metric: [] for metric in metrics}
-    size = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
-    for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
-        log_probabilities = model.token_logits(states).float().log_softmax(1)  # (chunk, vocabulary)
-        for metric in metrics:
-            found[metric].append(token_score(log_probabilities, wanted, metric))
+    size = max(1, LOGITS_BYTES.get(device.type, 8 << 20) // (4 * model.config.vocab_size))
+    with torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"):
+        hidden = model.hidden(inputs).flatten(0, 1)[places.to(device)]  # (m, hidden)
+        for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            log_probabilities = model.token_logits(states).log_softmax(1, dtype=torch.float32)  # (chunk, vocabulary)
+            for metric in metrics:
+                found[metric].append(token_score(log_probabilities, wanted, metric))
     return {metric: torch.cat([torch.empty(0, device=device), *parts]).cpu() for metric, parts in found.items()}
 
 

@@ -10,7 +10,7 @@ def test_the_question_benchmark_reports_every_pair(monkeypatch, capsys):
     for name, value in {**small, "ROUNDS": 1, "QUESTIONED": 8, "CORRUPTIONS": 2}.items():
         monkeypatch.setattr(question, name, value)
     rows = question.run()
-    assert [row.unit for row in rows] == ["tokens/s"] * 3 + ["bytes"] + ["s"] * 4
+    assert [row.unit for row in rows] == ["s"] + ["tokens/s"] * 4 + ["bytes"] + ["s"] * 3
     for row in rows:
         assert row.ours > 0
         assert row.ratio == pytest.approx(row.ours / row.peer if row.unit == "tokens/s" else row.peer / row.ours)

@@ -107,7 +107,7 @@ def test_correctness_counts_the_stock_models_wrong_answers():
 def test_memory_is_bounded_by_chunks_and_scores_do_not_depend_on_them(monkeypatch):
     encoder, tokens = encoder_of(), texts()
     whole = scored(encoder, tokens, "loss", "entropy")
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 4 * 100 * 10)  # ten tokens
+    monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 4 * 100 * 10)  # ten tokens
     seen = []
     plain = type(encoder).token_logits
     monkeypatch.setattr(
