@@ -28,7 +28,7 @@ def question(
     ] = None,
     split: Split = "train",
     workers: Annotated[int, typer.Option(help="parts side by side on Ray; 1: in this process, without Ray")] = 1,
-    gpus: Annotated[float, typer.Option(help="GPUs of each worker, fractions allowed")] = 0,
+    gpus: Annotated[float | None, typer.Option(help="of each worker; default: this machine's, shared out")] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of each worker")] = 1,
     address: Annotated[str, typer.Option(help="local, auto or HOST:PORT of a Ray cluster")] = "local",
 ) -> None:
@@ -45,10 +45,13 @@ def question(
         if workers <= 1:
             scores = ask(config, progress=progress)
         else:
+            import torch
+
             from mlpt.config import RuntimeConfig
             from mlpt.runtime.question import question_on_ray
 
-            runtime = RuntimeConfig(address=address, cpus_per_worker=cpus, gpus_per_worker=gpus)
+            shared = torch.cuda.device_count() / workers if gpus is None else gpus
+            runtime = RuntimeConfig(address=address, cpus_per_worker=cpus, gpus_per_worker=shared)
             scores = question_on_ray(config, workers, progress, runtime)
     _describe(scores, None, None)
 
@@ -109,6 +112,10 @@ def _describe(scores: Any, metric: str | None, threshold: float | None) -> None:
     print(f"{scores.folder}: {len(scores):,} blocks, {scores.manifest.tokens:,} tokens, {size:.2f} bytes a token")
     for name in scores.question.metrics if metric is None else [scores.metric(metric)]:
         above = scores.threshold(threshold, name)
-        print(f"  {name}: {scores.share(threshold, name):.2%} of the tokens are hard (above {above:g})")
+        hardest = scores.threshold_of(0.15, name)
+        share = scores.share(threshold, name)
+        print(
+            f"  {name}: {share:.2%} of the tokens are hard (above {above:g}); the hardest 15 % are above {hardest:.3g}"
+        )
         if warning := scores.warning(threshold, name):
             print(f"  warning: {warning}")

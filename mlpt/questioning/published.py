@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from mlpt.data.blocks import Blocks
 from mlpt.data.files import absolute
 from mlpt.data.position_pickle import Positions, read_positions, write_positions
+from mlpt.data.score_parts import begin, finish, write_part
 from mlpt.data.store import Store
-from mlpt.data.token_scores import Part, Question, TokenScores, begin, finish, write_part
+from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.errors import UserError
 
 METRIC = "published"  # 1 at a hard position, 0 elsewhere

@@ -14,8 +14,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.files import absolute, readable_errors
+from mlpt.data.score_parts import begin, finish, write_part
 from mlpt.data.store import Store, is_uri
-from mlpt.data.token_scores import Part, Question, TokenScores, begin, finish, write_part
+from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.data.tokenizers import load_tokenizer
 from mlpt.errors import UserError
 from mlpt.models.config import check_pretrained
@@ -36,15 +37,15 @@ class Task:
     architecture: PreTrainedConfig
     weights: dict[str, NDArray[Any]]
 
-    def encoder(self) -> Encoder:
-        """The model, on this process's device."""
+    def encoder(self, device: str) -> Encoder:
+        """The model, on `device`."""
         with torch.random.fork_rng(devices=[]):
             backbone = AutoModelForMaskedLM.from_config(self.architecture, dtype=torch.float32)
         own = backbone.state_dict()
         with torch.no_grad():
             for name, value in self.weights.items():
                 own[name].copy_(torch.tensor(value))
-        return Encoder(backbone, {}).to(_device()).eval()
+        return Encoder(backbone, {}).to(device).eval()
 
 
 Run = Callable[[Task, list[int]], Iterable[Part]]  # scores the parts of these numbers, in any order
@@ -72,7 +73,7 @@ def question(
         waiting = [number for number in range(asked.parts) if number not in parts]
         before = done = sum(part.entry.rows for part in parts.values())
         progress(0, done, asked.rows)
-        encoder.to(_device())
+        encoder.to("cuda" if run is None and torch.cuda.is_available() else "cpu")
         for part in run(task, waiting) if run else (score_part(task, encoder, number) for number in waiting):
             parts[part.number] = part
             done += part.entry.rows
@@ -100,10 +101,6 @@ def _weights(backbone: nn.Module) -> dict[str, NDArray[Any]]:
     """Of the state dict, each tensor once: a tied one goes with the other."""
     unique = {id(value): (name, value) for name, value in backbone.state_dict(keep_vars=True).items()}
     return {name: value.detach().numpy() for name, value in unique.values()}
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -57,5 +57,6 @@ def _score(task: Task, number: int, threads: int) -> Part:
     name = task.question.digest
     if name not in _encoders:
         _encoders.clear()
-        _encoders[name] = task.encoder()
+        has_gpu = bool(ray.get_runtime_context().get_accelerator_ids().get("GPU"))
+        _encoders[name] = task.encoder("cuda" if has_gpu else "cpu")
     return score_part(task, _encoders[name], number)

@@ -12,8 +12,9 @@ import pytest
 from mlpt.data.blocks import Blocks
 from mlpt.data.files import filesystem
 from mlpt.data.prepare import DataConfig, prepare
+from mlpt.data.score_parts import begin, finish, read_part, write_part
 from mlpt.data.store import Store
-from mlpt.data.token_scores import Question, TokenScores, begin, finish, read_part, write_part
+from mlpt.data.token_scores import Question, TokenScores
 from mlpt.errors import UserError
 
 

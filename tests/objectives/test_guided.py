@@ -6,8 +6,9 @@ import torch
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.counts import rare_tokens
+from mlpt.data.score_parts import begin, finish, write_part
 from mlpt.data.store import Store
-from mlpt.data.token_scores import Question, begin, finish, write_part
+from mlpt.data.token_scores import Question
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives import make_objectives

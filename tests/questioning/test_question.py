@@ -130,6 +130,13 @@ def test_a_killed_process_goes_on_where_it_was(config, tmp_path):
     assert len(after) == scores.question.parts
 
 
+def test_the_scores_may_lie_at_a_uri(config):
+    scores = question(config.model_copy(update={"out": "memory://questions/one"}))
+    here = question(config)
+    rows = np.arange(0, len(scores), 50)
+    assert np.array_equal(scores.scores(rows), here.scores(rows))
+
+
 def test_two_processes_do_not_write_into_one_folder(config):
     with asking._alone(config.out), pytest.raises(UserError, match="another process is questioning") as error:
         question(config)
@@ -142,7 +149,7 @@ def test_a_task_sent_elsewhere_has_the_same_model(config, small_blocks):
 
     def run(task, waiting):
         there = pickle.loads(pickle.dumps(task))
-        encoder = there.encoder()
+        encoder = there.encoder("cpu")
         sent.append(model_digest(encoder))
         yield from (asking.score_part(there, encoder, number) for number in reversed(waiting))
 
