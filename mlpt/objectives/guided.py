@@ -5,6 +5,7 @@
 learning (Zhong et al., 2023), the tokens that `mlpt question` found hard.
 """
 
+import logging
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,6 +22,8 @@ from mlpt.objectives.hard import HardTokens, hard_inputs
 from mlpt.objectives.mlm import MaskingConfig, masked_inputs
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.objectives.smoothing import SmoothingConfig
+
+_log = logging.getLogger(__name__)
 
 
 class HardGuide(HardTokens):
@@ -87,6 +90,7 @@ class GuidedMaskedLM(TokenPrediction):
         """Count the tokens of `train`, or open the scores of its tokens.
 
         Raises UserError for scores of other blocks or of another vocabulary, damaged ones, and a metric they lack.
+        Warns where the threshold leaves almost nothing to mask.
         """
         if self.config.guide == "rare" and self._rare is None:
             self._count(train.token_counts())
@@ -96,6 +100,8 @@ class GuidedMaskedLM(TokenPrediction):
             self._threshold = self._scores.threshold(hard.threshold, hard.metric)
             if hard.share is not None:
                 self._threshold = self._scores.threshold_of(hard.share, hard.metric)
+            if warning := self._scores.warning(self._threshold, hard.metric):
+                _log.warning("objectives.guided: %s", warning)
 
     def corrupt(
         self,

@@ -138,6 +138,13 @@ def test_the_threshold_is_the_metrics_own_or_a_share_of_the_corpus(small_blocks,
     assert torch.equal(chosen, (torch.arange(32) < 10) & ordinary)
 
 
+def test_a_threshold_that_leaves_nothing_is_a_warning_with_the_share(small_blocks, scores, caplog):
+    hard_objective(Blocks.open(small_blocks), scores, threshold=0.5)
+    assert not caplog.records
+    hard_objective(Blocks.open(small_blocks), scores, threshold=9)
+    assert "only 0.0000% of the tokens score above 9 (loss), 0 in a hundred rows" in caplog.text
+
+
 def test_texts_of_other_splits_are_masked_at_random(small_blocks, scores):
     blocks = Blocks.open(small_blocks)
     objective = hard_objective(blocks, scores)
