@@ -51,8 +51,9 @@ def question(
             from mlpt.runtime.question import question_on_ray
 
             shared = torch.cuda.device_count() / workers if gpus is None else gpus
-            runtime = RuntimeConfig(address=address, cpus_per_worker=cpus, gpus_per_worker=shared)
-            scores = question_on_ray(config, workers, progress, runtime)
+            places = {"num_workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": shared}
+            runtime = load_settings(RuntimeConfig, {"address": address, **places}, "runtime")
+            scores = question_on_ray(config, runtime, progress, display.say)
     _describe(scores, None, None)
 
 

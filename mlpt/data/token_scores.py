@@ -27,8 +27,6 @@ QUESTION = "question.json"
 AGAIN = "remove the folder and question again"
 _SMALLEST_PART, _LARGEST_PART, _PARTS = 1 << 14, 1 << 24, 128  # tokens, tokens, wished number of parts
 
-Scores = Mapping[str, NDArray[np.float16]]  # metric -> (rows, block_size)
-
 
 class Question(Settings):
     """What was asked of which tokens: equal questions get equal scores, whoever answers.
