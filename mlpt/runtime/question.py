@@ -55,8 +55,8 @@ def _run(task: Task, waiting: list[int], runtime: RuntimeConfig) -> Iterator[Par
             raise
         except ray.exceptions.RayError as error:  # the process or its node died again and again
             raise UserError(
-                f"a task died {_RETRIES + 1} times ({one_line(error)[:120]}); if memory ran out, take fewer workers or a "
-                "smaller batch_tokens; the same command goes on"
+                f"a task died {_RETRIES + 1} times ({one_line(error)[:120]}); if memory ran out, take fewer workers or "
+                "a smaller batch_tokens; the same command goes on"
             ) from error
 
 

@@ -48,6 +48,11 @@ def test_what_goes_wrong_in_a_task_is_one_line(mlpt, small_blocks, tmp_path):
     assert code == 2
     assert "are not numbers: its weights are damaged" in output
     assert "Traceback" not in output
+    words = ("question", tmp_path / "model", small_blocks, "--out", tmp_path / "scores", "--workers", 2, "--gpus", 9)
+    code, output = mlpt.run(*words)
+    assert code == 2
+    assert "the run needs 18 GPU and Ray has" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
