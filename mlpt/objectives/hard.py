@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, attention_mask_of
+from mlpt.objectives.counted_masking import drawn_count, some_of
 from mlpt.objectives.mlm import MaskingConfig, random_tokens, replacements
 
 
@@ -87,10 +88,10 @@ def choose(
         chosen = _expanded(chosen, settings, generator) & eligible
     if settings.cap is not None:
         most = (settings.cap * eligible.sum(1)).long().clamp(min=1)  # (batch,)
-        chosen = _some(chosen, torch.minimum(chosen.sum(1), most), generator)
+        chosen = some_of(chosen, torch.minimum(chosen.sum(1), most), generator)
     if settings.top_up is not None:
-        lacking = (_drawn_count(eligible, settings.top_up, generator) - chosen.sum(1)) * guided
-        chosen = chosen | _some(eligible & ~chosen, lacking, generator)
+        lacking = (drawn_count(eligible, settings.top_up, generator) - chosen.sum(1)) * guided
+        chosen = chosen | some_of(eligible & ~chosen, lacking, generator)
     if settings.fallback is None or not at_random.any():
         return Chosen(chosen, None)
     return _with_fallback(chosen, hard & eligible, eligible, at_random, settings.fallback, generator)
@@ -102,11 +103,11 @@ def _with_fallback(
     """`chosen` with the texts `rows` masked at random besides their hard tokens."""
     places = rows.nonzero().squeeze(1)
     hard, free = hard[places], eligible[places] & ~hard[places]  # (m, length)
-    wanted = _drawn_count(eligible[places], settings.probability, generator)
+    wanted = drawn_count(eligible[places], settings.probability, generator)
     # Published: where fewer are free, choosing fails after the hard token was marked, and it alone is masked.
     fails = (wanted > free.sum(1)) & hard.any(1)
     chosen, rows = chosen.clone(), rows.clone()
-    chosen[places] = hard | _some(free, wanted.masked_fill(fails, 0), generator)
+    chosen[places] = hard | some_of(free, wanted.masked_fill(fails, 0), generator)
     rows[places] = ~fails
     return Chosen(chosen, rows)
 
@@ -135,18 +136,6 @@ def _replaced(targets: Tensor, masking: MaskingConfig, vocabulary: Vocabulary, g
     fate = torch.rand(targets.shape, generator=generator)
     drawn = random_tokens(len(targets), vocabulary, masking.random_tokens, generator)
     return replacements(targets, fate, drawn, vocabulary.mask, masking)
-
-
-def _drawn_count(eligible: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """(batch,) int64: floor(share * n + u) of the n eligible positions of each text, u uniform in [0, 1)."""
-    return (share * eligible.sum(1) + torch.rand(len(eligible), generator=generator)).long()
-
-
-def _some(among: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
-    """(batch, length) bool: `counts` (batch,) random positions of `among`, all of them where there are fewer."""
-    keys = torch.rand(among.shape, generator=generator).masked_fill(~among, 2.0)
-    rank = keys.argsort(1).argsort(1)
-    return among & (rank < counts.unsqueeze(1))
 
 
 def _expanded(chosen: Tensor, settings: HardTokens, generator: torch.Generator) -> Tensor:
