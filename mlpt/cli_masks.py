@@ -102,7 +102,7 @@ def convert(
     from mlpt.saved import resolve_model
     from mlpt.sparsity import commands
 
-    chosen: Any = f".{_one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
+    chosen: Any = f".{one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
     made = commands.convert(file, out, chosen, None if model is None else resolve_model(model, print))
     print(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
 
