@@ -33,13 +33,13 @@ def question(
     address: Annotated[str, typer.Option(help="local, auto or HOST:PORT of a Ray cluster")] = "local",
 ) -> None:
     """Which tokens are hard for a model: a score for each, for guided masking (self-questioning)."""
-    from mlpt.downstream.loading import model_folder
     from mlpt.questioning.config import QuestionConfig
     from mlpt.questioning.question import question as ask
     from mlpt.reporting.display import Display
+    from mlpt.saved import resolve_model
     from mlpt.settings import load_settings, parse_overrides
 
-    given = {"model": model_folder(model), "blocks": blocks, "out": out, "split": split}
+    given = {"model": resolve_model(model, print), "blocks": blocks, "out": out, "split": split}
     config = load_settings(QuestionConfig, {**given, **parse_overrides(settings or [])}, "question")
     with Display(console=Console(stderr=True)) as display, display.rows_done("questioning", "blocks") as progress:
         if workers <= 1:
