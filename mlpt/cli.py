@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlpt import cli_finetune, cli_masks
+from mlpt import cli_finetune, cli_masks, cli_question
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
@@ -33,9 +33,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (cli_masks.prune, cli_masks.evaluate, cli_masks.export, cli_finetune.finetune):
+for command in (
+    cli_question.question,
+    cli_masks.prune,
+    cli_masks.evaluate,
+    cli_masks.export,
+    cli_finetune.finetune,
+):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")
+app.add_typer(cli_question.hard_tokens_app, name="hard-tokens")
 
 
 @app.callback()

@@ -38,8 +38,8 @@ def prune(
     from mlpt.sparsity import commands
 
     chosen: Any = {
-        "scope": _one_of("scope", scope, ("local", "global")),
-        "structured": None if structured is None else _one_of("structured", structured, ("heads", "neurons")),
+        "scope": one_of("scope", scope, ("local", "global")),
+        "structured": None if structured is None else one_of("structured", structured, ("heads", "neurons")),
     }
     with _place_of_masks(out, overwrite) as place:
         found = resolve_model(model, say)
@@ -120,7 +120,7 @@ def convert(
     from mlpt.saved import resolve_model
     from mlpt.sparsity import commands
 
-    chosen: Any = f".{_one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
+    chosen: Any = f".{one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
     with _place_of_masks(out, overwrite) as place:
         made = commands.convert(file, str(place), chosen, None if model is None else resolve_model(model, say))
     say(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
@@ -164,7 +164,7 @@ def evaluate(
     if suite:
         from mlpt.cli_suites import evaluate_suites
 
-        evaluate_suites(models, suite, settings or [], masks, dense, json_file)
+        evaluate_suites(models, suite, settings or [], masks, dense, json_file(json, overwrite, "suites"))
         return
     if len(models) > 1 or settings:
         raise UserError("several models and --set belong to --suite; give one model for its losses")
@@ -173,9 +173,9 @@ def evaluate(
     from mlpt.sparsity.commands import evaluate_files
 
     chosen: Any = {
-        "split": _one_of("split", split, ("train", "dev", "test")),
-        "padding": _one_of("padding", padding, ("out", "in")),
-        "token_types": _one_of("token-types", token_types, ("zero", "pair")),
+        "split": one_of("split", split, ("train", "dev", "test")),
+        "padding": one_of("padding", padding, ("out", "in")),
+        "token_types": one_of("token-types", token_types, ("zero", "pair")),
         "batches": None if every else batches,
         "batch_size": batch_size,
     }
@@ -228,7 +228,8 @@ def _pairing(by_position: bool) -> Any:
     return "position" if by_position else "key"
 
 
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    """`value`, or UserError in the option's name where it is none of `allowed`."""
     if value not in allowed:
         raise UserError(f"--{option} is one of {', '.join(allowed)}, not '{value}'")
     return value

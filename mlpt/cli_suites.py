@@ -9,6 +9,7 @@ from mlpt.downstream.suite_report import report
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
 from mlpt.reporting.steps import Steps
+from mlpt.reporting.text import say
 from mlpt.saved import resolve_model
 
 
@@ -23,7 +24,7 @@ def evaluate_suites(
     """Measure every model by every suite and print the tables; `json_file` grows with each suite that is done."""
     if len(set(models)) < len(models):
         raise UserError("a model is named twice; name each once")
-    folders = {model: resolve_model(model, print) for model in models}
+    folders = {model: resolve_model(model, say) for model in models}
     built = build_suites(choose_suites(suites), settings)
     results: dict[str, Any] = {}
     try:
@@ -34,4 +35,4 @@ def evaluate_suites(
     finally:  # what is measured stays known when a later model can't be
         for name, suite in built.items():
             if name in results and results[name]["models"]:
-                print(report(name, suite, results[name]), end="\n\n")
+                say(report(name, suite, results[name]) + "\n")

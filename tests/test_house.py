@@ -21,6 +21,7 @@ HEIGHT = {
     "objectives": 2,
     "models": 3,
     "sparsity": 4,
+    "questioning": 4,
     "meta": 4,
     "training": 5,
     "downstream": 6,
@@ -38,6 +39,7 @@ HEIGHT = {
     "cli_masks": 12,
     "cli_finetune": 12,
     "cli_suites": 12,
+    "cli_question": 12,
     "cli": 12,
     "__main__": 13,
 }

@@ -18,6 +18,7 @@ CASES = {
     "suites": ("mlpt.bench.suites",),
     "masks": ("mlpt.bench.masks",),
     "teacher": ("mlpt.bench.many",),
+    "question": ("mlpt.bench.question",),
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),
     "soak": ("mlpt.bench.soak",),

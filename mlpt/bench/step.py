@@ -51,6 +51,8 @@ def run() -> list[Row]:
     """Tokens per second in float32 and bf16 against `Trainer` in float32; corruption as a share of a step."""
     tokens = _tokens(BATCH * (STEPS + 1))
     objectives = make_objectives({name: {} for name in OBJECTIVES}, _vocabulary())
+    for objective in objectives.values():
+        objective.prepare_data(InMemory(tokens))
     ours_float32, ours_bf16, theirs = _seconds_per_step(tokens, objectives)
     rows = [
         _speed_row("float32, against Trainer", ours_float32, theirs),
@@ -113,6 +115,9 @@ class InMemory:
 
     def tokens(self, rows: np.ndarray) -> Tensor:
         return self._tokens[torch.from_numpy(rows)]
+
+    def token_counts(self) -> np.ndarray:
+        return np.bincount(self._tokens.reshape(-1).numpy(), minlength=VOCABULARY)
 
 
 class TrainerTraining:

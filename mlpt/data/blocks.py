@@ -8,6 +8,7 @@ import itertools
 import os
 import posixpath
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlpt.data.counts import kept_counts
 from mlpt.data.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
 from mlpt.data.vocabulary import Vocabulary
@@ -75,7 +77,7 @@ class Blocks:
         blocks = cls(path, split, manifest, cache_bytes)
         blocks._check_tokenizer_file()
         if blocks._local:
-            blocks._check_shards()
+            check_files(path, blocks.entry.shards, AGAIN)
         return blocks
 
     def __len__(self) -> int:
@@ -120,16 +122,34 @@ class Blocks:
                 out[place] = np.array(positions, dtype=np.uint16)
         return out
 
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each id occurs in the split, special ids and padding included: (vocabulary,) int64, the caller's.
+
+        Counted once and kept in a small file: beside the shards or, for remote ones, in the user's cache.
+        """
+        return kept_counts(self._counts_file(), self.vocabulary.size, self._count)
+
+    def _count(self) -> NDArray[np.int64]:
+        counts = np.zeros(self.vocabulary.size, dtype=np.int64)
+        for number in range(len(self.entry.shards)):
+            for tokens in self._shard(number).tokens:
+                counts += np.bincount(tokens.reshape(-1), minlength=self.vocabulary.size)
+        return counts
+
+    def _counts_file(self) -> Path:
+        """Named by the blocks' digest; among the shards, so that it goes when they go."""
+        name = f"{self.split}-{self.manifest.digest}.counts.npy"
+        if self._local:
+            return Path(filesystem(posixpath.join(self.folder, "shards"))[1]) / name
+        return cache_directory() / "counts" / name
+
     def unigram_entropy(self) -> float:
         """Entropy of the split's distribution of tokens, in nats a token; special and padding ids left out.
 
         It is the loss of the best predictor that ignores all context. Zero for a split of special ids only.
         """
         if self._entropy is None:
-            counts = np.zeros(self.vocabulary.size, dtype=np.int64)
-            for number in range(len(self.entry.shards)):
-                for tokens in self._shard(number).tokens:
-                    counts += np.bincount(tokens.reshape(-1), minlength=self.vocabulary.size)
+            counts = self.token_counts()
             counts[list(self.vocabulary.special_ids)] = 0
             shares = counts[counts > 0] / max(1, counts.sum())
             self._entropy = float(-(shares * np.log(shares)).sum())
@@ -198,7 +218,7 @@ class Blocks:
         if self._local:
             path = filesystem(path)[1]
         else:
-            path = str(_fetch(path, entry, self.cache_bytes))
+            path = str(fetch(path, entry, self.cache_bytes, AGAIN))
             # An open map keeps a file that left the cache on the disk.
             while self._open and entry.bytes + self._mapped_bytes() > self.cache_bytes:
                 self._open.popitem(last=False)
@@ -208,27 +228,32 @@ class Blocks:
     def _mapped_bytes(self) -> int:
         return sum(self.entry.shards[number].bytes for number in self._open)
 
-    def _check_shards(self) -> None:
-        hashed = sum(shard.bytes for shard in self.entry.shards) <= VERIFIED_BYTES
-        for shard in self.entry.shards:
-            path = filesystem(posixpath.join(self.folder, shard.file))[1]
-            with readable_errors(path, "read"):
-                size = os.path.getsize(path)
-                if size != shard.bytes:
-                    raise UserError(f"{path} has {size} bytes, not {shard.bytes}: it is truncated; {_AGAIN}")
-                if hashed and file_sha256(path) != shard.sha256:
-                    raise UserError(f"{path} is corrupt (its SHA-256 is not the manifest's); {_AGAIN}")
-
     def _check_tokenizer_file(self) -> None:
         path = posixpath.join(self.folder, "tokenizer", "tokenizer.json")
         fs, inner = filesystem(path)
         with readable_errors(path, "read"):
             digest = hashlib.sha256(fs.cat_file(inner)).hexdigest()
         if digest != self.manifest.tokenizer_sha256:
-            raise UserError(f"{path} does not match the blocks: it was changed after they were made; {_AGAIN}")
+            raise UserError(f"{path} does not match the blocks: it was changed after they were made; {AGAIN}")
 
 
-_AGAIN = "remove the folder and prepare it again"
+AGAIN = "remove the folder and prepare it again"
+
+
+def check_files(folder: str, entries: Sequence[ShardEntry], again: str) -> None:
+    """Raise UserError unless every file of a local folder has its size and, up to VERIFIED_BYTES in all, its SHA-256.
+
+    again  what a person does about it, the end of the message.
+    """
+    hashed = sum(entry.bytes for entry in entries) <= VERIFIED_BYTES
+    for entry in entries:
+        path = filesystem(posixpath.join(folder, entry.file))[1]
+        with readable_errors(path, "read"):
+            size = os.path.getsize(path)
+            if size != entry.bytes:
+                raise UserError(f"{path} has {size} bytes, not {entry.bytes}: it is truncated; {again}")
+            if hashed and file_sha256(path) != entry.sha256:
+                raise UserError(f"{path} is corrupt (its SHA-256 is not the manifest's); {again}")
 
 
 def _map(path: str, entry: ShardEntry, block_size: int) -> _OpenShard:
@@ -241,15 +266,15 @@ def _map(path: str, entry: ShardEntry, block_size: int) -> _OpenShard:
             tokens.append(column.flatten().to_numpy(zero_copy_only=True).reshape(-1, block_size))
         table = pa.Table.from_batches(batches, schema=reader.schema)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a whole shard ({one_line(error)}); {_AGAIN}") from error
+        raise UserError(f"{path} is not a whole shard ({one_line(error)}); {AGAIN}") from error
     if table.num_rows != entry.rows:
-        raise UserError(f"{path} has {table.num_rows} rows, not {entry.rows}; {_AGAIN}")
+        raise UserError(f"{path} has {table.num_rows} rows, not {entry.rows}; {AGAIN}")
     sizes = [len(part) for part in tokens]
     return _OpenShard(table, np.cumsum([0, *sizes[:-1]], dtype=np.int64), tokens)
 
 
-def _fetch(path: str, entry: ShardEntry, cache_bytes: int) -> Path:
-    """A remote shard as a file of the cache, checked; the least recently used ones make room for it."""
+def fetch(path: str, entry: ShardEntry, cache_bytes: int, again: str) -> Path:
+    """A remote file as a file of the cache, checked; the least recently used ones make room for it."""
     folder = cache_directory() / "shards"
     target = folder / f"{entry.sha256}.arrow"
     if target.exists() and target.stat().st_size == entry.bytes:
@@ -263,7 +288,7 @@ def _fetch(path: str, entry: ShardEntry, cache_bytes: int) -> Path:
         fs.get_file(inner, str(partial))
         if file_sha256(str(partial)) != entry.sha256:
             partial.unlink()
-            raise UserError(f"{path} is truncated or corrupt (its SHA-256 is not the manifest's); {_AGAIN}")
+            raise UserError(f"{path} is truncated or corrupt (its SHA-256 is not the manifest's); {again}")
         os.replace(partial, target)
     return target
 

@@ -113,13 +113,18 @@ def build_encoder(
 
 
 def load_encoder(
-    folder: str | os.PathLike[str], objectives: Mapping[str, Objective], attention: str = "sdpa"
+    folder: str | os.PathLike[str],
+    objectives: Mapping[str, Objective],
+    attention: str = "sdpa",
+    complete: bool = False,
 ) -> Encoder:
     """The encoder that `Encoder.save` wrote to `folder`, with the heads of `objectives`.
 
+    complete  refuse a folder that lacks some of the masked language model, which is otherwise drawn anew.
+
     Raises `UserError` when the folder holds no model, or no head for one of the objectives that need one.
     """
-    encoder = Encoder(_load_backbone(os.fspath(folder), attention), objectives)
+    encoder = Encoder(_load_backbone(os.fspath(folder), attention, complete=complete), objectives)
     if len(encoder.heads):
         _load_heads(encoder.heads, Path(folder) / HEADS_FILE)
     return encoder
@@ -135,7 +140,7 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
         raise UserError(f"'{config.architecture}' has no {config.attention} attention; use attention=eager") from error
 
 
-def _load_backbone(name: str, attention: str, dropout: float | None = None) -> Any:
+def _load_backbone(name: str, attention: str, dropout: float | None = None, complete: bool = False) -> Any:
     register_metalmo()  # the folder may hold one
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
@@ -143,8 +148,13 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None) -> A
         with hub_lookup(name):
             config = AutoConfig.from_pretrained(name)
             config.update(dropout_values(config, dropout))
-            return AutoModelForMaskedLM.from_pretrained(
-                name, config=config, attn_implementation=attention, dtype=torch.float32, use_safetensors=True
+            backbone, report = AutoModelForMaskedLM.from_pretrained(
+                name,
+                config=config,
+                attn_implementation=attention,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -152,6 +162,12 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None) -> A
             f"cannot load a masked language model from '{name}': give a folder with config.json and "
             f"model.safetensors, or a hub name with the network up ({reason})"
         ) from error
+    lacking = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    if complete and lacking:
+        raise UserError(
+            f"'{name}' has no trained language-modelling head ({lacking[0]} is missing); give a masked language model"
+        )
+    return backbone
 
 
 def _keep_heads(heads: nn.ModuleDict, name: str) -> None:

@@ -24,6 +24,8 @@ class Inputs:
     positions        (n,) int64, predicted positions as indices into the flattened batch * length; None: none.
     targets          (n,) int64, the class (or token id) to predict at each of `positions`.
     token_types      (batch, length) int64, 0 for a first text and 1 for a second; None: all zero.
+    smoothing        () float in [0, 1], how much of each target is the smoothing distribution; it may require a
+                     gradient. None: plain targets, as for every held-out text.
 
     `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
     """
@@ -33,6 +35,7 @@ class Inputs:
     positions: Tensor | None = None
     targets: Tensor | None = None
     token_types: Tensor | None = None
+    smoothing: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same micro-batch on `device`."""
@@ -95,6 +98,9 @@ class Objective:
     def head(self, encoder_config: Any) -> nn.Module | None:
         """The module that this objective adds to the encoder; None when it needs none of its own."""
         return None
+
+    def prepare_data(self, train: Any) -> None:
+        """Called once with the training blocks (a guide reads there what it knows of them). Raises `UserError`."""
 
     def prepare(self, model: Any) -> None:
         """Called once when the model has its starting weights (a distillation objective copies its teacher here)."""

@@ -35,10 +35,11 @@ class Combined(Objective):
         self._distill = Distillation(config.distill, vocabulary)
 
     def prepare(self, model: Any) -> None:
+        self._mlm.prepare(model)
         self._distill.prepare(model)
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
-        return self._mlm.corrupt(tokens, generator)
+    def corrupt(self, tokens: Tensor, generator: torch.Generator, split: str | None = None) -> Inputs:
+        return self._mlm.corrupt(tokens, generator, split)
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         mlm, distill = self._mlm.loss(model, inputs), self._distill.loss(model, inputs)

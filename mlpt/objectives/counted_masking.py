@@ -45,7 +45,8 @@ def mask_counted(
     original = tokens.clone()
     if first is not None:
         original[:, 0] = first
-    chosen = _chosen(original != vocabulary.pad, config.probability, generator)
+    real = original != vocabulary.pad
+    chosen = some_of(real, drawn_count(real, config.probability, generator), generator)
     fate = torch.rand(original.shape, generator=generator)
     excluded = tuple(one for one in vocabulary.special_ids if one != vocabulary.sep)
     drawn = torch.randint(vocabulary.size - len(excluded), original.shape, generator=generator)
@@ -58,9 +59,14 @@ def mask_counted(
     return inputs, torch.where(chosen, original, vocabulary.pad)
 
 
-def _chosen(real: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """(batch, length) bool: the chosen among the `real` positions."""
-    counts = (probability * real.sum(1) + torch.rand(len(real), generator=generator)).floor()  # (batch,)
-    keys = torch.rand(real.shape, generator=generator).masked_fill(~real, 2.0)
-    ranks = keys.argsort(dim=1).argsort(dim=1)  # a random order of the real positions, padding last
-    return (ranks < counts[:, None]) & real
+def drawn_count(eligible: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """(batch,) int64: floor(share * n + u) of the n `eligible` positions (batch, length) of each row, u uniform in
+    [0, 1)."""
+    return (share * eligible.sum(1) + torch.rand(len(eligible), generator=generator)).long()
+
+
+def some_of(among: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """(batch, length) bool: `counts` (batch,) random positions of `among`, all of them where there are fewer."""
+    keys = torch.rand(among.shape, generator=generator).masked_fill(~among, 2.0)
+    ranks = keys.argsort(dim=1).argsort(dim=1)  # a random order of the positions in question, the others last
+    return among & (ranks < counts.unsqueeze(1))

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mlpt.objectives.base import IGNORED, Inputs, Objective, PretrainingModel, attention_mask_of
-from mlpt.objectives.mlm import mean_cross_entropy, predicted
+from mlpt.objectives.prediction import mean_cross_entropy, predicted
 from mlpt.settings import Settings
 
 

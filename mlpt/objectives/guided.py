@@ -1,71 +1,141 @@
 """Masked language modelling where a guide says which positions are worth predicting.
 
-The `emlm` branch of MOMETAS (Wu et al., 2022) and the guided masking of self-evolution learning: probability 0.5 on the
-positions of a boolean guide, 0 elsewhere. Where MOMETAS's guide comes from is not published; `rare` is our invention.
+`rare` and `all`: the `emlm` branch of MOMETAS (Wu et al., 2022), probability 0.5 on the positions of a boolean guide,
+0 elsewhere; where MOMETAS's guide comes from is not published, and `rare` is our invention. `hard`: self-evolution
+learning (Zhong et al., 2023), the tokens that `mlpt question` found hard.
 """
 
-from typing import Any, Literal
+import logging
+from typing import Any, Literal, Self
 
+import numpy as np
 import torch
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from mlpt.data.counts import rare_tokens
+from mlpt.data.token_scores import TokenScores
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.objectives.base import Inputs, Objective, PretrainingModel
-from mlpt.objectives.mlm import MaskingConfig, masked_inputs, predicted_tokens_loss
+from mlpt.objectives.base import Inputs
+from mlpt.objectives.hard import HardTokens, hard_inputs
+from mlpt.objectives.mlm import MaskingConfig, masked_inputs
+from mlpt.objectives.prediction import TokenPrediction
+from mlpt.objectives.smoothing import SmoothingConfig
+
+_log = logging.getLogger(__name__)
 
 
-class GuidedMaskedLM(Objective):
+class HardGuide(HardTokens):
+    """Where hard positions come from, and what `HardTokens` says of them.
+
+    scores     what `mlpt question` wrote about the training blocks, a folder or URI.
+    metric     which of its scores; null: the first.
+    threshold  scores above it are hard; null: the metric's own (`loss`: 0.1 nats, as published).
+    share      instead of a threshold: the hardest share of the corpus's tokens.
+    """
+
+    scores: str
+    metric: str | None = None
+    threshold: float | None = Field(default=None, ge=0)
+    share: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.threshold is not None and self.share is not None:
+            raise ValueError("threshold and share both say what is hard; give one")
+        return self
+
+
+class GuidedMaskedLM(TokenPrediction):
     """Predict tokens at positions that a guide marks."""
 
     name = "guided"
 
     class Config(MaskingConfig):
-        """probability  chance of a marked position to be chosen.
-        guide        `rare`: the rarest tokens of the text (see `rare_positions`); `all`: every position.
-        rare_share   share of the non-special positions that `rare` marks (more where counts tie). The defaults,
-                     0.5 of 0.3, choose 15 % of the positions, as `mlm` does.
+        """guide        `rare`: the rarest tokens of the corpus; `all`: every position; `hard`: see `HardGuide`.
+        probability  of `rare` and `all`: chance of a marked position to be chosen.
+        rare_share   share of the corpus's ordinary tokens that `rare` marks (more where counts tie). The defaults, 0.5
+                     of 0.3, choose 15 % of the positions, as `mlm` does.
+        hard         settings of the guide `hard`; it then says what becomes of a chosen position, too.
+        smoothing    of the targets.
         """
 
         probability: float = Field(default=0.5, gt=0, le=1)
-        guide: Literal["rare", "all"] = "rare"
+        guide: Literal["rare", "all", "hard"] = "rare"
         rare_share: float = Field(default=0.3, gt=0, le=1)
+        hard: HardGuide | None = None
+        smoothing: SmoothingConfig = SmoothingConfig()
 
-    def __init__(self, config: Any, vocabulary: Vocabulary, token_counts: Tensor | None = None):
-        """token_counts: (vocabulary,) how often each token occurs in the corpus; None: counted in each micro-batch."""
+        @model_validator(mode="after")
+        def _one_guide(self) -> Self:
+            if (self.guide == "hard") != (self.hard is not None):
+                raise ValueError("guide=hard and hard={scores: FOLDER, ...} belong together")
+            if self.hard is not None:
+                for name in ("probability", "rare_share", *MaskingConfig.model_fields):
+                    if getattr(self, name) != type(self).model_fields[name].default:
+                        raise ValueError(f"{name} is of the other guides; with guide=hard it is hard.{name}")
+            return self
+
+    def __init__(self, config: Any, vocabulary: Vocabulary, token_counts: NDArray[np.int64] | None = None):
+        """token_counts: (vocabulary,) how often each token occurs in the corpus; None: `prepare_data` asks for them."""
         super().__init__(config, vocabulary)
-        self.token_counts = token_counts
+        self._rare: Tensor | None = None  # (vocabulary,) bool
+        self._scores: TokenScores | None = None
+        self._threshold = 0.0
+        if token_counts is not None:
+            self._count(token_counts)
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
-        return self.corrupt_at(tokens, self.guide(tokens), generator)
+    def prepare_data(self, train: Any) -> None:
+        """Count the tokens of `train`, or open the scores of its tokens.
 
-    def corrupt_at(self, tokens: Tensor, guide: Tensor, generator: torch.Generator) -> Inputs:
-        """`corrupt` with the guide given: (batch, length) bool, True where a position may be chosen."""
-        fate = torch.rand(tokens.shape, generator=generator) / self.config.probability
-        return masked_inputs(tokens, guide & (fate < 1), fate, self.vocabulary, self.config, generator)
+        Raises UserError for scores of other blocks or of another vocabulary, damaged ones, and a metric they lack.
+        Warns where the threshold leaves almost nothing to mask.
+        """
+        if self.config.guide == "rare" and self._rare is None:
+            self._count(train.token_counts())
+        if self.config.guide == "hard":
+            hard = self.config.hard
+            self._scores = TokenScores.open(hard.scores, train)
+            self._threshold = self._scores.threshold(hard.threshold, hard.metric)
+            if hard.share is not None:
+                self._threshold = self._scores.threshold_of(hard.share, hard.metric)
+            if warning := self._scores.warning(self._threshold, hard.metric):
+                _log.warning("objectives.guided: %s", warning)
+
+    def corrupt(
+        self,
+        tokens: Tensor,
+        generator: torch.Generator,
+        rows: NDArray[np.int64] | None = None,
+        split: str | None = None,
+    ) -> Inputs:
+        """`rows` and `split`: where `tokens` are from. The guide `hard` knows rows of the split that was questioned;
+        all other texts are masked as its fallback says."""
+        if self.config.guide == "hard":
+            hard = self.hard_positions(tokens, rows, split)
+            inputs = hard_inputs(tokens, hard, self.config.hard, self.vocabulary, generator)
+        else:
+            fate = torch.rand(tokens.shape, generator=generator) / self.config.probability
+            chosen = self.guide(tokens) & (fate < 1)
+            inputs = masked_inputs(tokens, chosen, fate, self.vocabulary, self.config, generator)
+        return self.smoothed(inputs, split)
 
     def guide(self, tokens: Tensor) -> Tensor:
-        """(batch, length) bool for `tokens` (batch, length): the positions that `config.guide` marks."""
-        ordinary = ~self.vocabulary.is_special(tokens)
+        """(batch, length) bool for `tokens` (batch, length): the positions that `rare` or `all` marks."""
         if self.config.guide == "all":
-            return ordinary
-        counts = self.token_counts
-        if counts is None:
-            counts = torch.bincount(tokens.reshape(-1), minlength=self.vocabulary.size)
-        return rare_positions(tokens, ordinary, counts, self.config.rare_share)
+            return ~self.vocabulary.is_special(tokens)
+        if self._rare is None:
+            raise ValueError("the guide 'rare' wants token counts: call prepare_data(training blocks) once")
+        return self._rare[tokens]
 
-    def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
-        return predicted_tokens_loss(model, inputs)
+    def hard_positions(self, tokens: Tensor, rows: NDArray[np.int64] | None, split: str | None) -> Tensor:
+        """(batch, length) bool: where the scores of `rows` are above the threshold; nowhere in another split."""
+        if self._scores is None or split is None:
+            raise ValueError("the guide 'hard' wants prepare_data(training blocks) once, and to know rows and split")
+        if rows is None or split != self._scores.question.split:
+            return torch.zeros(tokens.shape, dtype=torch.bool)
+        return torch.from_numpy(self._scores.hard(rows, self._threshold, self.config.hard.metric))
 
-
-def rare_positions(tokens: Tensor, eligible: Tensor, counts: Tensor, share: float) -> Tensor:
-    """The `share` of the `eligible` positions (batch, length, bool) whose token has the lowest `counts` (vocabulary,).
-
-    Positions that tie with the last one marked are marked too.
-    """
-    count_here = counts[tokens]  # (batch, length)
-    candidates = count_here[eligible]  # (m,)
-    if len(candidates) == 0:
-        return torch.zeros_like(eligible)
-    last = candidates.kthvalue(max(1, round(share * len(candidates)))).values
-    return eligible & (count_here <= last)
+    def _count(self, counts: NDArray[np.int64]) -> None:
+        self._rare = torch.from_numpy(rare_tokens(counts, self.config.rare_share, self.vocabulary.special_ids))

@@ -3,12 +3,13 @@
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.objectives.base import Inputs, Objective, PretrainingModel, attention_mask_of
+from mlpt.objectives.base import Inputs, attention_mask_of
+from mlpt.objectives.prediction import TokenPrediction
+from mlpt.objectives.smoothing import SmoothingConfig
 from mlpt.settings import Settings
 
 
@@ -32,23 +33,24 @@ class MaskingConfig(Settings):
         return self
 
 
-class MaskedLM(Objective):
+class MaskedLM(TokenPrediction):
     """Predict the tokens at positions chosen uniformly at random."""
 
     name = "mlm"
 
     class Config(MaskingConfig):
-        """probability: chance of a non-special position to be chosen."""
+        """probability  chance of a non-special position to be chosen.
+        smoothing    of the targets.
+        """
 
         probability: float = Field(default=0.15, gt=0, le=1)
+        smoothing: SmoothingConfig = SmoothingConfig()
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+    def corrupt(self, tokens: Tensor, generator: torch.Generator, split: str | None = None) -> Inputs:
         draw = torch.rand(tokens.shape, generator=generator)
         fate = draw / self.config.probability
-        return masked_inputs(tokens, fate < 1, fate, self.vocabulary, self.config, generator)
-
-    def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
-        return predicted_tokens_loss(model, inputs)
+        inputs = masked_inputs(tokens, fate < 1, fate, self.vocabulary, self.config, generator)
+        return self.smoothed(inputs, split)
 
 
 def masked_inputs(
@@ -100,26 +102,3 @@ def skip_ids(ids: Tensor, excluded: tuple[int, ...]) -> Tensor:
     for one in excluded:
         ids = ids + (ids >= one)
     return ids
-
-
-def predicted_tokens_loss(model: PretrainingModel, inputs: Inputs) -> Tensor:
-    """Mean cross-entropy in nats over `inputs.positions`. The head sees only those: with 15 % of the positions that
-    spares 85 % of the largest matrix product. A batch without any gives zero, connected to every weight used."""
-    hidden = model.hidden(inputs).flatten(0, 1)  # (batch * length, hidden)
-    positions, targets = predicted(inputs)
-    logits = model.token_logits(hidden.index_select(0, positions)).float()  # (n, vocabulary)
-    return mean_cross_entropy(logits, targets)
-
-
-def predicted(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """`positions` and `targets`, both (n,). Raises `ValueError` for inputs that another objective made."""
-    if inputs.positions is None or inputs.targets is None:
-        raise ValueError("these inputs say nothing about which positions to predict")
-    return inputs.positions, inputs.targets
-
-
-def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the rows of `logits` (n, classes); zero with a gradient path when n is 0."""
-    if len(logits) == 0:
-        return logits.sum()
-    return F.cross_entropy(logits, targets)

@@ -80,6 +80,40 @@ class Display:
             task = progress.add_task(what, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
+    @contextlib.contextmanager
+    def rows_done(self, what: str, unit: str) -> Iterator[Callable[[int, int, int], None]]:
+        """Progress of counted work: call what this yields with (done now, done in all, all); what an earlier process
+        did is in the second count alone."""
+        begun = time.monotonic()
+
+        def rate(now: int, done: int, total: int) -> str:
+            seconds = time.monotonic() - begun
+            left = seconds * (total - done) / now if now else 0.0
+            return f"{now / max(seconds, 1e-9):,.0f} {unit}/s, left {left // 60:.0f}:{left % 60:02.0f}"
+
+        def line(now: int, done: int, total: int) -> None:
+            clock = time.monotonic()
+            if not now and done < total:
+                return  # the work begins
+            if done == total or clock - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._last_line = clock
+                self.say(f"{what}: {done:,} of {total:,} {unit}, {rate(now, done, total)}")
+
+        if self.mode != "bar":
+            yield line if self.mode == "lines" else lambda now, done, total: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=None, rate="")
+            yield lambda now, done, total: progress.update(
+                task, completed=done, total=total, rate=rate(now, done, total)
+            )
+
     def handle(self, event: Mapping[str, Any]) -> None:
         """Show one event of the loop."""
         kind = event["event"]

@@ -28,7 +28,7 @@ OTHERS = ["xlm-roberta", "distilbert", "albert"]
 BY_THE_GENERIC_ROUTE = ["deberta-v2", "convbert", "ernie"]
 
 # The objectives that need nothing but text; those with a teacher are in test_distill.py.
-FROM_TEXT = ("mlm", "guided", "atd", "dtd", "cse")
+FROM_TEXT = {"mlm": {}, "guided": {"guide": "all"}, "atd": {}, "dtd": {}, "cse": {}}
 
 
 def small(architecture="bert", **settings):
@@ -37,7 +37,7 @@ def small(architecture="bert", **settings):
 
 
 def build(architecture="bert", vocabulary=VOCABULARY, seed=0, objectives=tuple(FROM_TEXT), **settings):
-    made = make_objectives({name: {} for name in objectives}, vocabulary)
+    made = make_objectives({name: FROM_TEXT[name] for name in objectives}, vocabulary)
     return build_encoder(small(architecture, **settings), vocabulary, made, LENGTH, seed)
 
 

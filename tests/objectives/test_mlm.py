@@ -6,8 +6,8 @@ import torch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives import make_objectives
-from mlpt.objectives.guided import GuidedMaskedLM, rare_positions
-from mlpt.objectives.mlm import MaskingConfig, mean_cross_entropy, random_tokens, replacements
+from mlpt.objectives.mlm import MaskingConfig, random_tokens, replacements
+from mlpt.objectives.prediction import mean_cross_entropy
 from mlpt.randomness import torch_generator
 
 VOCABULARY = Vocabulary(size=1000, pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -78,46 +78,6 @@ def test_a_batch_in_which_nothing_is_predicted_has_a_loss_of_zero_with_a_gradien
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
-
-
-def test_guided_masking_predicts_half_of_the_guide_and_nothing_else():
-    tokens = words()
-    guide = torch.zeros_like(tokens, dtype=torch.bool)
-    guide[:, 10:60] = True
-    objective = make_objectives({"guided": {}}, VOCABULARY)["guided"]
-    inputs = objective.corrupt_at(tokens, guide, torch_generator(2, "guided"))
-    assert guide.view(-1)[inputs.positions].all()
-    assert abs(len(inputs.positions) / 5000 - 0.5) < 0.03
-    now = inputs.input_ids.view(-1)[inputs.positions]
-    assert abs((now == VOCABULARY.mask).float().mean() - 0.8) < 0.04
-
-
-def test_the_rare_guide_marks_the_tokens_with_the_lowest_counts():
-    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 1, 2]])
-    counts = torch.tensor([100, 30, 20, 1])
-    eligible = tokens != 0
-    marked = rare_positions(tokens, eligible, counts, 0.5)  # 3 of 6 eligible: one 3 and the two 2s
-    assert marked.tolist() == [[False, False, True, True], [False, False, False, True]]
-    assert rare_positions(tokens, torch.zeros_like(eligible), counts, 0.5).sum() == 0
-
-
-def test_the_rare_guide_uses_the_counts_of_the_corpus_when_it_is_given_them():
-    counts = torch.arange(1000)
-    tokens = torch.arange(5, 105).view(10, 10)
-    objective = GuidedMaskedLM(GuidedMaskedLM.Config(rare_share=0.1), VOCABULARY, token_counts=counts)
-    assert tokens[objective.guide(tokens)].tolist() == list(range(5, 15))
-
-
-def test_the_rare_guide_counts_the_micro_batch_otherwise():
-    tokens = torch.tensor([[2, 10, 10, 10, 11, 12, 3]])
-    objective = make_objectives({"guided": {"rare_share": 0.4}}, VOCABULARY)["guided"]
-    assert tokens[objective.guide(tokens)].tolist() == [11, 12]
-
-
-def test_the_guide_all_marks_every_ordinary_token():
-    tokens = words()
-    objective = make_objectives({"guided": {"guide": "all"}}, VOCABULARY)["guided"]
-    assert torch.equal(objective.guide(tokens), ~VOCABULARY.is_special(tokens))
 
 
 @pytest.mark.parametrize(

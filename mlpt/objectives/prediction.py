@@ -1,0 +1,91 @@
+"""Predicting tokens at some positions through the language-modelling head: what all masked objectives share."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlpt.data.vocabulary import Vocabulary
+from mlpt.objectives.base import Inputs, Objective, PretrainingModel
+from mlpt.objectives.smoothing import Reference, reference_logits, smoothed_cross_entropy
+
+TRAIN = "train"  # the split whose targets are smoothed
+
+
+class TokenPrediction(Objective):
+    """Subclasses choose the positions, end `corrupt` with `smoothed`, and have `smoothing` in their `Config`."""
+
+    def __init__(self, config: Any, vocabulary: Vocabulary):
+        super().__init__(config, vocabulary)
+        self.reference: Reference | None = None  # of smoothing towards other weights than the model's own
+
+    def prepare(self, model: Any) -> None:
+        how = self.config.smoothing
+        if how.kind == "token" and how.reference != "current":
+            self.reference = Reference(model, how.decay if how.reference == "average" else None)
+
+    def smoothed(self, inputs: Inputs, split: str | None) -> Inputs:
+        """`inputs` with the weight of smoothing, where they are of the training split.
+
+        Raises ValueError where smoothing is on and nobody says of which split the texts are.
+        """
+        if self.config.smoothing.is_plain:
+            return inputs
+        if split is None:
+            raise ValueError(f"the smoothing of '{self.name}' wants to know of which split the texts are")
+        return replace(inputs, smoothing=torch.tensor(self.config.smoothing.weight)) if split == TRAIN else inputs
+
+    def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
+        if inputs.smoothing is None:
+            return predicted_tokens_loss(model, inputs)
+        return self._smoothed_loss(model, inputs, inputs.smoothing)
+
+    def _smoothed_loss(self, model: PretrainingModel, inputs: Inputs, weight: Tensor) -> Tensor:
+        # This pass first: autocast would otherwise keep weights that the reference cast without a gradient.
+        logits, targets = predicted_logits(model, inputs)
+        how = self.config.smoothing
+        losses = smoothed_cross_entropy(logits, targets, weight, self._reference(model, inputs))  # (n,)
+        if how.denominator == "predicted":
+            return losses.sum() / max(1, len(targets))
+        mask = inputs.attention_mask
+        return losses.sum() / (inputs.input_ids.numel() if mask is None else mask.sum())
+
+    def _reference(self, model: Any, inputs: Inputs) -> Any:
+        how = self.config.smoothing
+        if how.kind != "token":
+            return "uniform" if how.kind == "uniform" else None
+        if how.reference == "current":
+            return reference_logits(model, inputs)
+        if self.reference is None:
+            raise ValueError(f"'{self.name}' has no reference yet: build the model, then call prepare(model) once")
+        return reference_logits(self.reference.on(inputs.input_ids.device), inputs)
+
+
+def predicted_logits(model: PretrainingModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(n, vocabulary) float32 logits and (n,) targets of `inputs.positions`. The head sees only those: with 15 % of the
+    positions that spares 85 % of the largest matrix product."""
+    hidden = model.hidden(inputs).flatten(0, 1)  # (batch * length, hidden)
+    positions, targets = predicted(inputs)
+    return model.token_logits(hidden.index_select(0, positions)).float(), targets
+
+
+def predicted_tokens_loss(model: PretrainingModel, inputs: Inputs) -> Tensor:
+    """Mean cross-entropy in nats over `inputs.positions`; a batch without any gives zero, connected to every weight
+    used."""
+    return mean_cross_entropy(*predicted_logits(model, inputs))
+
+
+def predicted(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """`positions` and `targets`, both (n,). Raises `ValueError` for inputs that another objective made."""
+    if inputs.positions is None or inputs.targets is None:
+        raise ValueError("these inputs say nothing about which positions to predict")
+    return inputs.positions, inputs.targets
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the rows of `logits` (n, classes); zero with a gradient path when n is 0."""
+    if len(logits) == 0:
+        return logits.sum()
+    return F.cross_entropy(logits, targets)

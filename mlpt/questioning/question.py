@@ -1,0 +1,126 @@
+"""Questioning a split: parts of rows scored anywhere, written whole, and made readable by a manifest at the end."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
+
+from mlpt.data.blocks import Blocks
+from mlpt.data.files import absolute, readable_errors
+from mlpt.data.score_parts import begin, finish, write_part
+from mlpt.data.store import Store, is_uri
+from mlpt.data.token_scores import Part, Question, TokenScores
+from mlpt.data.tokenizers import load_tokenizer
+from mlpt.errors import UserError
+from mlpt.models.config import check_pretrained
+from mlpt.models.encoder import Encoder, load_encoder
+from mlpt.questioning.config import QuestionConfig
+from mlpt.questioning.scoring import model_digest, score_tokens
+
+Progress = Callable[[int, int, int], None]  # rows scored now, rows scored in all, rows of the split
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that any process needs to score a part; picklable, the weights as arrays that processes can share."""
+
+    config: QuestionConfig
+    question: Question
+    blocks: Blocks
+    architecture: PreTrainedConfig
+    weights: dict[str, NDArray[Any]]
+
+    def encoder(self, device: str) -> Encoder:
+        """The model, on `device`."""
+        with torch.random.fork_rng(devices=[]):
+            backbone = AutoModelForMaskedLM.from_config(self.architecture, dtype=torch.float32)
+        own = backbone.state_dict()
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                own[name].copy_(torch.tensor(value))
+        return Encoder(backbone, {}).to(device).eval()
+
+
+Run = Callable[[Task, list[int]], Iterable[Part]]  # scores the parts of these numbers, in any order
+
+
+def question(
+    config: QuestionConfig, run: Run | None = None, progress: Progress = lambda now, done, total: None
+) -> TokenScores:
+    """Score every token of a split and leave the scores in `config.out`; what an earlier call committed is kept.
+
+    run  scores parts elsewhere than in this process.
+
+    Raises UserError for a model without a language-modelling head or of another vocabulary, blocks that can't be read,
+    a folder with something else or with the answer to another question, a full disk.
+    """
+    blocks = Blocks.open(config.blocks, config.split)
+    encoder = load_encoder(config.model, {}, complete=True).eval()
+    _check_fit(config.model, encoder, blocks)
+    config = config.model_copy(update={"out": absolute(config.out)})
+    asked = Question.of(blocks, model_digest(encoder), config.thresholds(), config.decisive())
+    task = Task(config, asked, blocks, encoder.config, _weights(encoder.backbone))
+    store = Store(config.out)
+    with _alone(config.out):
+        parts = begin(store, asked)
+        waiting = [number for number in range(asked.parts) if number not in parts]
+        before = done = sum(part.entry.rows for part in parts.values())
+        progress(0, done, asked.rows)
+        encoder.to("cuda" if run is None and torch.cuda.is_available() else "cpu")
+        for part in run(task, waiting) if run else (score_part(task, encoder, number) for number in waiting):
+            parts[part.number] = part
+            done += part.entry.rows
+            progress(done - before, done, asked.rows)
+        finish(store, asked, parts.values())
+    return TokenScores.open(config.out, blocks, asked.model)
+
+
+def score_part(task: Task, encoder: Encoder, number: int) -> Part:
+    """Score part `number` and commit it."""
+    rows = task.question.rows_of(number)
+    tokens = task.blocks.tokens(rows)
+    scores = score_tokens(encoder, tokens, rows, task.blocks.vocabulary, task.config)
+    real = int((tokens != task.blocks.vocabulary.pad).sum())
+    return write_part(Store(task.config.out), task.question, number, scores, real)
+
+
+def _check_fit(name: str, encoder: Encoder, blocks: Blocks) -> None:
+    check_pretrained(encoder.config, blocks.vocabulary, blocks.block_size, name)
+    if any((Path(name) / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
+        blocks.require_tokenizer(load_tokenizer(name))
+
+
+def _weights(backbone: nn.Module) -> dict[str, NDArray[Any]]:
+    """Of the state dict, each tensor once: a tied one goes with the other."""
+    unique = {id(value): (name, value) for name, value in backbone.state_dict(keep_vars=True).items()}
+    return {name: value.detach().numpy() for name, value in unique.values()}
+
+
+@contextmanager
+def _alone(out: str) -> Iterator[None]:
+    """One process at a time writes to a local folder. Raises UserError for the second."""
+    if is_uri(out):
+        yield
+        return
+    with readable_errors(out, "write"):
+        if Path(out).is_file():
+            raise UserError(f"{out} is a file; name a folder")
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{out.rstrip('/')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"another process is questioning into {out}; wait for it, or name another folder"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
