@@ -42,7 +42,7 @@ def question(
 
     given = {"model": resolve_model(model, say), "blocks": blocks, "out": out, "split": split}
     config = load_settings(QuestionConfig, {**given, **parse_overrides(settings or [])}, "question")
-    with Display(console=plain_console()) as display, display.rows_done("questioning", "blocks") as progress:
+    with Display(console=plain_console(stderr=True)) as display, display.rows_done("questioning", "blocks") as progress:
         if workers <= 1:
             scores = ask(config, progress=progress)
         else:
