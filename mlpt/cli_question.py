@@ -85,7 +85,8 @@ def import_(
     from mlpt.questioning.published import import_positions
 
     chosen: Any = one_of("beyond", beyond, ("refuse", "drop"))
-    _describe(import_positions(files, Blocks.open(blocks, one_of("split", split, _SPLITS)), out, chosen), None, None)
+    questioned: Any = one_of("split", split, _SPLITS)
+    _describe(import_positions(files, Blocks.open(blocks, questioned), out, chosen), None, None)
 
 
 @hard_tokens_app.command()

@@ -15,7 +15,8 @@ from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
 from mlpt.data.manifest import read_manifest
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
-from mlpt.meta.rules import RULES
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES
 from mlpt.settings import Settings, load_settings, merge, nested
@@ -159,27 +160,26 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _can_be_learned(self) -> "RunConfig":
         """The meta-learner's rules and what they would learn from."""
-        rule = RULES[self.meta.mixture.rule]
-        if self.meta.masks is not None and (self.masks is None or "scores" in self.masks.train):
-            raise ValueError("meta.masks learns the scores itself: give a masks section with train: [weights, heads]")
-        if self.meta.masks is not None and self.masks is not None and self.masks.iterative is not None:
-            raise ValueError(
-                "meta.masks keeps each matrix's sparsity and would undo masks.iterative: set one of them to null"
-            )
-        if rule.learns_from_draws and self.train.draw == "weighted":
-            raise ValueError(
-                f"rule '{rule.name}' learns from which objectives are drawn, and train.draw=weighted draws none: set "
-                "train.draw=step, or another meta.mixture.rule"
-            )
-        if rule.needs_moments or self.meta.masks is not None:
-            who = f"rule '{rule.name}'" if rule.needs_moments else "meta.masks"
-            check_look_ahead(who, self.train.optimizer, "train.optimizer")
+        if MIXTURE not in self.meta.rules:
+            raise ValueError("meta.rules needs a rule of the mixture, such as {mixture: {rule: uniform}}")
+        for part, settings in self.meta.rules.items():
+            rule = rule_class(part, settings.rule)
+            if rule.learns_from_draws and self.train.draw == "weighted":
+                raise ValueError(
+                    f"rule '{rule.name}' learns from which arms are drawn, and train.draw=weighted draws none: set "
+                    f"train.draw=step, or another meta.rules.{part}.rule"
+                )
+            if rule.needs_moments:
+                check_look_ahead(f"rule '{rule.name}'", self.train.optimizer, "train.optimizer")
+            if reason := rule.refuses(settings, self):
+                raise ValueError(reason)
         return self
 
     @classmethod
     def settings_by_name(cls) -> dict[str, type[Settings]]:
         """The settings that stand in mappings, by dotted key: where `mlpt.setting_names` goes on looking."""
-        return {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
+        rules = {f"meta.rules.{part}": rule.Config for part, named in RULES.items() for rule in named.values()}
+        return rules | {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
 
 
 def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:
@@ -196,7 +196,7 @@ def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunCon
     config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)
     data = as_prepared(config.data, values.get("data") or {})
     if data is not config.data and config.blocks is not None:
-        raise UserError(f"blocks={config.blocks} has no use: {config.data.source} is prepared; leave blocks out")
+        raise UserError(f"blocks={config.blocks} has no use: {config.data.places[0]} is prepared; leave blocks out")
     return config.model_copy(update={"data": data})
 
 
@@ -228,7 +228,7 @@ def _with_tokenizer_of_model(config: RunConfig, given: Mapping[str, Any]) -> Run
     model, data = config.model.pretrained, given.get("data") or {}
     if model is None or data.get("tokenizer") is not None:
         return config
-    sources = [*(config.data.sources if len(config.data.sources) == 1 else []), *filter(None, [config.blocks])]
+    sources = [*(config.data.places if len(config.data.places) == 1 else []), *filter(None, [config.blocks])]
     if any(read_manifest(source) is not None for source in sources):
         return config  # and the run checks that the tokenizer of the blocks is the model's
     return config.model_copy(update={"data": load_settings(DataConfig, {**data, "tokenizer": model}, "data")})

@@ -1,60 +1,71 @@
 """From a configuration to the parts of a run, without Ray: what a worker, the actor and a debugger build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlpt.arms import Arms, arms_of
 from mlpt.config import RunConfig
-from mlpt.data.blocks import Blocks
+from mlpt.data.sources import Sources
 from mlpt.logs import quiet_libraries
 from mlpt.meta.learner import MetaLearner
-from mlpt.meta.policy import Policy
-from mlpt.meta.rules import RULES
-from mlpt.meta.rules.base import MetaRule
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import make_rules, rule_class
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.training.group import Group
-from mlpt.training.loop import Event, Loop, Splits
+from mlpt.training.loop import Event, Loop
 from mlpt.training.mirror import Remote
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
+from mlpt.training.pretraining import Pretraining
 
 
-def open_splits(blocks: str) -> Splits:
-    """The train, dev and test blocks of a prepared folder."""
-    return Splits(*(Blocks.open(blocks, split) for split in ("train", "dev", "test")))
+def open_sources(config: RunConfig, blocks: str) -> Sources:
+    """The rows of a prepared folder, and those of the target's own texts."""
+    return Sources.open(blocks, config.data.mix, config.meta.texts)
 
 
-def build_model(config: RunConfig, splits: Splits) -> Encoder:
+def build_model(config: RunConfig, sources: Sources) -> Encoder:
     """The encoder with its starting weights, the same in every process."""
-    objectives = make_objectives(config.objectives, splits.train.vocabulary)
-    model = build_encoder(config.model, splits.train.vocabulary, objectives, splits.train.block_size, config.seed)
+    objectives = make_objectives(config.objectives, sources.vocabulary)
+    model = build_encoder(config.model, sources.vocabulary, objectives, sources.block_size, config.seed)
     if config.masks is not None:
         mask_encoder(config.masks, model, config.model.pretrained, config.seed)
     for objective in objectives.values():
+        objective.prepare_data(sources.train)
         objective.prepare(model)  # after masking: a teacher shares the weights that masking froze
     return model
 
 
-def build_learner(config: RunConfig, splits: Splits, device: torch.device) -> MetaLearner:
+def arms_in(config: RunConfig, sources: Sources) -> Arms:
+    """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
+    arms = arms_of(list(config.objectives), sources.domains, config.data.mix, config.meta.texts is not None)
+    make_rules(config.meta.rules, arms.trained)
+    arms.weights(config.meta.weights, "meta.target")
+    return arms
+
+
+def build_learner(config: RunConfig, sources: Sources, device: torch.device) -> MetaLearner:
     """The meta-learner with a model and an optimiser of its own, like the workers'."""
-    model = build_model(config, splits).to(device)
+    model = build_model(config, sources).to(device)
     optimizer = make_optimizer(model, config.train.optimizer)
-    return MetaLearner(config.meta, model, optimizer, splits.train, splits.dev, config.seed, config.train.batch_size)
-
-
-def mixture_rule(config: RunConfig) -> MetaRule:
-    """The rule of the configuration, in its first state."""
-    return RULES[config.meta.mixture.rule](config.meta.mixture, list(config.objectives))
+    arms = arms_in(config, sources)
+    return MetaLearner(config.meta, model, optimizer, sources, arms, config.seed, config.train.batch_size)
 
 
 def learns(config: RunConfig) -> bool:
     """True if anything about this run is adapted while it runs."""
-    return RULES[config.meta.mixture.rule].learns or config.meta.masks is not None
+    return any(rule_class(part, rule.rule).learns for part, rule in config.meta.rules.items())
+
+
+def first_mixture(config: RunConfig, arms: Arms) -> Mapping[str, float]:
+    """The mixture before the first update, in the run's first state."""
+    return make_rules(config.meta.rules, arms.trained)[MIXTURE].first().values
 
 
 def threads_of(cpus: float) -> int:
@@ -62,12 +73,12 @@ def threads_of(cpus: float) -> int:
     return max(1, int(cpus))
 
 
-def step_hooks(config: RunConfig, model: Encoder, splits: Splits, run_dir: Path | None) -> list[StepHook]:
+def step_hooks(config: RunConfig, model: Encoder, sources: Sources, run_dir: Path | None) -> list[StepHook]:
     """What else happens between steps: mask training's threshold resets, iterative pruning."""
     if config.masks is None:
         return []
     out = None if run_dir is None else run_dir / "masks"
-    steps_per_epoch = max(1, len(splits.train) // config.train.batch_size)
+    steps_per_epoch = max(1, len(sources.train) // config.train.batch_size)
     return mask_hooks(config.masks, model, config.seed, out, config.model.pretrained, steps_per_epoch)
 
 
@@ -88,23 +99,21 @@ def run_rank(
     Raises `RunStopped` when `should_stop` has said so on some rank.
     """
     quiet_libraries()
-    splits = open_splits(blocks)
-    model = build_model(config, splits)
+    sources = open_sources(config, blocks)
+    model = build_model(config, sources)
+    arms = arms_in(config, sources)
     if source is None and group.leads and learns(config):
-        source = LocalSource(build_learner(config, splits, group.device), threads_of(config.runtime.meta_cpus))
-    rule = mixture_rule(config)
-    policy = Policy(0, rule.first_mixture())
-    moments = rule.needs_moments or config.meta.masks is not None
-    outer = Outer(policy, source, group, config.meta.interval, config.meta.lag, moments, learns(config))
+        source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
+    target = arms.weights(config.meta.weights, "meta.target") if config.meta.target else arms.selecting()
+    work = Pretraining(config.train, model, sources, arms.every, arms.trained, target, group, config.seed)
+    outer = Outer(config.meta, arms.trained, source, group)
     loop = Loop(
         config.train,
-        model,
-        splits,
+        work,
         outer,
         group,
         run_dir,
-        config.seed,
-        hooks=step_hooks(config, model, splits, run_dir if group.leads else None),
+        hooks=step_hooks(config, model, sources, run_dir if group.leads else None),
         tell=tell,
         must_save=must_save,
         should_stop=should_stop,
@@ -112,11 +121,16 @@ def run_rank(
         remote=remote,
     )
     summary = loop.run()
+    summary["first_mixture"] = dict(first_mixture(config, arms))
+    if config.meta.target:
+        before, after = summary["held_out_before"], summary["held_out"]
+        losses = {"before": work.target_loss(before), "after": work.target_loss(after)}
+        summary["target"] = {"weights": target, **losses}
     if group.leads:
         if config.masks is not None:
             with all_as_saved(loop.hooks, model):
                 save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
                 summary["masks"] = masks_in_force(config.masks, model)
-        model.save(run_dir / "model", splits.train.tokenizer())
+        model.save(run_dir / "model", sources.train.tokenizer())
         loop.checkpoints.finish()
     return summary

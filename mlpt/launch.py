@@ -19,10 +19,10 @@ from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError, resume_command, system_error, told
-from mlpt.job import mixture_rule, run_rank, threads_of
+from mlpt.job import run_rank, threads_of
 from mlpt.logs import logging_to_file
 from mlpt.outputs import forget_replaced, write_file
-from mlpt.prepared import blocks_of
+from mlpt.prepared import blocks_of, with_target_texts
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.reporting.text import plain_console, say
@@ -76,7 +76,6 @@ def pretrain(
             raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
         config = load_run_config(recipe, settings or {})
         config = with_model_of_run(config, lambda text: say(text, console))
-        mixture_rule(config)  # a rule that doesn't fit the objectives is refused before anything is prepared
         with new_run(config, overwrite) as run:
             return _run(config, run, console, debug)
     if recipe is not None:
@@ -108,7 +107,6 @@ def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: in
                 shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
             train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
             summary = train(config, run, display, debug, stop)
-        summary["first_mixture"] = mixture_rule(config).first_mixture()
         write_file(run.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         print_summary(summary, run.name, console)
         run.send(SUMMARY)
@@ -160,6 +158,7 @@ def _in_this_process(
 ) -> dict[str, Any]:
     """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
     blocks = blocks_of(config, run.folder, display)
+    config = with_target_texts(config, blocks, run.folder, display)
     run.send("blocks.json")
     log = run.folder / "logs" / "rank_0.log"
     fetch_log(run.remote, log)
@@ -184,5 +183,6 @@ def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool, stop:
         blocks = blocks_of(config, run.folder, display)
     else:
         blocks = blocks_on_cluster(config, run.folder, display, debug)
+    config = with_target_texts(config, blocks, run.folder, display)
     run.send("blocks.json")
     return pretrain_on_ray(config, blocks, run.folder, display, debug, run.remote, stop)

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
+from mlpt.data.config import DataConfig
 from mlpt.data.describe import describe
 from mlpt.data.files import cache_directory, readable_errors
 from mlpt.data.manifest import read_manifest
@@ -17,6 +18,7 @@ from mlpt.data.prepare import RunShards, input_digest, prepare
 from mlpt.errors import UserError
 from mlpt.outputs import read_json, write_json
 from mlpt.reporting.display import Display
+from mlpt.settings import load_settings
 
 
 def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: RunShards | None = None) -> str:
@@ -26,7 +28,7 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     `run_shards` runs the shard jobs elsewhere than in this machine's processes. A run remembers which blocks it had;
     resuming it on other text is an error.
     """
-    sources = config.data.sources
+    sources = config.data.places
     if len(sources) == 1 and (manifest := read_manifest(sources[0])) is not None:
         manifest = manifest.as_reused()
         blocks = str(Path(sources[0]).resolve()) if Path(sources[0]).exists() else sources[0]
@@ -47,6 +49,32 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
         for model in models:
             train.require_tokenizer_of(model)
     return blocks
+
+
+def with_target_texts(
+    config: RunConfig, blocks: str, folder: Path, display: Display, run_shards: RunShards | None = None
+) -> RunConfig:
+    """`config` with the target's own text prepared as the run's `blocks` are, with their tokenizer; its training part
+    is what the meta-learner looks at, its test part what is reported."""
+    texts = config.meta.texts
+    if texts is None:
+        return config
+    if (manifest := read_manifest(texts)) is None:
+        of = Blocks.open(blocks, "train")
+        settings = {"source": texts, "tokenizer": f"{blocks}/tokenizer", "block_size": of.block_size}
+        data = load_settings(DataConfig, {**settings, "dev_share": 0, "test_share": TARGET_TEST_SHARE}, "meta.target")
+        made = str(cache_directory() / "blocks" / input_digest(data))
+        with _alone(made), display.bytes_done("preparing the target's text") as progress:
+            manifest = prepare(data, made, run_shards, progress)
+    else:
+        made = texts
+        Blocks.open(blocks, "train").require_tokenizer(Blocks.open(made, "train").tokenizer(), "of the target's text ")
+    display.say(f"target: {describe(manifest, made)}")
+    target = {**config.meta.target, "texts": made}
+    return config.model_copy(update={"meta": config.meta.model_copy(update={"target": target})})
+
+
+TARGET_TEST_SHARE = 0.3  # of a target's documents
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlpt.config import RunConfig
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
-from mlpt.job import build_model, open_splits, step_hooks
+from mlpt.job import build_model, open_sources, step_hooks
 from mlpt.models.hooks import all_as_saved
 from mlpt.outputs import read_json
 from mlpt.rundir import CONFIG, open_run
@@ -110,9 +110,9 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
     config = open_run(run)[1]
     if not (run / "blocks.json").is_file():
         raise UserError(f"{run} does not say which blocks it trains on, where its tokenizer is; resume it first")
-    splits = open_splits(_blocks_of(run))
-    model = build_model(config, splits)
-    hooks = step_hooks(config, model, splits, None)  # before the tensors, as in a run that is resumed
+    sources = open_sources(config, _blocks_of(run))
+    model = build_model(config, sources)
+    hooks = step_hooks(config, model, sources, None)  # before the tensors, as in a run that is resumed
     load_model_tensors(model, checkpoint.tensors["model"])
     partial = None
     try:
@@ -121,7 +121,7 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
         if config.masks is not None:
             with all_as_saved(hooks, model):  # a checkpoint holds the scores and thresholds that train
                 save_final_masks(config.masks, model, partial, checkpoint.step, config.seed)
-        model.save(partial, splits.train.tokenizer())
+        model.save(partial, sources.train.tokenizer())
         (partial / MADE_FROM).write_text(json.dumps({"step": checkpoint.step, "mark": checkpoint.mark}))
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)

@@ -24,7 +24,7 @@ space = Space(
         "train.schedule.warmup": tune.uniform(0.01, 0.15),
     },
     metrics={"dev/mlm": "min"},
-    base={"meta.mixture": {"rule": "uniform"}},
+    base={"meta.rules.mixture": {"rule": "uniform"}},
     settings=settings,
     tokens=1_000_000,
     trials=12,

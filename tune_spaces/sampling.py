@@ -19,11 +19,12 @@ def settings(point: Settings) -> dict[str, object]:
     elif rule == "mometas":
         mixture |= {"lr": point["meta_lr"], "gamma": point["gamma"]}
     elif rule == "hypergradient":
-        mixture |= {"engine": "one_step", "lr": point["meta_lr"], "floor": point["floor"]}
+        mixture |= {"lr": point["meta_lr"], "floor": point["floor"]}
     elif rule == "famo":
         mixture |= {"lr": point["meta_lr"], "floor": point["floor"]}
     return {
-        "meta.mixture": mixture,
+        "meta.rules.mixture": mixture,
+        "meta.lookahead.engine": "one_step",
         "meta.interval": point["interval"],
         "meta.lag": round(point["interval"] * float(point["lag_share"])),
         "objectives.mlm.probability": point["noise"],

@@ -26,7 +26,7 @@ def settings(point: Settings) -> dict[str, object]:
         "masks.sparsity": point["sparsity"],
         "masks.init": point["init"],
         "masks.train": TRAINED[method],
-        "meta.masks": learned if method == "meta-learned" else None,
+        "meta.rules.masks": learned if method == "meta-learned" else None,
         "train.optimizer.lr": point["lr"],
     }
 
@@ -42,7 +42,7 @@ space = Space(
     metrics={"sparsity": "max", "dev/mlm": "min"},
     base={
         "objectives": {"atd": None, "dtd": None, "cse": None},
-        "meta.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
+        "meta.rules.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
         "meta.interval": 20,
         "meta.lag": 20,
         "masks.reset": {"cadence": "interval", "interval": 50},

@@ -35,7 +35,7 @@ space = Space(
     base={
         "model": {"architecture": "bert", "hidden_size": 256, "layers": 4, "heads": 8, "dropout": 0},
         "objectives": {"atd": None, "dtd": None, "cse": None},
-        "meta.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
+        "meta.rules.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
     },
     settings=settings,
     tokens=500_000,

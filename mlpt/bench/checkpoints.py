@@ -33,7 +33,7 @@ def _seconds(run_dir: str, every: int) -> float:
         "data": {"source": "docs", "docs_bytes": 1_000_000, "block_size": 128, "vocab_size": 8192},
         "model": {"architecture": "bert", "hidden_size": 256, "layers": 4, "heads": 4},
         "objectives": {"mlm": {}, "atd": None, "dtd": None, "cse": None},
-        "meta": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}},
+        "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}}},
         "train": {"steps": STEPS, "batch_size": 32, "checkpoint_every": every, "evaluate_batches": 1},
         "runtime": {"num_workers": 0},
         "report": {"progress": "off", "tensorboard": False},

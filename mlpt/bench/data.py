@@ -114,6 +114,6 @@ def _tokens(manifest: Manifest) -> int:
 
 
 def _texts(config: DataConfig) -> Iterator[str]:
-    for piece in plan(find_files(config.sources, config.max_bytes), config.max_bytes):
+    for piece in plan(find_files(config.places, config.max_bytes), config.max_bytes):
         for segment in piece.segments:
             yield from (document.text for document in read_segment(segment))

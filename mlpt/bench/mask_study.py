@@ -137,7 +137,7 @@ class Study:
             "blocks": str(self.out / "blocks"),
             "data": {"source": self.source, "block_size": 64, "vocab_size": 8192},
             "objectives": {"mlm": {}, "atd": None, "dtd": None, "cse": None},
-            "meta": {"interval": 100, "lag": 0, "mixture": {"rule": "fixed", "weights": {"mlm": 1}}},
+            "meta": {"interval": 100, "lag": 0, "rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}}},
             "runtime": {"num_workers": 0},
             "report": {"progress": "off", "tensorboard": False},
         }
@@ -182,13 +182,14 @@ def trained_settings(method: str, sparsity: float) -> tuple[dict[str, Any], floa
     if method == "meta":
         mixture = {"rule": "fixed", "weights": {"mlm": 1}}
         masks = {"method": "mask_scores", "sparsity": sparsity, "train": ["weights", "heads"]}
-        meta = {"interval": 5, "lag": 0, "mixture": mixture, "masks": {"start": 5, "lr": 1.5e-3}}
+        meta = {"interval": 5, "lag": 0, "lookahead": {"start": 5}}
+        meta["rules"] = {"mixture": mixture, "masks": {"rule": "mask_scores", "lr": 1.5e-3}}
         return {"masks": masks, "meta": meta}, 1e-4
     raise UserError(f"there is no method '{method}' in the study; there are {', '.join(METHODS)}")
 
 
 def _meta(mixture: dict[str, Any]) -> dict[str, Any]:
-    return {"interval": 100, "lag": 0, "mixture": mixture}
+    return {"interval": 100, "lag": 0, "rules": {"mixture": mixture}}
 
 
 def table(results: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:

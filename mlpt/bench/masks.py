@@ -16,6 +16,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
@@ -50,7 +51,11 @@ def step_of(kind: str) -> Callable[[], None]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
     tokens = torch.randint(5, VOCABULARY.size, (BATCH, LENGTH), generator=torch_generator(0, "bench"))
-    inputs = objectives[name].corrupt(tokens, torch_generator(0, "bench noise")).to(next(model.parameters()).device)
+    inputs = (
+        objectives[name]
+        .corrupt(Batch.of(tokens), torch_generator(0, "bench noise"))
+        .to(next(model.parameters()).device)
+    )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

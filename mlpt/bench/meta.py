@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mlpt.arms import arms_of
 from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
+from mlpt.data.batch import Batch, Source
+from mlpt.data.sources import ALL
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
-from mlpt.meta.rules.hypergradient import Hypergradient
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
@@ -38,12 +39,12 @@ class RandomBlocks:
     def __len__(self) -> int:
         return 4 * BATCH
 
-    def tokens(self, rows: np.ndarray) -> Tensor:
-        """(len(rows), LENGTH) int64."""
+    def batch(self, rows: np.ndarray) -> Batch:
+        """These rows."""
         generator = torch_generator(0, "tokens")
         every = torch.randint(5, VOCABULARY.size, (len(self), LENGTH), generator=generator)
         every[:, 0], every[:, -1] = VOCABULARY.cls, VOCABULARY.sep
-        return every[torch.from_numpy(rows)]
+        return Batch(every[torch.from_numpy(rows)], rows)
 
 
 def run() -> list[Row]:
@@ -67,8 +68,8 @@ class Training:
     def one_step_each(self) -> None:
         """One step with each objective: corrupt, forward, backward, clip, AdamW."""
         for name in OBJECTIVES:
-            tokens = self.blocks.tokens(np.arange(BATCH))
-            inputs = self.model.objectives[name].corrupt(tokens, torch_generator(0, name)).to(self.device)
+            batch = self.blocks.batch(np.arange(BATCH))
+            inputs = self.model.objectives[name].corrupt(batch, torch_generator(0, name)).to(self.device)
             self.optimizer.zero_grad()
             self.model(name, inputs).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -77,14 +78,16 @@ class Training:
 
 def lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
     """A function that runs one update of the rule on a snapshot of `training` after a few steps."""
-    rule = Hypergradient.Config.model_validate({"engine": engine, "inner_steps": steps, "start": 0})
     model = make_model().to(training.device)
-    config = MetaConfig(mixture=rule)
+    look = {"engine": engine, "inner_steps": steps, "start": 0}
+    config = load_settings(MetaConfig, {"rules": {"mixture": "hypergradient"}, "lookahead": look})
     optimizer = make_optimizer(model, load_settings(OptimizerConfig, {}))
-    learner = MetaLearner(config, model, optimizer, training.blocks, training.blocks, 0, BATCH)
+    sources = {ALL: Source(training.blocks, training.blocks, training.blocks)}
+    arms = arms_of(OBJECTIVES, [], None, texts=False)
+    learner = MetaLearner(config, model, optimizer, sources, arms, 0, BATCH)
     training.one_step_each()
     snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True)
-    return lambda: learner.update(learner.first_policy(), snapshot, Evidence())
+    return lambda: learner.update(snapshot, Evidence())
 
 
 def make_model() -> Encoder:

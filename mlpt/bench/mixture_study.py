@@ -35,7 +35,7 @@ def settings_of(rule: str, seed: int, source: str, steps: int, folder: Path) -> 
         "run_dir": str(folder),
         "data": {"source": source, "block_size": 64, "vocab_size": 8192},
         "objectives": OBJECTIVES,
-        "meta": {"interval": 100, "lag": 0, "mixture": RULES[rule]},
+        "meta": {"interval": 100, "lag": 0, "rules": {"mixture": RULES[rule]}},
         "train": {
             "micro_batch_size": 32,
             "steps": steps,

@@ -28,7 +28,7 @@ def run() -> list[Row]:
                 settings = {
                     "run_dir": f"{folder}/{name}-{turn}",
                     "train": {"steps": STEPS, "evaluate_batches": 1, "checkpoint_every": STEPS},
-                    "meta": {"interval": 100, "lag": 100, "mixture": rule},
+                    "meta": {"interval": 100, "lag": 100, "rules": {"mixture": rule}},
                     "report": {"progress": "off", "tensorboard": False},
                 }
                 run = pretrain("mometas", settings, console=Console(quiet=True))

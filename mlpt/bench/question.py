@@ -91,15 +91,15 @@ def _masking(blocks: Blocks, scores: TokenScores) -> Row:
     objectives: dict[str, Any] = make_objectives(settings, blocks.vocabulary)
     objectives["guided"].prepare_data(blocks)
     batches = [np.random.default_rng(n).choice(len(blocks), BATCH, replace=False) for n in range(CORRUPTIONS)]
-    read = [blocks.tokens(rows) for rows in batches]
+    read = [blocks.batch(rows) for rows in batches]
 
     def guided() -> None:
-        for rows, tokens in zip(batches, read, strict=True):
-            objectives["guided"].corrupt(tokens, torch_generator(0, "bench"), rows=rows, split="train")
+        for batch in read:
+            objectives["guided"].corrupt(batch, torch_generator(0, "bench"))
 
     def at_random() -> None:
-        for tokens in read:
-            objectives["mlm"].corrupt(tokens, torch_generator(0, "bench"))
+        for batch in read:
+            objectives["mlm"].corrupt(batch, torch_generator(0, "bench"))
 
     ours, peer = (seconds / CORRUPTIONS for seconds in seconds_interleaved(guided, at_random, rounds=ROUNDS))
     return _row("guided masking of a batch against random masking (within 5 %)", ours, peer, "s")
@@ -137,7 +137,7 @@ class Training:
     def step(self) -> None:
         rows = (np.arange(BATCH) + self.taken * BATCH) % len(self.blocks)
         objective: Any = self.model.objectives[self.name]
-        inputs = objective.corrupt(self.blocks.tokens(rows), torch_generator(0, "bench", self.taken), split="train")
+        inputs = objective.corrupt(self.blocks.batch(rows), torch_generator(0, "bench", self.taken))
         self.optimizer.zero_grad(set_to_none=True)
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, self.precision == "bf16"):

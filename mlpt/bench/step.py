@@ -23,19 +23,24 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from mlpt.arms import arms_of
 from mlpt.bench.harness import Row, machine, peak_bytes, wait_for_device
+from mlpt.data.batch import Batch
+from mlpt.data.sources import Sources
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.meta.policy import Policy
+from mlpt.meta.learner import MetaConfig
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.objectives import OBJECTIVES, make_objectives
 from mlpt.objectives.base import Objective
 from mlpt.randomness import torch_generator
+from mlpt.settings import load_settings
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group, default_device
-from mlpt.training.loop import Loop, Splits
+from mlpt.training.loop import Loop
 from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.outer import Outer
+from mlpt.training.pretraining import Pretraining
 from mlpt.training.schedule import ScheduleConfig
 
 VOCABULARY = 8192
@@ -88,9 +93,12 @@ class OurTraining:
             clip=MAX_NORM,
         )
         blocks: Any = InMemory(tokens)
-        outer = Outer(Policy(0, {"mlm": 1.0}), None, Group(), interval=1, lag=0, moments=False, learns=False)
         group = Group(device=default_device())
-        self.loop = Loop(config, encoder, Splits(blocks, blocks, blocks), outer, group, Path(folder), seed=0)
+        arms = arms_of(["mlm"], [], None, texts=False)
+        meta = load_settings(MetaConfig, {"rules": {"mixture": "uniform"}})
+        sources = Sources(blocks, blocks, blocks)
+        work = Pretraining(config, encoder, sources, arms.every, arms.trained, arms.selecting(), group, seed=0)
+        self.loop = Loop(config, work, Outer(meta, arms.trained, None, group), group, Path(folder))
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""
@@ -109,12 +117,13 @@ class InMemory:
     def __init__(self, tokens: Tensor):
         self._tokens = tokens
         self.block_size = tokens.shape[1]
+        self.domains: list[str] = []
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def tokens(self, rows: np.ndarray) -> Tensor:
-        return self._tokens[torch.from_numpy(rows)]
+    def batch(self, rows: np.ndarray) -> Batch:
+        return Batch(self._tokens[torch.from_numpy(rows)], rows)
 
     def token_counts(self) -> np.ndarray:
         return np.bincount(self._tokens.reshape(-1).numpy(), minlength=VOCABULARY)
@@ -168,7 +177,7 @@ def _seconds_to_corrupt(objective: Objective, tokens: Tensor, repeats: int = 50)
     times = []
     for step in range(repeats):
         start = time.perf_counter()
-        objective.corrupt(tokens, torch_generator(0, "corrupt", step))
+        objective.corrupt(Batch.of(tokens), torch_generator(0, "corrupt", step))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlpt.data.batch import Batch, Split
 from mlpt.data.counts import kept_counts
 from mlpt.data.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
@@ -44,7 +46,7 @@ class _OpenShard:
 class Blocks:
     """The rows of one split of a prepared folder. Row order is fixed; `Sampler` says which to read when."""
 
-    def __init__(self, folder: str, split: str, manifest: Manifest, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, folder: str, split: Split, manifest: Manifest, cache_bytes: int = CACHE_BYTES):
         self.folder, self.split, self.manifest = folder, split, manifest
         self.entry = manifest.splits[split]
         self.block_size = manifest.block_size
@@ -58,7 +60,7 @@ class Blocks:
         self._entropy: float | None = None
 
     @classmethod
-    def open(cls, path: str, split: str = "train", cache_bytes: int = CACHE_BYTES) -> "Blocks":
+    def open(cls, path: str, split: Split = "train", cache_bytes: int = CACHE_BYTES) -> "Blocks":
         """Open "train", "dev" or "test" of the folder (or URI) that `prepare` wrote.
 
         Raises UserError: not a prepared folder, no blocks in that split, a shard that is missing, truncated or (hashed
@@ -96,6 +98,18 @@ class Blocks:
                 chosen = batch == one
                 out[where[chosen]] = shard.tokens[one][inside[chosen] - shard.first[one]]
         return torch.from_numpy(out)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """These rows, in that order, as a batch."""
+        return Batch(self.tokens(rows), rows, self.split)
+
+    def rows_of(self, domain: str) -> NDArray[np.int64]:
+        """The numbers of all rows of a domain, ascending: (n,) int64."""
+        found = [np.empty(0, dtype=np.int64)]
+        for number, begin in enumerate(self._begins):
+            same = pc.equal(self._shard(number).table["domain"], domain)
+            found.append(np.flatnonzero(same.to_numpy(zero_copy_only=False)) + begin)
+        return np.concatenate(found)
 
     def domain_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The domain of each of `rows`, as an index into `domains`: (n,) int64."""

@@ -1,5 +1,7 @@
 """What to prepare and how: the settings of data, and what becomes of them where the text is prepared already."""
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -14,11 +16,24 @@ from mlpt.settings import Settings, load_settings, merge
 OF_TRAINED: dict[str, Any] = {"vocab_size": 8192, "lowercase": True, "tokenizer_bytes": 32 << 20}  # with defaults
 
 
+OF_RUN = ("source", "sources", "mix", "workers", "max_unknown")  # what a prepared folder does not say
+RESERVED = ("all", "texts")  # names of sources that are no domains
+
+
 class DataConfig(Settings):
     """What to prepare, and how."""
 
-    source: str | list[str] = Field(
+    source: str | list[str] | None = Field(
         default="docs", description="files, folders, globs, URIs, 'docs' or 'hub:NAME[:config]'"
+    )
+    sources: dict[str, str | list[str]] | None = Field(
+        default=None,
+        description="instead of source: {legal: SOURCE, code: SOURCE, ...}, each text a domain of that name",
+    )
+    mix: Literal["proportional", "uniform", "learned"] | dict[str, float] | None = Field(
+        default=None,
+        description="of domains: 'proportional' to their text, 'uniform', {legal: 0.3, ...}, or 'learned' by the rule of "
+        "the mixture; null: all text is one",
     )
     documents: Documents = Field(
         default="auto",
@@ -53,10 +68,53 @@ class DataConfig(Settings):
 
     @field_validator("source")
     @classmethod
-    def _some_source(cls, source: str | list[str]) -> str | list[str]:
-        if not source or not all([source] if isinstance(source, str) else source):
+    def _some_source(cls, source: str | list[str] | None) -> str | list[str] | None:
+        if source is not None and (not source or not all([source] if isinstance(source, str) else source)):
             raise ValueError("name at least one file, folder or 'docs'")
         return source
+
+    @field_validator("sources")
+    @classmethod
+    def _some_sources(cls, sources: dict[str, str | list[str]] | None) -> dict[str, str | list[str]] | None:
+        if sources is not None:
+            if not sources or not all(sources.values()):
+                raise ValueError("name at least one domain and its text: {legal: FILE OR FOLDER, ...}")
+            for name in sources:
+                if name in RESERVED or re.fullmatch(r"[\w.-]+", name) is None:
+                    raise ValueError(
+                        f"'{name}' can't name a domain: take letters, digits, '_', '-' and '.', and not "
+                        f"{' or '.join(RESERVED)}"
+                    )
+        return sources
+
+    @field_validator("mix")
+    @classmethod
+    def _shares(cls, mix: Any) -> Any:
+        if isinstance(mix, dict):
+            if any(not math.isfinite(share) or share < 0 for share in mix.values()) or not any(mix.values()):
+                raise ValueError("shares are numbers >= 0 of which at least one is above 0")
+            total = sum(mix.values())
+            if abs(total - 1) > 1e-3:
+                raise ValueError(f"the shares sum to {total:g}, not to 1")
+        return mix
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_source(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("sources") is not None:
+            if values.get("source") is not None:
+                raise ValueError("source and sources both name the text; give one of them")
+            return {**values, "source": None}
+        return values
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "DataConfig":
+        if self.source is None and self.sources is None:
+            raise ValueError("name the text: source, or sources")
+        if isinstance(self.mix, dict) and self.sources is not None and self.mix.keys() - self.sources.keys():
+            unknown = min(self.mix.keys() - self.sources.keys())
+            raise ValueError(f"mix names '{unknown}', and sources {', '.join(self.sources)}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -84,9 +142,19 @@ class DataConfig(Settings):
         return self
 
     @property
-    def sources(self) -> list[str]:
-        """`source` as a list."""
-        return [self.source] if isinstance(self.source, str) else list(self.source)
+    def places(self) -> list[str]:
+        """All files, folders and so on that are named."""
+        return [place for _, place in self.named_places]
+
+    @property
+    def named_places(self) -> list[tuple[str | None, str]]:
+        """(domain, place) of each; None: the text says its domains itself."""
+        named = {None: self.source} if self.sources is None else self.sources
+        return [
+            (domain, place)
+            for domain, places in named.items()
+            for place in ([places] if isinstance(places, str) else places or [])
+        ]
 
 
 def lay_on(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,13 +165,16 @@ def lay_on(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         gone |= OF_TRAINED.keys()
     if over.get("tokenizer", "wordpiece") != "wordpiece":
         gone.add("lowercase")
-    if "source" in over:
+    if over.get("sources") is not None:
+        gone |= {"source", "docs_bytes"}
+    if over.get("source") is not None:
+        gone |= {"sources"}
         given = over["source"]
         sources = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)]
         if "docs" not in sources:
             gone.add("docs_bytes")
         if _prepared(sources) is not None:
-            gone |= base.keys() - {"workers"}
+            gone |= base.keys() - {"workers", "mix"}
     return merge({key: value for key, value in base.items() if key not in gone}, over)
 
 
@@ -113,23 +184,23 @@ def as_prepared(config: DataConfig, given: Collection[str]) -> DataConfig:
     Raises UserError for one of the `given` settings that the folder does not have, and for prepared folders among
     other sources.
     """
-    manifest = _prepared(config.sources)
+    manifest = _prepared(config.places)
     if manifest is None:
         return config
     ran = {key: value for key, value in manifest.settings.items() if key in DataConfig.model_fields}
     for key in given:
         value = getattr(config, key)
-        if key in ("source", "workers", "max_unknown") or value is None:
+        if key in OF_RUN or value is None:
             continue
         has = ran.get(key, manifest.vocabulary["size"] if key == "vocab_size" else None)
         if has != value and not (key == "tokenizer" and _same_tokenizer(value, manifest)):
             raise UserError(
-                f"{config.sources[0]} is prepared, with {key}={has}, and data.{key}={value} cannot be had from it; "
+                f"{config.places[0]} is prepared, with {key}={has}, and data.{key}={value} cannot be had from it; "
                 "leave that out, or prepare the text with it into a new folder"
             )
     if "max_unknown" in given:
         check_known(manifest.unknown_share, config)
-    kept = {"source": config.source, "workers": config.workers, "max_unknown": config.max_unknown}
+    kept = {key: getattr(config, key) for key in OF_RUN}
     return load_settings(DataConfig, {**ran, **kept}, "data")
 
 

@@ -50,7 +50,7 @@ class CorpusFile:
     """One file of a source.
 
     `split`: what its name says ("train", "dev", "test"), or None. `capped`: it was made no larger than `max_bytes`
-    allows, and is read to its end.
+    allows, and is read to its end. `named`: its source has a domain of its own, whatever its rows say.
     """
 
     path: str
@@ -60,6 +60,7 @@ class CorpusFile:
     domain: str
     split: str | None
     capped: bool = False
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,20 @@ class Piece:
 
 
 def find_files(
-    sources: Sequence[str], max_bytes: int | None = None, skipped: Counter[str] | None = None
+    sources: Sequence[str | tuple[str | None, str]], max_bytes: int | None = None, skipped: Counter[str] | None = None
 ) -> list[CorpusFile]:
     """All files of the sources, in a fixed order; `skipped` counts the other files of folders by their suffix.
 
     A source is a file, a folder (searched through), a glob, any fsspec URI of these, `docs` (the embedded corpus,
-    `max_bytes` of it) or `hub:NAME[:config]`. Split names in file or folder names (below the folder that was named)
-    count if one of them says train; otherwise all files are split by document.
+    `max_bytes` of it) or `hub:NAME[:config]`; with a domain before it, (domain, source), all of it is of that domain.
+    Split names in file or folder names (below the folder that was named)
+    count if one of them says train (and, with domains, if all domains have the same); otherwise all files are split by
+    document.
 
     Raises UserError for a source without files, an unknown suffix, an empty file.
     """
     found: list[CorpusFile] = []
-    for source in sources:
+    for domain, source in ((None, one) if isinstance(one, str) else one for one in sources):
         if source == "docs":
             files = [str(docs_corpus.collect(max_bytes and max_bytes // len(sources)))]
         elif source.startswith("hub:"):
@@ -91,11 +94,21 @@ def find_files(
         else:
             files = _paths(source, Counter() if skipped is None else skipped)
         described = [_describe(path, _root(source, files)) for path in files]
-        found += [replace(file, capped=True) for file in described] if source == "docs" else described
+        described = [replace(file, capped=True) for file in described] if source == "docs" else described
+        found += described if domain is None else [replace(file, domain=domain, named=True) for file in described]
     unique = list({file.path: file for file in found}.values())
-    if not any(file.split == "train" for file in unique):
+    if not any(file.split == "train" for file in unique) or not _alike(unique):
         unique = [replace(file, split=None) for file in unique]
     return unique
+
+
+def _alike(files: Iterable[CorpusFile]) -> bool:
+    """Whether every named domain has files of the same splits: else those of one would have no held-out text."""
+    splits: dict[str, set[str | None]] = {}
+    for file in files:
+        if file.named:
+            splits.setdefault(file.domain, set()).add(file.split)
+    return len({frozenset(one) for one in splits.values()}) <= 1
 
 
 def missing_splits(files: Iterable[CorpusFile]) -> tuple[str, ...]:
@@ -250,7 +263,7 @@ def _cut(file: CorpusFile, limit: int | None, target: int, style: str) -> list[t
     """The segments of one file and their sizes in bytes."""
     if file.kind == "parquet":
         return _cut_parquet(file, limit, target, style)
-    whole = Segment(file.path, file.kind, file.domain, limit=limit, gzipped=file.gzipped, style=style)
+    whole = Segment(file.path, file.kind, file.domain, limit=limit, gzipped=file.gzipped, style=style, named=file.named)
     with readable_errors(file.path, "read"):
         if file.gzipped:
             return [(whole, file.size)]
@@ -286,7 +299,8 @@ def _cut_parquet(file: CorpusFile, limit: int | None, target: int, style: str) -
         last = group == metadata.num_row_groups - 1 or (left is not None and size >= left)
         if size >= target or last:
             most = left if last else None
-            cut.append((Segment(file.path, "parquet", file.domain, start, group + 1, most, style=style), size))
+            segment = Segment(file.path, "parquet", file.domain, start, group + 1, most, style=style, named=file.named)
+            cut.append((segment, size))
             start = group + 1
             left = None if left is None else left - size
             size = 0

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpt.data.config import OF_TRAINED, DataConfig, check_known
+from mlpt.data.config import OF_RUN, OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
@@ -115,12 +115,12 @@ def input_digest(config: DataConfig) -> str:
 
 
 def _files(config: DataConfig, skipped: Counter[str] | None = None) -> list[CorpusFile]:
-    return find_files(config.sources, config.docs_bytes or config.max_bytes, skipped)
+    return find_files(config.named_places, config.docs_bytes or config.max_bytes, skipped)
 
 
 def _recorded(config: DataConfig) -> dict[str, Any]:
     """The settings that decide what is written from an input: not how many workers write it, nor what the input is."""
-    settings = config.model_dump(mode="json", exclude={"workers", "source", "docs_bytes", "max_unknown"})
+    settings = config.model_dump(mode="json", exclude={*OF_RUN, "docs_bytes"})
     for key in OF_TRAINED if config.tokenizer not in TRAINED else ():
         del settings[key]
     return settings

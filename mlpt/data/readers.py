@@ -44,7 +44,8 @@ class Segment:
 
     `kind` is "text", "jsonl" or "parquet". `start` and `stop` are byte offsets (row groups of a parquet file);
     `stop` None means to the end. `limit` ends the segment after that many bytes of text. `style` says what a document
-    is: of a text file what `text_style` found, or "file" for all of it; of rows what `head_style` found.
+    is: of a text file what `text_style` found, or "file" for all of it; of rows what `head_style` found. `named`: all
+    of it is of `domain`, whatever its rows say.
     """
 
     path: str
@@ -55,6 +56,11 @@ class Segment:
     limit: int | None = None
     gzipped: bool = False
     style: str = "blank"
+    named: bool = False
+
+    def domain_of(self, said: object) -> str:
+        """The domain of a row that says `said` (None: nothing)."""
+        return self.domain if said is None or self.named else str(said)
 
 
 def read_segment(segment: Segment) -> Iterator[Document]:
@@ -226,8 +232,7 @@ def _json_document(segment: Segment, line: bytes, number: int) -> Document:
     if not isinstance(text, str):
         where = _line(segment, number)
         raise UserError(f"{segment.path}, line {where} has no string 'text'; each line is an object with \"text\"")
-    domain = record.get("domain")
-    return Document(_without_lone_surrogates(text), str(domain) if domain is not None else segment.domain)
+    return Document(_without_lone_surrogates(text), segment.domain_of(record.get("domain")))
 
 
 def _without_lone_surrogates(text: str) -> str:
@@ -268,7 +273,7 @@ def _parquet(segment: Segment) -> Iterator[Document]:
             domains = batch.column(1).to_pylist() if len(columns) == 2 else [None] * len(batch)
             for text, domain in zip(batch.column(0).to_pylist(), domains, strict=True):
                 if text is not None:
-                    yield Document(text, segment.domain if domain is None else str(domain))
+                    yield Document(text, segment.domain_of(domain))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{segment.path} is a damaged parquet file ({one_line(error)}); fetch it again") from error
 

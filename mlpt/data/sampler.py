@@ -1,7 +1,7 @@
 """Which rows each rank reads at each step: a seeded permutation an epoch, cut into global batches.
 
-There is no state to save: everything follows from (seed, step). Ranks share a global batch as `rows[rank::world]`, so
-any world size sees the same data in the same order.
+There is no state to save: everything follows from the seed and the position. Ranks share a global batch as
+`rows[rank::world]`, so any world size sees the same data in the same order.
 """
 
 import numpy as np
@@ -22,11 +22,12 @@ class Sampler:
     seed        names the order.
     block       rows of a chunk: chunks are permuted, then the rows in each, so that memory stays at one chunk's
                 permutation and reads stay near each other. None: one chunk up to 10 million rows, else 2**20 rows.
+    stream      tells orders of one seed apart.
 
     Raises UserError when the split has fewer rows than one batch.
     """
 
-    def __init__(self, n_rows: int, batch_size: int, seed: int, block: int | None = None):
+    def __init__(self, n_rows: int, batch_size: int, seed: int, block: int | None = None, stream: str = ""):
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is not positive; a batch holds at least one row")
         if n_rows < batch_size:
@@ -36,6 +37,7 @@ class Sampler:
             )
         self.n_rows, self.batch_size, self.seed = n_rows, batch_size, seed
         self.block = block or (n_rows if n_rows <= BLOCK_SHUFFLE_ABOVE else BLOCK_ROWS)
+        self._stream = f"/{stream}" if stream else ""
         self._chunk: tuple[tuple[int, int], NDArray[np.int64]] | None = None  # the last permutation, by its address
         self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
@@ -43,15 +45,17 @@ class Sampler:
         """This rank's rows of global batch `step` (0-based), int64."""
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} is not one of {world}")
-        start = step * self.batch_size
-        parts: list[NDArray[np.int64]] = []
-        left = self.batch_size
-        while left:
-            part = self._from(start, left)
+        return self.take(step * self.batch_size, self.batch_size)[rank::world]
+
+    def take(self, position: int, count: int) -> NDArray[np.int64]:
+        """`count` rows from a position of the endless stream on: (count,) int64."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while count:
+            part = self._from(position, count)
             parts.append(part)
-            start += len(part)
-            left -= len(part)
-        return np.concatenate(parts)[rank::world]
+            position += len(part)
+            count -= len(part)
+        return np.concatenate(parts)
 
     def epoch(self, step: int) -> float:
         """How many times the rows have been gone through when global batch `step` begins."""
@@ -70,7 +74,7 @@ class Sampler:
         """The order of the chunks in an epoch, and the place in the epoch at which each ends."""
         if self._order is None or self._order[0] != epoch:
             count = -(-self.n_rows // self.block)
-            order = numpy_generator(self.seed, "sampler/chunks", epoch).permutation(count)
+            order = numpy_generator(self.seed, f"sampler/chunks{self._stream}", epoch).permutation(count)
             sizes = np.minimum(self.block, self.n_rows - order * self.block)
             self._order = (epoch, order, np.cumsum(sizes))
         return self._order[1:]
@@ -80,6 +84,6 @@ class Sampler:
         if self._chunk is None or self._chunk[0] != (epoch, chunk):
             first = chunk * self.block
             size = min(self.block, self.n_rows - first)
-            rows = numpy_generator(self.seed, "sampler/rows", epoch, chunk).permutation(size) + first
+            rows = numpy_generator(self.seed, f"sampler/rows{self._stream}", epoch, chunk).permutation(size) + first
             self._chunk = ((epoch, chunk), rows)
         return self._chunk[1]

@@ -33,6 +33,7 @@ from mlpt.models.conditional_encoder import load_stock_config
 from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
 from mlpt.outputs import read_json
 from mlpt.randomness import address
+from mlpt.storage.state import State
 from mlpt.tasks import TaskData
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import default_device
@@ -291,11 +292,11 @@ class _Run:
         return predict(data.task, data.splits[split], features, outputs, SpanConfig())
 
     def _save(self) -> None:
-        learner = ({}, {}) if self.learner is None else self.learner.state()
+        learner = State() if self.learner is None else self.learner.state()
         state = {
             "evaluations": self.evaluations,
             "sampler": self.sampler.state(),
-            "learner": learner[0],
+            "learner": learner.values,
             "losses": self.losses,
             "rows_trained": self.rows_trained,
             "training": self.model.training,
@@ -305,7 +306,7 @@ class _Run:
             "model": model_tensors(self.model),
             "optimizer": optimizer_tensors(self.model, self.optimizer),
             "best": self.best,
-            "learner": learner[1],
+            "learner": learner.tensors,
         }
         self.checkpoints.save(self.step, state, tensors)
 
@@ -321,7 +322,7 @@ class _Run:
         self.evaluations = [(step, scores) for step, scores in state["evaluations"]]
         self.sampler.load_state(state["sampler"])
         if self.learner is not None:
-            self.learner.load_state(state["learner"], saved.tensors.get("learner", {}))
+            self.learner.load_state(State(state["learner"], saved.tensors.get("learner", {})))
         self.losses = {name: (total, count) for name, (total, count) in state["losses"].items()}
         self.rows_trained = state["rows_trained"]
         self.model.train(state["training"])

@@ -8,7 +8,8 @@ from mlpt.downstream.config import TaskNames
 from mlpt.downstream.multitask_model import LabelDtype
 from mlpt.downstream.multitask_scoring import ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty, PolicySampler, SamplerConfig
-from mlpt.meta.rules import RULES
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import rule_class
 from mlpt.models.conditional_encoder import ConditionalConfig
 from mlpt.models.conditional_freezing import Modulation
 from mlpt.settings import Settings
@@ -108,6 +109,8 @@ class MultitaskConfig(Settings):
 
     @model_validator(mode="after")
     def _can_be_learned(self) -> "MultitaskConfig":
-        if isinstance(self.sampler, PolicySampler.Config) and RULES[self.sampler.learner.rule].needs_moments:
+        if not isinstance(self.sampler, PolicySampler.Config):
+            return self
+        if rule_class(MIXTURE, self.sampler.learner.rule).needs_moments:
             check_look_ahead(f"rule '{self.sampler.learner.rule}'", self.optimizer, "optimizer")
         return self

@@ -5,20 +5,23 @@ synchronous and in this process: a policy counts from the very step after which 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mlpt.data.batch import Arm
 from mlpt.downstream.features import Features
 from mlpt.downstream.multitask_data import Collator
 from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch
 from mlpt.downstream.samplers import PolicySampler
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence
-from mlpt.meta.rules import RULES
+from mlpt.meta.learner import Updates
+from mlpt.meta.policy import MIXTURE, Evidence, Policy
+from mlpt.meta.rules import make_rules
 from mlpt.randomness import numpy_generator
+from mlpt.storage.state import State
 
 
 class TaskedModel(nn.Module):
@@ -38,12 +41,18 @@ class TaskedModel(nn.Module):
 class TaskContext(MetaContext):
     """What a rule sees: batches of one task each, out of `train` and `dev` (collators, not blocks of text)."""
 
-    train: Any
-    dev: Any
+    train: Any = None
+    dev: Any = None
 
-    def _inputs(self, blocks: Any, purpose: str, objective: str, size: int, texts: int, noise: int, index: int) -> Any:
-        """`size` rows of task `objective`; labelled rows carry no corruption, so `noise` addresses nothing."""
-        task = self.objectives.index(objective)
+    def train_inputs(self, arm: str, size: int, index: int) -> Any:
+        return self._rows(self.train, f"meta-train/{arm}", arm, size, self.step, index)
+
+    def dev_inputs(self, arm: str, size: int, index: int, texts: int, noise: int) -> Any:
+        """Labelled rows carry no corruption, so `noise` addresses nothing."""
+        return self._rows(self.dev, f"meta-dev/{arm}", arm, size, texts, index)
+
+    def _rows(self, blocks: Any, purpose: str, arm: str, size: int, texts: int, index: int) -> Any:
+        task = self.trained.index(arm)
         count = len(blocks.tasks[task])
         drawn = numpy_generator(self.seed, f"{purpose}/texts", texts, index).choice(count, size, replace=count < size)
         batch = blocks([(task, int(row)) for row in drawn])
@@ -63,9 +72,8 @@ class TaskLearner:
     ):
         self.sampler, self.model, self.optimizer = sampler, TaskedModel(model, sampler.names), optimizer
         self.train, self.dev = Collator(train), Collator(dev)
-        rule = sampler.config.learner
-        self.rule = RULES[rule.rule](rule, sampler.names)
-        sampler.adopt(replace(sampler.policy, mixture=self.rule.first_mixture()))
+        self.updates = Updates(make_rules({MIXTURE: sampler.config.learner}, sampler.names), sampler.config.lookahead)
+        sampler.adopt(self.updates.first())
 
     def update_if_due(self, step: int, losses: Mapping[str, float]) -> dict[str, Any] | None:
         """Adopt the rule's next policy at steps 0, interval, 2 * interval, ...; returns figures for the log.
@@ -76,21 +84,34 @@ class TaskLearner:
             return None
         training = self.model.model.training
         self.model.eval()
+        names = self.sampler.names
         context = TaskContext(
-            self.model, self.optimizer, self.train, self.dev, self.sampler.seed, self.sampler.batch_size, step
+            self.model,
+            self.optimizer,
+            {name: Arm(name, name, name) for name in names},
+            names,
+            dict.fromkeys(names, 1 / len(names)),
+            {},
+            self.sampler.seed,
+            self.sampler.batch_size,
+            step,
+            train=self.train,
+            dev=self.dev,
         )
         draws = dict(self.sampler.draws)  # all from the policy in force: it changes here alone
-        mixture = self.sampler.policy.mixture
+        policy = self.sampler.policy
+        mixture = policy.values(MIXTURE)
         evidence = Evidence(draws, dict(losses), {name: sum(draws.values()) * mixture[name] for name in mixture})
-        learned = self.rule.update(self.sampler.policy, evidence, context)
-        self.sampler.adopt(replace(learned, version=self.sampler.policy.version + 1))
+        parts = self.updates.parts(policy, evidence, context)
+        self.sampler.adopt(Policy(policy.version + 1, parts))
         self.model.train(training)
-        return {"mixture": dict(self.sampler.policy.mixture), "policy": self.sampler.policy.version, **context.report}
+        adopted = self.sampler.policy
+        return {"mixture": dict(adopted.values(MIXTURE)), "policy": adopted.version, **context.report}
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The rule's state: JSON values and tensors."""
-        return self.rule.state(), self.rule.tensors()
+    def state(self) -> State:
+        """The rules' state."""
+        return self.updates.state()
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: State) -> None:
         """Go on from `state()`."""
-        self.rule.load_state(state, tensors)
+        self.updates.load_state(state)

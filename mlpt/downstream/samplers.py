@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Union
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, field_validator
 
 from mlpt.errors import UserError
-from mlpt.meta.policy import Policy
-from mlpt.meta.rules import MixtureConfig
-from mlpt.meta.rules.mometas import Mometas
+from mlpt.meta.lookahead import LookaheadConfig
+from mlpt.meta.policy import MIXTURE, Part, Policy
+from mlpt.meta.rules import rule_config
+from mlpt.meta.rules.base import RuleConfig
 from mlpt.randomness import numpy_generator
 from mlpt.settings import Settings
 
@@ -178,16 +179,25 @@ class PolicySampler(_Weighted):
     """Tasks drawn from the mixture of the newest `Policy`, one a step; a meta-learner's rule makes the policies."""
 
     class Config(Settings):
-        """learner: the meta-learner's rule over tasks and its settings; interval: steps between its updates."""
+        """learner    the meta-learner's rule over tasks and its settings.
+        lookahead  how a rule that differentiates looks ahead.
+        interval   steps between updates.
+        """
 
         rule: Literal["policy"] = "policy"
-        learner: MixtureConfig = Field(default_factory=Mometas.Config)
+        learner: SerializeAsAny[RuleConfig] = Field(default_factory=lambda: rule_config(MIXTURE, "mometas"))
+        lookahead: LookaheadConfig = LookaheadConfig()
         interval: int = Field(default=50, ge=1)
         draw: Literal["step"] = "step"
 
+        @field_validator("learner", mode="before")
+        @classmethod
+        def _resolved(cls, learner: Any) -> Any:
+            return rule_config(MIXTURE, learner, "sampler.learner")
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.policy = Policy(0, {name: 1 / len(self.names) for name in self.names})
+        self.policy = Policy(0, {MIXTURE: Part({name: 1 / len(self.names) for name in self.names})})
         self.draws = dict.fromkeys(self.names, 0)
 
     def adopt(self, policy: Policy) -> None:
@@ -196,7 +206,7 @@ class PolicySampler(_Weighted):
         self.draws = dict.fromkeys(self.names, 0)
 
     def probabilities(self) -> np.ndarray:
-        mixture = np.array([self.policy.mixture.get(name, 0.0) for name in self.names])
+        mixture = np.array([self.policy.values(MIXTURE).get(name, 0.0) for name in self.names])
         return mixture / mixture.sum()
 
     def batch(self, step: int, score: Score | None = None) -> list[Row]:
@@ -205,11 +215,16 @@ class PolicySampler(_Weighted):
         return rows
 
     def state(self) -> dict[str, Any]:
-        return {**super().state(), "policy": self.policy.to_json(), "draws": dict(self.draws)}
+        return {
+            **super().state(),
+            "policy": [self.policy.version, dict(self.policy.values(MIXTURE))],
+            "draws": dict(self.draws),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         super().load_state(state)
-        self.policy, self.draws = Policy.from_json(state["policy"]), dict(state["draws"])
+        version, mixture = state["policy"]
+        self.policy, self.draws = Policy(version, {MIXTURE: Part(mixture)}), dict(state["draws"])
 
 
 class MtUncertainty(TaskSampler):

@@ -1,11 +1,12 @@
 """What a rule may look at during one update: the model at the snapshot, meta-train and meta-dev batches, a report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mlpt.data.rows import Rows
+from mlpt.data.batch import Arm, Rows, Source
 from mlpt.objectives.base import Inputs
 from mlpt.randomness import numpy_generator, torch_generator
 
@@ -14,51 +15,54 @@ from mlpt.randomness import numpy_generator, torch_generator
 class MetaContext:
     """One update's view. All texts and all noise follow from (seed, purpose, step): nothing is drawn from a stream.
 
-    model          the learner's own copy, in eval mode, at the snapshot's weights when the rule needs them.
-    optimizer      its AdamW, with the snapshot's moments when the rule needs them, and the rate of the step to come.
-    train, dev     blocks of the meta-train and the meta-dev split.
-    batch_size     texts in a training batch.
-    step           the snapshot's step.
-    report         figures for the log, filled by the rule.
+    model       the learner's own copy, in eval mode, at the snapshot's weights when a rule needs them.
+    optimizer   its AdamW, with the snapshot's moments when a rule needs them, and the rate of the step to come.
+    arms        every arm by name, those that only a target names too.
+    trained     the names of those that train, in order.
+    target      weight of each arm in the meta-dev loss; sums to 1.
+    sources     rows by the name of their source; rules see the train and dev splits.
+    batch_size  rows in a training batch.
+    step        the snapshot's step.
+    report      figures for the log, filled by the rules.
     """
 
     model: Any
     optimizer: torch.optim.AdamW
-    train: Rows
-    dev: Rows
+    arms: Mapping[str, Arm]
+    trained: list[str]
+    target: Mapping[str, float]
+    sources: Mapping[str, Source]
     seed: int
     batch_size: int
     step: int
     report: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def objectives(self) -> list[str]:
-        return list(self.model.objectives)
+    def train_inputs(self, arm: str, size: int, index: int) -> Inputs:
+        """Batch `index` of `size` meta-train rows of an arm, corrupted by its objective."""
+        rows = self.sources[self.arms[arm].source].train
+        return self._inputs(rows, f"meta-train/{arm}", arm, size, self.step, self.step, index)
 
-    def train_inputs(self, objective: str, size: int, index: int) -> Inputs:
-        """Batch `index` of `size` meta-train texts, corrupted by `objective`."""
-        return self._inputs(self.train, f"meta-train/{objective}", objective, size, self.step, self.step, index)
-
-    def dev_inputs(self, objective: str, size: int, index: int, texts: int, noise: int) -> Inputs:
-        """Batch `index` of `size` meta-dev texts; the steps `texts` and `noise` address what is drawn."""
-        return self._inputs(self.dev, f"meta-dev/{objective}", objective, size, texts, noise, index)
+    def dev_inputs(self, arm: str, size: int, index: int, texts: int, noise: int) -> Inputs:
+        """Batch `index` of `size` meta-dev rows; the steps `texts` and `noise` address what is drawn."""
+        rows = self.sources[self.arms[arm].source].dev
+        return self._inputs(rows, f"meta-dev/{arm}", arm, size, texts, noise, index)
 
     @torch.no_grad()
     def dev_losses(self, batches: int, size: int | None, texts: int, noise: int) -> dict[str, float]:
-        """Mean held-out loss of each objective in nats, over `batches` of `size` texts (default: a training batch)."""
+        """Mean held-out loss of each trained arm in nats, over `batches` of `size` rows (default: a training batch)."""
         size = self.batch_size if size is None else size
         losses = {}
-        for objective in self.objectives:
-            inputs = (self.dev_inputs(objective, size, index, texts, noise) for index in range(batches))
-            losses[objective] = sum(float(self.model(objective, one)) for one in inputs) / batches
+        for arm in self.trained:
+            objective = self.arms[arm].objective
+            inputs = (self.dev_inputs(arm, size, index, texts, noise) for index in range(batches))
+            losses[arm] = sum(float(self.model(objective, one)) for one in inputs) / batches
         return losses
 
-    def _inputs(
-        self, blocks: Rows, purpose: str, objective: str, size: int, texts: int, noise: int, index: int
-    ) -> Inputs:
-        rows = numpy_generator(self.seed, f"{purpose}/texts", texts, index)
-        # A data set smaller than the batch gives some of its texts twice.
-        chosen = rows.choice(len(blocks), size, replace=len(blocks) < size)
+    def _inputs(self, rows: Rows, purpose: str, arm: str, size: int, texts: int, noise: int, index: int) -> Inputs:
+        drawn = numpy_generator(self.seed, f"{purpose}/texts", texts, index)
+        # A data set smaller than the batch gives some of its rows twice.
+        chosen = drawn.choice(len(rows), size, replace=len(rows) < size)
         generator = torch_generator(self.seed, f"{purpose}/noise", noise, index)
-        inputs: Inputs = self.model.objectives[objective].corrupt(blocks.tokens(chosen), generator)
+        objective = self.model.objectives[self.arms[arm].objective]
+        inputs: Inputs = objective.corrupt(rows.batch(chosen).for_arm(arm), generator)
         return inputs.to(next(self.model.parameters()).device)

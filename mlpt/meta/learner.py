@@ -1,4 +1,4 @@
-"""The meta-learner: a rule, the meta-data, and a copy of the model that snapshots are loaded into. Knows no Ray.
+"""The meta-learner: rules, the meta-data, and a copy of the model that snapshots are loaded into. Knows no Ray.
 
 Deterministic: texts and noise are addressed by (seed, purpose, snapshot.step), the model is in eval mode (no dropout)
 and in float32 whatever the workers train in. On a CPU equal bits need an equal thread count too
@@ -7,40 +7,98 @@ and in float32 whatever the workers train in. On a CPU equal bits need an equal 
 
 import resource
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from mlpt.data.rows import Rows
+from mlpt.arms import Arms
+from mlpt.data.batch import Source
+from mlpt.data.sources import TEXTS
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
-from mlpt.meta.rules import RULES, MixtureConfig
-from mlpt.meta.rules.base import entropy_of
-from mlpt.meta.rules.mask_scores import MaskScores
-from mlpt.meta.rules.mometas import Mometas
-from mlpt.meta.snapshot import load_snapshot
+from mlpt.meta.lookahead import LookAhead, LookaheadConfig
+from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
+from mlpt.meta.rules import make_rules, rule_config
+from mlpt.meta.rules.base import LookaheadRule, Rule, RuleConfig
+from mlpt.meta.snapshot import Snapshot, load_snapshot
 from mlpt.settings import Settings
+from mlpt.storage.state import State
 
 LONGEST_DEFAULT_LAG = 20  # steps; a quick rule answers well within them
+_MOVED = {"mixture": "meta.rules.mixture", "masks": "meta.rules.masks"}  # keys of earlier versions
+
+
+def _learned_mixture() -> dict[str, RuleConfig]:
+    return {MIXTURE: rule_config(MIXTURE, "mometas")}
 
 
 class MetaConfig(Settings):
-    """interval  steps between updates (the first is launched at step 0 and takes baselines).
-    lag          every rank adopts the answer at exactly this many steps after the snapshot; 0: training waits for it.
-                 Default: 20, or the interval where that is shorter.
-    mixture      the rule that learns the mixture, and its settings.
-    masks        learn the scores of a masked model too (rule `mask_scores`); null: no.
+    """interval   steps between updates (the first is launched at step 0 and takes baselines).
+    lag        every rank adopts the answer at exactly this many steps after the snapshot; 0: training waits for it.
+               Default: 20, or the interval where that is shorter.
+    rules      part of the policy -> the rule that learns it and its settings: {mixture: {rule: mometas, lr: .1}}.
+    target     what the run is for, a weighted mean of held-out losses: {NAME: weight} or [NAME, ...], where a name is
+               an arm's (mlm@legal), an objective's or a domain's; or {texts: SOURCE}, a small text of its own, named as
+               in data.source, which nothing trains on. Empty: all that train, equally.
+    lookahead  how rules that differentiate look ahead.
     """
 
     interval: int = Field(default=100, ge=1)
     lag: int = Field(default_factory=lambda data: min(LONGEST_DEFAULT_LAG, data.get("interval", 0)), ge=0)
-    mixture: MixtureConfig = Field(default_factory=lambda: Mometas.Config())
-    masks: MaskScores.Config | None = None
+    rules: dict[str, SerializeAsAny[RuleConfig]] = Field(default_factory=_learned_mixture)
+    target: dict[str, float | str] = Field(default_factory=dict)
+    lookahead: LookaheadConfig = LookaheadConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        for old in _MOVED.keys() & (values.keys() if isinstance(values, Mapping) else set()):
+            raise ValueError(
+                f"meta.{old} is now {_MOVED[old]}; engine, inner_steps and batch sizes of a look-ahead "
+                "are meta.lookahead, its target is meta.target"
+            )
+        return values
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _resolved(cls, rules: Any) -> Any:
+        if not isinstance(rules, Mapping):
+            raise ValueError("name a part and its rule, such as {mixture: {rule: mometas}}")
+        try:
+            return {part: rule_config(part, values) for part, values in rules.items() if values is not None}
+        except UserError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _named(cls, target: Any) -> Any:
+        """`[mlm]` and `mlm` are short for `{mlm: 1}`."""
+        if isinstance(target, str):
+            target = [target]
+        return dict.fromkeys(target, 1.0) if isinstance(target, list | tuple) else target
+
+    @field_validator("target")
+    @classmethod
+    def _weighted(cls, target: dict[str, float | str]) -> dict[str, float | str]:
+        for name, weight in target.items():
+            if isinstance(weight, str) != (name == TEXTS):
+                raise ValueError(f"{name}: {weight} is no weight; give numbers above 0, or {{{TEXTS}: FILE OR FOLDER}}")
+            if not isinstance(weight, str) and not 0 < weight < float("inf"):
+                raise ValueError("the weights of a target are numbers above 0")
+        return target
+
+    @property
+    def texts(self) -> str | None:
+        """The target's own text, if it has one."""
+        found = self.target.get(TEXTS)
+        return None if found is None else str(found)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The target's weights by name; its own texts count as 1."""
+        return {name: 1.0 if isinstance(weight, str) else weight for name, weight in self.target.items()}
 
     @model_validator(mode="after")
     def _one_answer_at_a_time(self) -> "MetaConfig":
@@ -49,13 +107,56 @@ class MetaConfig(Settings):
         return self
 
 
+class Updates:
+    """Rules, and the one look-ahead of those that differentiate: from a policy and evidence to the next parts."""
+
+    def __init__(self, rules: Mapping[str, Rule], lookahead: LookaheadConfig):
+        self.rules = rules
+        self._start = lookahead.start
+        looks_ahead = any(isinstance(rule, LookaheadRule) for rule in rules.values())
+        self._look_ahead = LookAhead(lookahead) if looks_ahead else None
+
+    def first(self) -> Policy:
+        """Version 0, in force before the first answer."""
+        return first_policy(self.rules)
+
+    def parts(self, policy: Policy, evidence: Evidence, context: MetaContext) -> dict[str, Part]:
+        """The parts after this update. A part that stays is the same object."""
+        looking = {
+            name: rule
+            for name, rule in self.rules.items()
+            if isinstance(rule, LookaheadRule) and context.step >= self._start
+        }
+        gradients: dict[str, Any] = {}
+        if looking and self._look_ahead is not None:
+            shares = {name: rule.share(policy.parts[name], context) for name, rule in looking.items()}
+            gradients = self._look_ahead.gradients(policy, shares, context)
+        return {
+            name: looking[name].descend(policy.parts[name], gradients[name], context)
+            if name in looking
+            else rule.update(policy.parts[name], evidence, context)
+            for name, rule in self.rules.items()
+        }
+
+    def state(self, changed: Collection[str] | None = None) -> State:
+        """All that the next update depends on besides the policy, by part; of parts that are not `changed` (None: all
+        are) without tensors."""
+        return State.join({name: _told(rule, changed is None or name in changed) for name, rule in self.rules.items()})
+
+    def load_state(self, state: State) -> None:
+        """Take back what `state` gave. Raises `UserError` when it is of other rules or arms."""
+        for name, rule in self.rules.items():
+            _check_same(name, state.part(name).values, rule)
+            rule.load_state(state.part(name))
+
+
 class MetaLearner:
     """Turns snapshots and evidence into policies.
 
     model       an `Encoder` of its own (bare: neither DDP nor torch.compile), float32, on the device to use.
     optimizer   an AdamW over it, with the groups and settings of the workers' own.
-    train, dev  blocks of the meta-train split (the training text) and the held-out meta-dev split.
-    batch_size  texts in a training batch.
+    sources     the rows of all arms.
+    batch_size  rows in a training batch.
     """
 
     def __init__(
@@ -63,82 +164,115 @@ class MetaLearner:
         config: MetaConfig,
         model: Any,
         optimizer: torch.optim.AdamW,
-        train: Rows,
-        dev: Rows,
+        sources: Mapping[str, Source],
+        arms: Arms,
         seed: int,
         batch_size: int,
     ):
-        if len(train) == 0 or len(dev) == 0:
-            raise UserError("the meta-learner needs at least one block of training and one of meta-dev text")
+        self._target = arms.weights(config.weights, "meta.target")
+        for name in dict.fromkeys([*arms.trained, *self._target]):
+            source = sources[arms.every[name].source]
+            if len(source.dev) == 0 or (name in arms.trained and len(source.train) == 0):
+                raise UserError(
+                    f"the meta-learner needs at least one block of training and one of meta-dev text of '{name}': give "
+                    "more of it, or raise data.dev_share"
+                )
         self._model, self._optimizer = model, optimizer
-        self._train, self._dev = train, dev
+        self._arms, self._trained, self._sources = dict(arms.every), list(arms.trained), sources
         self._seed, self._batch_size = seed, batch_size
-        self._rule = RULES[config.mixture.rule](config.mixture, list(model.objectives))
-        self._masks = None if config.masks is None else MaskScores(config.masks, list(model.objectives))
+        self._rules = make_rules(config.rules, arms.trained)
+        self._updates = Updates(self._rules, config.lookahead)
+        self._policy = self._updates.first()
         model.eval()
 
     @property
     def needs_weights(self) -> bool:
-        """False: the rule ignores the snapshot's weights (and an update is all but free)."""
-        return self._rule.needs_weights or self._masks is not None
+        """False: the rules ignore the snapshot's weights (and an update is all but free)."""
+        return any(rule.needs_weights for rule in self._rules.values())
 
     @property
     def needs_moments(self) -> bool:
         """True: snapshots must carry AdamW's moments."""
-        return self._rule.needs_moments or self._masks is not None
+        return any(rule.needs_moments for rule in self._rules.values())
 
-    def first_policy(self) -> Policy:
-        """Version 0, in force before the first answer."""
-        return Policy(0, self._rule.first_mixture())
+    @property
+    def policy(self) -> Policy:
+        """The newest policy."""
+        return self._policy
 
-    def update(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> Answer:
+    def update(self, snapshot: Snapshot, evidence: Evidence) -> Answer:
         """The next policy, one version up, with the state that belongs to it.
 
-        `policy` is the newest one there is, `evidence` what happened since the update before. The first call finds no
-        earlier losses: rules that compare take their baseline then and leave the mixture alone.
-        Raises `UserError` for a snapshot of another model or without the moments that the rule needs.
+        `evidence` is what happened since the update before. The first call finds no earlier losses: rules that compare
+        take their baseline then and leave their part alone.
+        Raises `UserError` for a snapshot of another model or without the moments that a rule needs.
         """
-        start = time.perf_counter()
-        if self.needs_moments and snapshot.exp_avg is None:
-            raise UserError(f"rule '{self._rule.name}' looks ahead: take snapshots with moments=True")
-        if self.needs_weights:
-            load_snapshot(self._model, self._optimizer, snapshot)
-        if self._masks is not None:
-            self._masks.place(self._model)
-        self._model.eval()
-        context = MetaContext(
-            self._model, self._optimizer, self._train, self._dev, self._seed, self._batch_size, snapshot.step
-        )
+        begun = time.perf_counter()
+        context = self._context(snapshot)
         device = next(self._model.parameters()).device.type
         with torch.autocast(device, enabled=False):
-            learned = self._rule.update(policy, evidence, context)
-            if self._masks is not None:
-                learned = self._masks.update(learned, evidence, context)
-        learned = replace(learned, version=policy.version + 1)
-        state, tensors = self.state()
-        report = {**context.report, "entropy": entropy_of(learned.mixture.values()), "peak_bytes": _peak_bytes(device)}
-        return Answer(learned, state, {**report, "seconds": time.perf_counter() - start}, tensors)
+            parts = self._updates.parts(self._policy, evidence, context)
+        changed = {name: part for name, part in parts.items() if part is not self._policy.parts[name]}
+        state = self._updates.state(changed)
+        report = {**context.report, "peak_bytes": _peak_bytes(device), "seconds": time.perf_counter() - begun}
+        answer = Answer(self._policy.version + 1, changed, state, report)
+        self._policy = self._policy.after(answer)
+        return answer
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON values, which survive a round trip exactly, and tensors: all that the next update depends on."""
-        state = {"rule": self._rule.name, "objectives": self._rule.objectives, "mixture": self._rule.state()}
-        if self._masks is None:
-            return state, self._rule.tensors()
-        tensors = {f"masks/{name}": tensor for name, tensor in self._masks.tensors().items()}
-        return {**state, "masks": self._masks.state()}, {**self._rule.tensors(), **tensors}
+    def state(self) -> State:
+        """All that the next update depends on besides the policy, by part."""
+        return self._updates.state()
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from `state()`. Raises `UserError` when it belongs to another rule or other objectives."""
-        for key, mine in (("rule", self._rule.name), ("objectives", self._rule.objectives)):
-            if state[key] != mine:
-                raise UserError(
-                    f"the meta-learner's state has {key} {state[key]} and this run {mine}: resume it as it was"
-                )
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("masks/")}
-        self._rule.load_state(state["mixture"], own)
-        if self._masks is not None:
-            learned = {name.removeprefix("masks/"): tensors[name] for name in tensors.keys() - own.keys()}
-            self._masks.load_state(state["masks"], learned)
+    def start(self, policy: Policy, state: State | None) -> None:
+        """Go on from `policy` with `state()`; None: with the rules' first state.
+
+        Raises `UserError` when they are of other rules.
+        """
+        if policy.parts.keys() != self._rules.keys():
+            raise UserError(
+                f"the meta-learner's state has the parts {', '.join(policy.parts) or 'none'} and this run "
+                f"{', '.join(self._rules) or 'none'}: resume it as it was"
+            )
+        if state is not None:
+            self._updates.load_state(state)
+        self._policy = policy
+
+    def _context(self, snapshot: Snapshot) -> MetaContext:
+        if self.needs_moments and snapshot.exp_avg is None:
+            raise UserError("a rule of this run looks ahead: take snapshots with moments=True")
+        if self.needs_weights:
+            load_snapshot(self._model, self._optimizer, snapshot)
+            for name, rule in self._rules.items():
+                rule.apply(self._policy.parts[name], self._model)
+        self._model.eval()
+        return MetaContext(
+            self._model,
+            self._optimizer,
+            self._arms,
+            self._trained,
+            self._target,
+            self._sources,
+            self._seed,
+            self._batch_size,
+            snapshot.step,
+        )
+
+
+def first_policy(rules: Mapping[str, Rule]) -> Policy:
+    """Version 0, in force before the first answer."""
+    return Policy(0, {name: rule.first() for name, rule in rules.items()})
+
+
+def _told(rule: Rule, changed: bool) -> State:
+    """A rule's state with the name that it belongs to; tensors only where they may have changed."""
+    state = rule.state()
+    return State({"rule": rule.name, "arms": rule.arms, **state.values}, state.tensors if changed else {})
+
+
+def _check_same(part: str, values: Mapping[str, Any], rule: Rule) -> None:
+    for key, mine in (("rule", rule.name), ("arms", rule.arms)):
+        if values.get(key, mine) != mine:
+            raise UserError(f"the state of {part} has {key} {values[key]} and this run {mine}: resume it as it was")
 
 
 def _peak_bytes(device: str) -> int:

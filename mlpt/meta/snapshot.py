@@ -4,7 +4,8 @@ One flat buffer travels through Ray's object store in one copy; a state dict of 
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,37 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
-from mlpt.meta.policy import Snapshot
 
 _ALIKE = "the meta-learner needs the same model settings as the workers"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The trainees' state at one step, as flat buffers (one copy, zero-copy through Ray's object store).
+
+    All that training changes is in it, so that a model that started as the trainees did, and was given a snapshot, is
+    the same network.
+
+    step              optimiser steps done.
+    parameters        (n,) float32, the trainable parameters in `model.parameters()` order, flattened and joined.
+    exp_avg           (n,) float32, AdamW's first moments, zeros where there are none yet; None when no rule asks.
+    exp_avg_sq        (n,) float32, AdamW's second moments, likewise.
+    optimizer_steps   (number of parameter tensors,) int64: AdamW's step count of each (heads that idle lag behind).
+    learning_rate     the rate of the step to come.
+    altered           names of the frozen parameters that step hooks may change (scores of iterative pruning, say).
+    frozen            (m,) float32, their values, flattened and joined in that order.
+    buffers           every buffer by its name (the thresholds of masks are such), in its own shape and dtype.
+    """
+
+    step: int
+    parameters: np.ndarray
+    learning_rate: float
+    altered: tuple[str, ...] = ()
+    frozen: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    buffers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    exp_avg: np.ndarray | None = None
+    exp_avg_sq: np.ndarray | None = None
+    optimizer_steps: np.ndarray | None = None
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

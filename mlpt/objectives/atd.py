@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.objectives.base import Inputs
 from mlpt.objectives.detection import TokenDetection
 from mlpt.objectives.mlm import skip_ids
@@ -13,7 +14,8 @@ class AddedTokenDetection(TokenDetection):
 
     name = "atd"
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        tokens = batch.tokens  # (batch, length)
         marks = torch.rand(tokens.shape, generator=generator) < self.config.probability
         # Any token may be inserted but padding, which would end the text.
         ids = torch.randint(self.vocabulary.size - 1, tokens.shape, generator=generator)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.settings import Settings
 
@@ -88,10 +89,10 @@ class Objective:
         self.config = config
         self.vocabulary = vocabulary
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
-        """Make a training input of `tokens` (batch, length) int64 on the CPU, `vocabulary.pad` where padded.
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        """Make a training input of a batch of rows, `vocabulary.pad` where padded.
 
-        Pure: equal tokens and an equal generator state give equal inputs. `tokens` is not changed.
+        Pure: an equal batch and an equal generator state give equal inputs. The batch is not changed.
         """
         raise NotImplementedError(f"{type(self).__name__}.corrupt")
 

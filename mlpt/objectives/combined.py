@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.objectives.distill import Distillation
@@ -38,8 +39,8 @@ class Combined(Objective):
         self._mlm.prepare(model)
         self._distill.prepare(model)
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator, split: str | None = None) -> Inputs:
-        return self._mlm.corrupt(tokens, generator, split)
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        return self._mlm.corrupt(batch, generator)
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         mlm, distill = self._mlm.loss(model, inputs), self._distill.loss(model, inputs)

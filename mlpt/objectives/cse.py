@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlpt.data.batch import Batch
 from mlpt.objectives.base import Inputs, Objective, PretrainingModel, attention_mask_of
 from mlpt.settings import Settings
 
@@ -28,7 +29,8 @@ class ContrastiveSentences(Objective):
 
         rows: Literal["half", "all"] = "half"
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        tokens = batch.tokens  # (batch, length)
         texts = len(tokens) if self.config.rows == "all" else max(1, len(tokens) // 2)
         pairs = tokens[:texts].repeat_interleave(2, dim=0)  # (2 * texts, length): rows 2k and 2k + 1 are one text
         return Inputs(pairs, attention_mask_of(pairs, self.vocabulary.pad))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from mlpt.data.batch import Batch
 from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -88,7 +89,8 @@ class Distillation(Objective):
         if self.config.token_types == "pair" and getattr(model.config, "type_vocab_size", 0) < 2:
             raise UserError(f"a {model.config.model_type} has no second token type; use token_types: zero")
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        tokens = batch.tokens  # (batch, length)
         mask = attention_mask_of(tokens, self.vocabulary.pad)
         types = second_texts(tokens, self.vocabulary) if self.config.token_types == "pair" else None
         if self.config.corruption == "none":

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.objectives.base import Inputs
 from mlpt.objectives.detection import TokenDetection
 
@@ -12,7 +13,8 @@ class DeletedTokenDetection(TokenDetection):
 
     name = "dtd"
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator) -> Inputs:
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        tokens = batch.tokens  # (batch, length)
         marks = torch.rand(tokens.shape, generator=generator) < self.config.probability
         corrupted, labels = delete_tokens(tokens, marks, self.vocabulary.pad)
         return self.inputs(tokens, corrupted, labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.data.counts import rare_tokens
 from mlpt.data.token_scores import TokenScores
 from mlpt.data.vocabulary import Vocabulary
@@ -103,23 +104,18 @@ class GuidedMaskedLM(TokenPrediction):
             if warning := self._scores.warning(self._threshold, hard.metric):
                 _log.warning("objectives.guided: %s", warning)
 
-    def corrupt(
-        self,
-        tokens: Tensor,
-        generator: torch.Generator,
-        rows: NDArray[np.int64] | None = None,
-        split: str | None = None,
-    ) -> Inputs:
-        """`rows` and `split`: where `tokens` are from. The guide `hard` knows rows of the split that was questioned;
-        all other texts are masked as its fallback says."""
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        """The guide `hard` knows rows of the split that was questioned; all other texts are masked as its fallback
+        says."""
+        tokens = batch.tokens  # (batch, length)
         if self.config.guide == "hard":
-            hard = self.hard_positions(tokens, rows, split)
+            hard = self.hard_positions(batch)
             inputs = hard_inputs(tokens, hard, self.config.hard, self.vocabulary, generator)
         else:
             fate = torch.rand(tokens.shape, generator=generator) / self.config.probability
             chosen = self.guide(tokens) & (fate < 1)
             inputs = masked_inputs(tokens, chosen, fate, self.vocabulary, self.config, generator)
-        return self.smoothed(inputs, split)
+        return self.smoothed(inputs, batch)
 
     def guide(self, tokens: Tensor) -> Tensor:
         """(batch, length) bool for `tokens` (batch, length): the positions that `rare` or `all` marks."""
@@ -129,13 +125,13 @@ class GuidedMaskedLM(TokenPrediction):
             raise ValueError("the guide 'rare' wants token counts: call prepare_data(training blocks) once")
         return self._rare[tokens]
 
-    def hard_positions(self, tokens: Tensor, rows: NDArray[np.int64] | None, split: str | None) -> Tensor:
-        """(batch, length) bool: where the scores of `rows` are above the threshold; nowhere in another split."""
-        if self._scores is None or split is None:
-            raise ValueError("the guide 'hard' wants prepare_data(training blocks) once, and to know rows and split")
-        if rows is None or split != self._scores.question.split:
-            return torch.zeros(tokens.shape, dtype=torch.bool)
-        return torch.from_numpy(self._scores.hard(rows, self._threshold, self.config.hard.metric))
+    def hard_positions(self, batch: Batch) -> Tensor:
+        """(batch, length) bool: where the scores of its rows are above the threshold; nowhere in another split."""
+        if self._scores is None:
+            raise ValueError("the guide 'hard' wants prepare_data(training blocks) once")
+        if batch.split != self._scores.question.split:
+            return torch.zeros(batch.tokens.shape, dtype=torch.bool)
+        return torch.from_numpy(self._scores.hard(batch.rows, self._threshold, self.config.hard.metric))
 
     def _count(self, counts: NDArray[np.int64]) -> None:
         self._rare = torch.from_numpy(rare_tokens(counts, self.config.rare_share, self.vocabulary.special_ids))

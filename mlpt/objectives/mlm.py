@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, attention_mask_of
 from mlpt.objectives.prediction import TokenPrediction
@@ -46,11 +47,12 @@ class MaskedLM(TokenPrediction):
         probability: float = Field(default=0.15, gt=0, le=1)
         smoothing: SmoothingConfig = SmoothingConfig()
 
-    def corrupt(self, tokens: Tensor, generator: torch.Generator, split: str | None = None) -> Inputs:
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        tokens = batch.tokens  # (batch, length)
         draw = torch.rand(tokens.shape, generator=generator)
         fate = draw / self.config.probability
         inputs = masked_inputs(tokens, fate < 1, fate, self.vocabulary, self.config, generator)
-        return self.smoothed(inputs, split)
+        return self.smoothed(inputs, batch)
 
 
 def masked_inputs(

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective, PretrainingModel
 from mlpt.objectives.smoothing import Reference, reference_logits, smoothed_cross_entropy
-
-TRAIN = "train"  # the split whose targets are smoothed
 
 
 class TokenPrediction(Objective):
@@ -26,16 +25,11 @@ class TokenPrediction(Objective):
         if how.kind == "token" and how.reference != "current":
             self.reference = Reference(model, how.decay if how.reference == "average" else None)
 
-    def smoothed(self, inputs: Inputs, split: str | None) -> Inputs:
-        """`inputs` with the weight of smoothing, where they are of the training split.
-
-        Raises ValueError where smoothing is on and nobody says of which split the texts are.
-        """
-        if self.config.smoothing.is_plain:
+    def smoothed(self, inputs: Inputs, batch: Batch) -> Inputs:
+        """The `inputs` made of `batch` with the weight of smoothing, where it is of the training split."""
+        if self.config.smoothing.is_plain or batch.split != "train":
             return inputs
-        if split is None:
-            raise ValueError(f"the smoothing of '{self.name}' wants to know of which split the texts are")
-        return replace(inputs, smoothing=torch.tensor(self.config.smoothing.weight)) if split == TRAIN else inputs
+        return replace(inputs, smoothing=torch.tensor(self.config.smoothing.weight))
 
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         if inputs.smoothing is None:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,16 +19,18 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
-from torch import Tensor
 
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.job import build_learner, open_splits, threads_of
+from mlpt.job import build_learner, open_sources, threads_of
 from mlpt.logs import log_to_file
 from mlpt.meta.learner import MetaLearner
-from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
+from mlpt.meta.policy import Answer, Evidence, Policy
+from mlpt.meta.snapshot import Snapshot
+from mlpt.storage.state import Flat, State
 from mlpt.training.group import default_device
 from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
+from mlpt.training.outer import newer, policy_of, policy_state
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
 _START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
@@ -61,28 +64,56 @@ class MetaLearnerActor:
     def _learner(self) -> MetaLearner:
         learner = self._build()
         self._first_state = learner.state()
-        _log.info("meta-learner ready: rule %s, process %d", self._config.meta.mixture.rule, os.getpid())
+        rules = {part: rule.rule for part, rule in self._config.meta.rules.items()}
+        _log.info("meta-learner ready: rules %s, process %d", rules, os.getpid())
         return learner
 
     def _build(self) -> MetaLearner:
         device = default_device() if self._config.runtime.meta_gpus else torch.device("cpu")
-        return build_learner(self._config, open_splits(self._blocks), device)
+        return build_learner(self._config, open_sources(self._config, self._blocks), device)
 
-    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
-        """Put the learner into `state`; None: into its first state."""
+    def start(self, policy: "Parcel", state: "Parcel | None") -> None:
+        """Put the learner into `state` with that policy; None: into its first state."""
         learner = self._learner
-        first_state, first_tensors = self._first_state
-        learner.load_state(state or first_state, tensors if state else first_tensors)
+        learner.start(policy_of(policy.unpack()), self._first_state if state is None else state.unpack())
 
-    def update(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> Answer:
-        """One update of the learner."""
-        answer = self._learner.update(policy, snapshot, evidence)
-        _log.info("step %d: policy %d, %s", snapshot.step, answer.policy.version, dict(answer.report))
-        return answer
+    def update(self, snapshot: Snapshot, evidence: Evidence) -> "Parcel":
+        """One update of the learner: a packed answer."""
+        answer = self._learner.update(snapshot, evidence)
+        _log.info("step %d: policy %d, %s", snapshot.step, answer.version, dict(answer.report))
+        return Parcel.pack(_state_of(answer))
 
     def send_log(self) -> None:
         """Copy the log to the run's URI, if it has one."""
         send_log(self._remote, self._log)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A state as it travels: its values, and its tensors in one flat buffer."""
+
+    values: Mapping[str, Any]
+    flat: Flat
+
+    @classmethod
+    def pack(cls, state: State) -> "Parcel":
+        """A copy of `state`."""
+        return cls(state.values, Flat.pack(state.tensors))
+
+    def unpack(self) -> State:
+        """The state; its tensors are copies, which may be written to."""
+        return State(self.values, {name: one.clone() for name, one in self.flat.unpack().items()})
+
+
+def _state_of(answer: Answer) -> State:
+    parts = policy_state(Policy(answer.version, answer.parts))
+    joined = State.join({"parts": parts, "state": answer.state})
+    return State({**joined.values, "report": dict(answer.report)}, joined.tensors)
+
+
+def _answer_of(state: State) -> Answer:
+    policy = policy_of(state.part("parts"))
+    return Answer(policy.version, policy.parts, state.part("state"), state.values["report"])
 
 
 def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote | None, spare: bool = False) -> Any:
@@ -134,20 +165,20 @@ class ActorSource:
         self._create_spare = create_spare
         self._spare: Any = None
         self._deaths = 0
-        self._state: Mapping[str, Any] | None = None
-        self._tensors: Mapping[str, Tensor] = {}
-        self._launched: tuple[Policy, Any, Evidence] | None = None
+        self._policy = Policy(0)
+        self._state: State | None = None
+        self._launched: tuple[Any, Evidence] | None = None
         self._future: Any = None
         self._outcome: SimpleQueue[Answer | Exception] = SimpleQueue()
 
-    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
+    def start(self, policy: Policy, state: State | None) -> None:
         """Push the state of a checkpoint: an actor that outlived a crash of the workers is ahead of it."""
-        self._state, self._tensors = state, dict(tensors)
+        self._policy, self._state = policy, state
         self._push()
 
-    def launch(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> None:
+    def launch(self, snapshot: Snapshot, evidence: Evidence) -> None:
         """Put the snapshot's flat buffers into the object store and begin the update."""
-        self._launched = (policy, ray.put(snapshot), evidence)
+        self._launched = (ray.put(snapshot), evidence)
         self._future = self._actor.update.remote(*self._launched)
         if self._spare is None and self._create_spare is not None:
             self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
@@ -159,7 +190,7 @@ class ActorSource:
         outcome = self._outcome.get()
         if isinstance(outcome, Exception):
             raise outcome
-        self._state, self._tensors = outcome.state, outcome.tensors
+        self._policy, self._state = self._policy.after(outcome), newer(self._state, outcome.state)
         self._launched, self._future, self._deaths = None, None, 0
         return outcome
 
@@ -172,7 +203,7 @@ class ActorSource:
     def _answer(self) -> Answer:
         while True:
             try:
-                answer: Answer = ray.get(self._future, timeout=_UPDATE_TIMEOUT_S)
+                answer = _answer_of(ray.get(self._future, timeout=_UPDATE_TIMEOUT_S).unpack())
             except RayTaskError as error:
                 raise UserError(
                     f"the meta-learner failed: {_cause(error)}; its log is logs/meta_learner.log"
@@ -201,10 +232,12 @@ class ActorSource:
 
     def _push(self) -> None:
         """Hand over the state, as soon as there is an actor to take it."""
+        policy = ray.put(Parcel.pack(policy_state(self._policy)))
+        state = None if self._state is None else ray.put(Parcel.pack(self._state))
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:
             try:
-                ray.get(self._actor.start.remote(self._state, self._tensors), timeout=_START_TIMEOUT_S)
+                ray.get(self._actor.start.remote(policy, state), timeout=_START_TIMEOUT_S)
                 return
             except RayTaskError as error:
                 raise UserError(f"the meta-learner cannot start: {_cause(error)}") from error

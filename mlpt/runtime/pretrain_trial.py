@@ -16,9 +16,11 @@ from ray import tune
 from mlpt.config import RunConfig, RuntimeConfig, load_run_config
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
-from mlpt.job import learns, mixture_rule, run_rank, threads_of
+from mlpt.job import learns, run_rank, threads_of
 from mlpt.logs import log_to_file
-from mlpt.meta.policy import Policy
+from mlpt.meta.learner import first_policy
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import make_rules
 from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
 from mlpt.runtime.plan import Budget, Plan, Say, equal_parts
@@ -31,6 +33,7 @@ from mlpt.settings import nested
 from mlpt.sparsity.export import latency_when_exported
 from mlpt.training.checkpoint import COMMITTED, Checkpoints
 from mlpt.training.group import Group, default_device
+from mlpt.training.outer import policy_state
 from mlpt.training.tracker import read_metrics
 
 _COMMIT_TIMEOUT_S = 300.0
@@ -174,8 +177,9 @@ def _take_over(run_dir: Path, config: RunConfig) -> None:
     state = {**checkpoint.state, "metrics_bytes": _keep_metrics_until(step, run_dir)}
     if not learns(config):
         # A mixture that nothing learns is a setting of this trial, which PBT may have changed, not of the donor's.
-        policy = Policy(0, mixture_rule(config).first_mixture())
-        state["outer"] = {**state["outer"], "policy": policy.to_json()}
+        arms = list(state["outer"]["policy"]["parts"][MIXTURE])
+        policy = policy_state(first_policy(make_rules(config.meta.rules, arms)))
+        state["outer"] = {**state["outer"], "policy": policy.values}
     checkpoints.save(step, state, checkpoint.tensors)
     checkpoints.wait()
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mlpt.data.rows import Rows
+from mlpt.data.batch import Rows
 from mlpt.models.masked import attach_scores, backbone_of, remove_scores
 from mlpt.objectives.distill import Distillation, dense_copy, hidden_distance
 from mlpt.objectives.mlm import MaskedLM
@@ -85,12 +85,12 @@ def _means(
     device = next(model.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64)
     for batch, rows in enumerate(order):
-        tokens = blocks.tokens(rows)
-        inputs = mlm.corrupt(tokens, torch_generator(seed, "evaluation-noise/mlm", batch)).to(device)
+        chosen = blocks.batch(rows)
+        inputs = mlm.corrupt(chosen, torch_generator(seed, "evaluation-noise/mlm", batch)).to(device)
         sums[0] += mlm.loss(model, inputs).double().cpu()
         if teacher is None:
             continue
-        inputs = distill.corrupt(tokens, torch_generator(seed, "evaluation-noise/distill", batch)).to(device)
+        inputs = distill.corrupt(chosen, torch_generator(seed, "evaluation-noise/distill", batch)).to(device)
         real = inputs.attention_mask if distill.config.padding == "out" else None
         states = model.hidden_states(inputs)[1:]
         typed = {} if inputs.token_types is None else {"token_type_ids": inputs.token_types}

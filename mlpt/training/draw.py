@@ -1,9 +1,9 @@
-"""Which objective each micro-batch of a step trains, drawn from the policy's mixture.
+"""Which arm each micro-batch of a step trains, drawn from the policy's mixture.
 
-step        one objective for the whole step, the same on every rank (MOMETAS).
+step        one arm for the whole step, the same on every rank (MOMETAS).
 stratified  the step's micro-batches, over all ranks, are shared out in proportion to the mixture by systematic
-            sampling: every objective gets floor or ceil of its expected number, so the step's gradient varies less.
-weighted    every micro-batch trains every objective; the losses are weighted by the mixture.
+            sampling: every arm gets floor or ceil of its expected number, so the step's gradient varies less.
+weighted    every micro-batch trains every arm; the losses are weighted by the mixture.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ import numpy as np
 from mlpt.randomness import numpy_generator
 
 Draw = Literal["step", "stratified", "weighted"]
-Drawn = list[tuple[str, float]]  # the objectives of one micro-batch, and the weights of their losses
+Drawn = list[tuple[str, float]]  # the arms of one micro-batch, and the weights of their losses
 
 
-def draw_objectives(how: Draw, mixture: Mapping[str, float], seed: int, step: int, micro_batches: int) -> list[Drawn]:
-    """The objectives of each of the `micro_batches` of global step `step`, over all ranks.
+def draw_arms(how: Draw, mixture: Mapping[str, float], seed: int, step: int, micro_batches: int) -> list[Drawn]:
+    """The arms of each of the `micro_batches` of global step `step`, over all ranks.
 
     A pure function of its arguments: every rank computes the whole list and takes its own, so ranks can't disagree.
     """

@@ -31,6 +31,15 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def broadcast_tensor(self, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Rank 0's `tensor`, of `dtype` and `shape`, on every rank's device."""
+        if tensor is None:
+            moved = torch.empty(shape, dtype=dtype, device=self.device)
+        else:
+            moved = tensor.to(self.device).contiguous()
+        dist.broadcast(moved, src=0)
+        return moved
+
     def gather(self, value: T) -> list[T]:
         """Every rank's `value`, by rank, on every rank."""
         if self.world == 1:

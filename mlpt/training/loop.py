@@ -1,4 +1,4 @@
-"""The one step loop: every kind of pretraining here is this loop with other objectives, parameters, rules and hooks.
+"""The one step loop: every kind of pretraining here is this loop with other arms, parameters, rules and hooks.
 
 A global step is cut into micro-batches that don't depend on how many ranks there are; rows, noise, dropout and draws
 are addressed by (seed, step, micro-batch). A run is the same at any world size, up to the order of float additions.
@@ -8,7 +8,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,23 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mlpt.data.blocks import Blocks
-from mlpt.data.sampler import Sampler
+from mlpt.data.batch import Split
 from mlpt.errors import UserError, resume_command
-from mlpt.models.encoder import Encoder
+from mlpt.meta.policy import MIXTURE
 from mlpt.models.hooks import StepHook, all_as_saved
-from mlpt.randomness import address, torch_generator
+from mlpt.randomness import address
 from mlpt.stopping import RunStopped
+from mlpt.storage.state import State
 from mlpt.training.checkpoint import Checkpoint
 from mlpt.training.compiling import wrapped
 from mlpt.training.config import TrainConfig
-from mlpt.training.draw import draw_objectives
-from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.mirror import Remote, run_checkpoints
 from mlpt.training.nonfinite import NonfiniteSteps, gradient_norm
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
+from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.schedule import check_schedule, learning_rate
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
 from mlpt.training.stopwatch import Stopwatch
@@ -44,27 +42,16 @@ Event = dict[str, Any]  # plain JSON values: what the display and the logs are t
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class Splits:
-    """The three parts of a corpus: training, meta-dev (selection and meta-learning) and test (reported)."""
-
-    train: Blocks
-    dev: Blocks
-    test: Blocks
-
-
 class Loop:
     """One rank of one run. `run()` trains from the last whole checkpoint, or from the start, to the end."""
 
     def __init__(
         self,
         config: TrainConfig,
-        model: Encoder,
-        splits: Splits,
+        work: Pretraining,
         outer: Outer,
         group: Group,
         run_dir: Path,
-        seed: int,
         hooks: Sequence[StepHook] = (),
         tell: Callable[[Event], None] = lambda event: None,
         must_save: Callable[[int], bool] = lambda step: False,
@@ -73,12 +60,12 @@ class Loop:
         remote: Remote | None = None,
     ):
         self.config = config
-        self.model = model.to(group.device)
-        self.splits = splits
+        self.work = work
+        self.model = work.model.to(group.device)
         self.outer = outer
         self.group = group
         self.run_dir = run_dir
-        self.seed = seed
+        self.seed = work.seed
         self.hooks = list(hooks)
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         self._altered = [name for name in frozen if any(hook.alters(name) for hook in self.hooks)]
@@ -86,20 +73,12 @@ class Loop:
         self.must_save = must_save  # asked on every rank before every step: write a checkpoint now?
         self.should_stop = should_stop  # asked on every rank after every step; one rank that says so is enough
         self.step = 0
-        self.block_size = splits.train.block_size
-        self.total_steps = config.total_steps(self.block_size)
-        self.micro_batches = config.micro_batches
-        if self.micro_batches < group.world:
-            raise UserError(
-                f"{group.world} workers need as many micro-batches a step, and there are {self.micro_batches}; "
-                "lower train.micro_batch_size or raise train.batch_size"
-            )
+        self.total_steps = config.total_steps(work.block_size)
         check_schedule(config.schedule, self.total_steps)
         if config.precision != "float32":
             # With dropout the CPU's attention takes its plain path, which without this flag (it is not only for CUDA)
             # casts to float32 and back.
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        self.sampler = Sampler(len(splits.train), config.batch_size, seed)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
@@ -128,17 +107,17 @@ class Loop:
         try:
             if self.outer.learns:
                 self._say_doing("starting the meta-learner")
-            self.outer.start()
+            self.outer.start(self.model)
             self.busy.start()
             if not self._before:
                 self._say_doing("measuring held-out losses before training")
-                self._before = self._evaluate(self.splits.test)
+                self._before = self._evaluate("test")
                 self._record(tracker, {"held_out_before": self._before})
             self.training.start()
             self._train(tracker, resumed_at)
             self.training.stop()
             self._say_doing("measuring held-out losses after training")
-            after = self._evaluate(self.splits.test)
+            after = self._evaluate("test")
             self._record(tracker, {"held_out": after})
             self.busy.stop()
         finally:
@@ -180,11 +159,10 @@ class Loop:
             hook.before_step(self.step, self.model, self.optimizer)
         set_learning_rate(self.optimizer, self._rate())
         self.optimizer.zero_grad(set_to_none=True)
-        drawn = draw_objectives(self.config.draw, self.outer.draw(), self.seed, self.step, self.micro_batches)
-        mine = range(self.group.rank, self.micro_batches, self.group.world)
-        passes = [(slot, name, weight) for slot in mine for name, weight in drawn[slot]]
-        for at, (slot, name, weight) in enumerate(passes):
-            self._micro_batch(slot, name, weight, last=at == len(passes) - 1)
+        planned = self.work.plan(self.step, self.outer.draw())
+        mine = [one for one in planned if one.slot % self.group.world == self.group.rank]
+        for micro_batch in mine:
+            self._micro_batch(micro_batch, last=micro_batch is mine[-1])
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model.parameters(), self.config.clip)
         sound, self._stopping = self._nonfinite.examine(self.step, norm, self._meter.losses(), self.should_stop())
@@ -201,35 +179,34 @@ class Loop:
         self.checkpoints.join()
         return max(self.checkpoints.steps(), default=None)
 
-    def _micro_batch(self, slot: int, name: str, weight: float, last: bool) -> None:
-        """Forward and backward of one objective on one micro-batch; DDP averages gradients at the last one."""
-        tokens = self.splits.train.tokens(self.sampler.rows(self.step, slot, self.micro_batches))
-        noise = torch_generator(self.seed, f"noise/{name}", self.step, slot)
-        inputs = self.model.objectives[name].corrupt(tokens, noise).to(self.group.device)
+    def _micro_batch(self, micro_batch: MicroBatch, last: bool) -> None:
+        """Forward and backward of one arm on one micro-batch; DDP averages gradients at the last one."""
+        name, slot = micro_batch.arm.name, micro_batch.slot
+        inputs = self.work.inputs(self.step, micro_batch).to(self.group.device)
         # The global generator serves dropout alone, and starts at its own address for every micro-batch.
         torch.manual_seed(address(self.seed, f"dropout/{name}", self.step, slot))
-        share = len(tokens) / self.config.batch_size * self.group.world
+        share = len(micro_batch.rows) / self.config.batch_size * self.group.world
         alone = last or not isinstance(self._forward, DistributedDataParallel)
         with contextlib.nullcontext() if alone else self._forward.no_sync():
             with torch.autocast(
                 self.group.device.type, _DTYPES[self.config.precision], self.config.precision != "float32"
             ):
-                loss = self._forward(name, inputs)
-            self.scaler.scale(loss * (weight * share)).backward()
-        self._meter.add(name, loss, weight / self.micro_batches)
+                loss = self._forward(micro_batch.arm.objective, inputs)
+            self.scaler.scale(loss * (micro_batch.weight * share)).backward()
+        self._meter.add(name, loss, micro_batch.share)
 
     def _adopt(self, tracker: Tracker | None) -> None:
-        answer = self.outer.adopt_if_due(self.step, self.model)
-        if answer is not None and tracker is not None:
-            tracker.policy(answer.policy, self.step)
-            mixture, version = dict(answer.policy.mixture), answer.policy.version
-            report = {"meta": dict(answer.report), "mixture": mixture, "policy": version}
+        report = self.outer.adopt_if_due(self.step, self.model)
+        if report is not None and tracker is not None:
+            policy = self.outer.policy
+            tracker.policy(policy, self.step)
+            report = {"meta": dict(report), "mixture": dict(policy.values(MIXTURE)), "policy": policy.version}
             self._record(tracker, report)
             self.tell({"event": "policy", "step": self.step, **report})
 
     def _flush(self) -> None:
         """Share the losses since the last flush: the next update's evidence, and the next log line."""
-        for seen in self._meter.take(self.model.objectives, self.group):
+        for seen in self._meter.take(self.work.trained, self.group):
             add_up(self._window, seen)
             self.outer.observe(seen)
 
@@ -239,31 +216,30 @@ class Loop:
         since, step = self._last_log
         self._last_log = (now, self.step)
         values = {
-            "tokens": self._tokens(self.step),
+            "tokens": self.work.tokens(self.step),
             "loss": {name: seen.mean for name, seen in self._window.items() if seen.mean is not None},
             "learning_rate": self._rate(),
-            "mixture": dict(self.outer.policy.mixture),
+            "mixture": dict(self.outer.policy.values(MIXTURE)),
             **self._nonfinite.figures(),
-            "tokens_per_second": self._tokens(self.step - step) / (now - since),
+            "tokens_per_second": self.work.tokens(self.step - step) / (now - since),
             "meta_stall_seconds": self.outer.stall_seconds + self.outer.launch_seconds,
         }
         self._window = {}
         self._record(tracker, values)
         self.tell({"event": "step", "step": self.step, "steps": self.total_steps, **values})
 
-    def _evaluate(self, blocks: Blocks) -> dict[str, float]:
-        batches, batch_size, names = self.config.evaluate_batches, self.config.batch_size, self.model.objectives
+    def _evaluate(self, split: Split) -> dict[str, float]:
         with all_as_saved(self.hooks, self.model):
-            return held_out_losses(self.model, names, blocks, batches, batch_size, self.seed, self.group)
+            return self.work.losses(split)
 
     def _evaluate_if_due(self, tracker: Tracker | None) -> bool:
         """Evaluate on meta-dev when it is time; True when the run has never been this good."""
         if not self.config.evaluate_every or self.step % self.config.evaluate_every:
             return False
-        losses = self._evaluate(self.splits.dev)
+        losses = self._evaluate("dev")
         self._record(tracker, {"dev": losses})
         self.tell({"event": "evaluation", "step": self.step, "dev": losses})
-        score = losses.get("mlm", sum(losses.values()) / len(losses))
+        score = self.work.target_loss(losses)
         is_best = math.isfinite(score) and (self._best is None or score < self._best)
         self._best = score if is_best else self._best
         return is_best
@@ -277,11 +253,12 @@ class Loop:
                 hook.save(self.step, self.model)
         if tracker is None:
             return
-        outer_state, outer_tensors = self.outer.state()
+        outer = self.outer.state()
         hook_states = {hook.name: hook.state() for hook in self.hooks}
         state = {
-            "tokens": self._tokens(self.step),
-            "outer": outer_state,
+            "tokens": self.work.tokens(self.step),
+            "outer": outer.values,
+            "work": self.work.state().values,
             "hooks": {name: state for name, (state, _) in hook_states.items()},
             "scaler": self.scaler.state_dict(),
             "window": to_json(self._window),
@@ -294,7 +271,7 @@ class Loop:
         tensors = {
             "model": model_tensors(self.model),
             "optimizer": optimizer_tensors(self.model, self.optimizer),
-            "outer": outer_tensors,
+            "outer": outer.tensors,
             "hooks": {f"{name}/{key}": t for name, (_, named) in hook_states.items() for key, t in named.items()},
         }
         self.checkpoints.save(self.step, state, tensors, is_best)
@@ -325,7 +302,8 @@ class Loop:
         self.step = state["step"]
         load_model_tensors(self.model, tensors["model"])
         load_optimizer_tensors(self.model, self.optimizer, tensors.get("optimizer", {}))
-        self.outer.load_state(state["outer"], tensors.get("outer", {}))
+        self.outer.load_state(State(state["outer"], tensors.get("outer", {})))
+        self.work.load_state(State(state["work"]))
         self.scaler.load_state_dict(state["scaler"])
         self._window = from_json(state["window"])
         self._best, self._before, self._metrics_bytes = state["best"], state["before"], state["metrics_bytes"]
@@ -348,9 +326,6 @@ class Loop:
             step = hook.schedule_step(step)
         return learning_rate(self.config.schedule, step, self.total_steps, self.config.optimizer.lr)
 
-    def _tokens(self, steps: int) -> int:
-        return steps * self.config.batch_size * self.block_size
-
     def _record(self, tracker: Tracker | None, values: dict[str, Any]) -> None:
         if tracker is not None:
             tracker.log(self.step, values)
@@ -358,17 +333,18 @@ class Loop:
     def _summary(self, after: dict[str, float], resumed_at: int) -> dict[str, Any]:
         return {
             "steps": self.step,
-            "tokens": self._tokens(self.step),
-            "block_size": self.block_size,
+            "tokens": self.work.tokens(self.step),
+            "block_size": self.work.block_size,
             "resumed_at": resumed_at,
             "seconds": self.training.seconds,
             "busy_seconds": self.busy.seconds,
-            "tokens_per_second": self._tokens(self.step) / self.training.seconds,
+            "tokens_per_second": self.work.tokens(self.step) / self.training.seconds,
             "skipped_steps": self._nonfinite.skipped,
             "held_out_before": self._before,
             "held_out": after,
-            "unigram_entropy": self.splits.test.unigram_entropy(),
-            "mixture": dict(self.outer.policy.mixture),
+            "unigram_entropy": self.work.sources.test.unigram_entropy(),
+            "epochs": self.work.epochs(),
+            "mixture": dict(self.outer.policy.values(MIXTURE)),
             "policy_version": self.outer.policy.version,
             "meta": self.outer.seconds(),
         }

@@ -1,6 +1,7 @@
 """The loop's side of meta-learning: launch an update at step t, adopt its answer at exactly step t + lag on every rank.
 
-Lag, not luck: rank 0 waits if the answer is late and shares its value, so a run doesn't depend on the learner's speed.
+Lag, not luck: rank 0 waits if the answer is late and broadcasts its value, so a run doesn't depend on the learner's
+speed.
 """
 
 import time
@@ -8,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from mlpt.meta.learner import MetaLearner
-from mlpt.meta.policy import Answer, Evidence, Policy, Snapshot
-from mlpt.meta.snapshot import take_snapshot
+from mlpt.meta.learner import MetaConfig, MetaLearner, first_policy
+from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
+from mlpt.meta.rules import make_rules
+from mlpt.meta.snapshot import Snapshot, take_snapshot
+from mlpt.storage.state import State
 from mlpt.training.group import Group
 from mlpt.training.meter import Seen, add_up, from_json, to_json
 
@@ -20,10 +22,10 @@ from mlpt.training.meter import Seen, add_up, from_json, to_json
 class PolicySource(Protocol):
     """Whoever computes policies: a learner in this process, or an actor elsewhere. Used on rank 0 only."""
 
-    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
-        """Put the learner into the state of a checkpoint; None: into its first state."""
+    def start(self, policy: Policy, state: State | None) -> None:
+        """Put the learner into the state of a checkpoint, with the newest policy then; None: into its first state."""
 
-    def launch(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> None:
+    def launch(self, snapshot: Snapshot, evidence: Evidence) -> None:
         """Begin one update. The snapshot's buffers may be overwritten once this returns."""
 
     def collect(self) -> Answer:
@@ -42,16 +44,14 @@ class LocalSource:
         self._first_state = learner.state()
         self._answer: Answer | None = None
 
-    def start(self, state: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> None:
-        if state is None:
-            state, tensors = self._first_state
-        self._learner.load_state(state, tensors)
+    def start(self, policy: Policy, state: State | None) -> None:
+        self._learner.start(policy, self._first_state if state is None else state)
 
-    def launch(self, policy: Policy, snapshot: Snapshot, evidence: Evidence) -> None:
+    def launch(self, snapshot: Snapshot, evidence: Evidence) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            self._answer = self._learner.update(policy, snapshot, evidence)
+            self._answer = self._learner.update(snapshot, evidence)
         finally:
             torch.set_num_threads(threads)
 
@@ -63,49 +63,42 @@ class LocalSource:
 
 
 class Outer:
-    """The policy in force, the update under way, and the evidence gathered since the last one."""
+    """The policy in force, the update under way, and the evidence gathered since the last one.
 
-    def __init__(
-        self,
-        policy: Policy,
-        source: PolicySource | None,
-        group: Group,
-        interval: int,
-        lag: int,
-        moments: bool,
-        learns: bool,
-    ):
-        self.policy = policy
-        self.group = group
-        self.interval = interval
-        self.lag = lag
-        self.learns = learns
+    source  computes policies, on rank 0; None on the other ranks, and where nothing is learned.
+    """
+
+    def __init__(self, config: MetaConfig, trained: list[str], source: PolicySource | None, group: Group):
+        self.config, self.group = config, group
+        self.rules = make_rules(config.rules, trained)
+        self.learns = any(rule.learns for rule in self.rules.values())
+        self.policy = first_policy(self.rules)
         self.stall_seconds = 0.0  # waiting for answers
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
         self._source = source
-        self._moments = moments
+        self._moments = any(rule.needs_moments for rule in self.rules.values())
         self._snapshot: Snapshot | None = None  # reused buffers
         self._adopt_at: int | None = None
         self._settled: Answer | None = None  # an answer fetched before its time, for a checkpoint
         self._seen: dict[str, Seen] = {}
         self._expected: dict[str, float] = {}
-        self._learner_state: Mapping[str, Any] | None = None
-        self._learner_tensors: Mapping[str, Tensor] = {}
+        self._learner_state: State | None = None  # after the newest answer that was adopted
 
-    def start(self) -> None:
-        """Put the learner into this object's state (fresh or loaded): after the settled update if there is one."""
+    def start(self, model: torch.nn.Module) -> None:
+        """Put model and learner into this object's state, fresh or loaded."""
+        self._apply(self.policy.parts, model)
         if self.learns and self._source is not None:
+            newest, state = self.policy, self._learner_state
             if self._settled is not None:
-                self._source.start(self._settled.state, self._settled.tensors)
-            else:
-                self._source.start(self._learner_state, self._learner_tensors)
+                newest, state = newest.after(self._settled), newer(state, self._settled.state)
+            self._source.start(newest, state)
 
-    def draw(self) -> Mapping[str, float]:
-        """The mixture for the coming step, counted in the next update's evidence as the one that was in force."""
-        for name, probability in self.policy.mixture.items():
+    def draw(self) -> Policy:
+        """The policy of the coming step; its mixture counts in the next update's evidence as the one in force."""
+        for name, probability in self.policy.values(MIXTURE).items():
             self._expected[name] = self._expected.get(name, 0.0) + probability
-        return self.policy.mixture
+        return self.policy
 
     def observe(self, seen: Mapping[str, Seen]) -> None:
         """Add what all ranks saw in a step to the next update's evidence."""
@@ -116,7 +109,7 @@ class Outer:
         return {"stall": self.stall_seconds, "launch": self.launch_seconds, "learner": self.learner_seconds}
 
     def launch_due(self, step: int) -> bool:
-        return self.learns and step % self.interval == 0
+        return self.learns and step % self.config.interval == 0
 
     def launch(
         self,
@@ -135,28 +128,24 @@ class Outer:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered)
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
-            self._source.launch(self.policy, self._snapshot, Evidence(draws, losses, dict(self._expected)))
+            self._source.launch(self._snapshot, Evidence(draws, losses, dict(self._expected)))
         self._seen, self._expected = {}, {}
-        self._adopt_at = step + self.lag
+        self._adopt_at = step + self.config.lag
         self.launch_seconds += time.perf_counter() - begun
 
-    def adopt_if_due(self, step: int, model: torch.nn.Module) -> Answer | None:
-        """At the step of adoption, make the answer's policy the one in force, on every rank; None at other steps.
-
-        The answer's state is meaningful on rank 0 only.
-        """
+    def adopt_if_due(self, step: int, model: torch.nn.Module) -> Mapping[str, Any] | None:
+        """At the step of adoption, make the answer's policy the one in force, on every rank, and return its report."""
         if self._adopt_at != step:
             return None
         self.settle()
-        answer = self._settled
-        self._adopt_at, self._settled = None, None
-        shared = self.group.share(None if answer is None else (answer.policy.to_json(), dict(answer.report)))
-        self._apply_masks(None if answer is None else answer.policy.masks, model)
-        self.policy = Policy.from_json(shared[0])
+        answer, self._adopt_at, self._settled = self._settled, None, None
+        changed, report = self._broadcast(answer)
+        self.policy = self.policy.after(changed)
+        self._apply(changed.parts, model)
         if answer is not None:
-            self._learner_state, self._learner_tensors = answer.state, answer.tensors
-        self.learner_seconds += float(shared[1].get("seconds", 0.0))
-        return Answer(self.policy, self._learner_state or {}, shared[1])
+            self._learner_state = newer(self._learner_state, answer.state)
+        self.learner_seconds += float(report.get("seconds", 0.0))
+        return report
 
     def settle(self) -> None:
         """Wait for the update under way and keep its answer until its step comes (rank 0)."""
@@ -165,55 +154,81 @@ class Outer:
             self._settled = self._source.collect()
             self.stall_seconds += time.perf_counter() - begun
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> State:
         """What a checkpoint holds (rank 0). Call `settle` before, so that nothing is under way."""
-        state: dict[str, Any] = {
-            "policy": self.policy.to_json(),
+        kept = {"policy": policy_state(self.policy), "learner": self._learner_state or State()}
+        values: dict[str, Any] = {
             "seen": to_json(self._seen),
             "expected": self._expected,
-            "learner": self._learner_state,
+            "fresh": self._learner_state is None,
             "seconds": self.seconds(),
         }
-        tensors = {f"learner.{name}": tensor for name, tensor in self._learner_tensors.items()}
         if self._settled is not None:
             answer = self._settled
-            state["pending"] = {
-                "adopt_at": self._adopt_at,
-                "policy": answer.policy.to_json(),
-                "learner": answer.state,
-                "report": answer.report,
-            }
-            tensors |= {f"pending.learner.{name}": tensor for name, tensor in answer.tensors.items()}
-            tensors |= {f"pending.masks.{name}": tensor for name, tensor in (answer.policy.masks or {}).items()}
-        return state, tensors
+            kept["answer"] = policy_state(Policy(answer.version, answer.parts))
+            kept["answer_state"] = answer.state
+            values |= {"adopt_at": self._adopt_at, "report": dict(answer.report)}
+        joined = State.join(kept)
+        return State({**joined.values, **values}, joined.tensors)
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: State) -> None:
         """The inverse of `state`, on every rank; call `start` after it."""
-        self.policy = Policy.from_json(state["policy"])
-        self._seen, self._expected = from_json(state["seen"]), dict(state["expected"])
-        self._learner_state = state["learner"]
-        self._learner_tensors = _under(tensors, "learner.")
-        spent = state["seconds"]
+        values = state.values
+        self.policy = policy_of(state.part("policy"))
+        self._seen, self._expected = from_json(values["seen"]), dict(values["expected"])
+        spent = values["seconds"]
         self.stall_seconds, self.launch_seconds = spent["stall"], spent["launch"]
         self.learner_seconds = spent["learner"]
-        pending = state.get("pending")
-        if pending is not None:
-            policy = Policy.from_json(pending["policy"], _under(tensors, "pending.masks.") or None)
-            self._adopt_at = pending["adopt_at"]
-            learner_tensors = _under(tensors, "pending.learner.")
+        self._learner_state = None if values["fresh"] else state.part("learner")
+        if "adopt_at" in values:
+            self._adopt_at = values["adopt_at"]
             if self._source is not None:
-                self._settled = Answer(policy, pending["learner"], pending["report"], learner_tensors)
+                pending = policy_of(state.part("answer"))
+                answer_state = state.part("answer_state")
+                self._settled = Answer(pending.version, pending.parts, answer_state, values["report"])
 
-    def _apply_masks(self, masks: Mapping[str, Tensor] | None, model: torch.nn.Module) -> None:
-        """Copy rank 0's mask scores into the model of every rank. They live there from now on, not in the policy."""
-        names = self.group.share(None if masks is None else list(masks)) if self.group.world > 1 else list(masks or {})
-        for name in names or []:
-            scores = model.get_parameter(name).data
-            if masks is not None:
-                scores.copy_(masks[name])
-            if self.group.world > 1:
-                torch.distributed.broadcast(scores, src=0)
+    def _broadcast(self, answer: Answer | None) -> tuple[Answer, Mapping[str, Any]]:
+        """Rank 0's answer on every rank: version, changed parts and report. Tensors go by collectives of their own."""
+        if self.group.world == 1:
+            assert answer is not None
+            return answer, answer.report
+        told = None
+        if answer is not None:
+            parts = {name: (dict(part.values), _shapes(part)) for name, part in answer.parts.items()}
+            told = (answer.version, parts, dict(answer.report))
+        version, parts, report = self.group.share(told)
+        received = {}
+        for name, (values, shapes) in parts.items():
+            own = {} if answer is None else answer.parts[name].tensors
+            tensors = {key: self.group.broadcast_tensor(own.get(key), dtype, shape) for key, dtype, shape in shapes}
+            received[name] = Part(values, tensors)
+        return Answer(version, received, State()), report
+
+    def _apply(self, parts: Mapping[str, Part], model: torch.nn.Module) -> None:
+        for name, part in parts.items():
+            if self.rules[name].learns:
+                self.rules[name].apply(part, model)
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def newer(old: State | None, told: State) -> State:
+    """The learner's state after an answer: its values; of a rule that sent no tensors, those it had."""
+    kept = {} if old is None else dict(old.tensors)
+    sent = {name.partition("/")[0] for name in told.tensors}
+    kept = {name: one for name, one in kept.items() if name.partition("/")[0] not in sent}
+    return State(told.values, {**kept, **told.tensors})
+
+
+def policy_state(policy: Policy) -> State:
+    """A policy as a state."""
+    joined = State.join(dict(policy.parts))
+    return State({"version": policy.version, "parts": joined.values}, joined.tensors)
+
+
+def policy_of(state: State) -> Policy:
+    """The inverse of `policy_state`."""
+    parts = State(state.values["parts"], state.tensors)
+    return Policy(state.values["version"], {name: parts.part(name) for name in parts.values})
+
+
+def _shapes(part: Part) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    return [(name, one.dtype, tuple(one.shape)) for name, one in part.tensors.items()]

@@ -1,4 +1,4 @@
-"""What a meta rule is: it turns evidence about training into the next policy, and its state is small and exact."""
+"""What a rule is: it owns one part of the policy and turns evidence about training into the next one."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,60 +8,115 @@ from torch import Tensor
 
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
+from mlpt.meta.engines.base import Outer
+from mlpt.meta.policy import Evidence, Part
 from mlpt.settings import Settings
+from mlpt.storage.state import State
 
 
-class MetaRule:
-    """One rule. Subclasses set `name` and `Config` (with the field `rule`) and define `first_mixture` and `update`.
+class RuleConfig(Settings):
+    """Base of every rule's `Config`, which gives `rule` its own name as the default."""
 
-    learns             False: the mixture never changes, so that no learner need run for it.
-    needs_weights      `update` forwards the model: the learner loads the snapshot first.
-    needs_moments      `update` looks ahead: snapshots must carry AdamW's moments.
+    rule: str
+
+
+class Rule:
+    """One rule. Subclasses set `name`, `part` and `Config` (with the field `rule`) and define `update`.
+
+    part           the part of the policy that the rule owns.
+    learns         False: the part never changes, so that no learner need run for it.
+    needs_weights  `update` forwards the model: the learner loads the snapshot first.
+    needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
     learns_from_draws  what it learns lies in how far chance took the draws from their probabilities; a run whose steps
-                       train every objective by its share (train.draw=weighted) has nothing for it.
+                       train every arm by its share (train.draw=weighted) has nothing for it.
 
-    A rule changes its own state at the end of `update` only: an update that fails leaves it as it was.
+    A rule changes its own state at the end of `update` only: an update that fails leaves it as it was. One that
+    returns the very part it was given has changed none of its tensors. Tensors of a part and of the state are replaced,
+    never written to.
     """
 
     name: ClassVar[str]
+    part: ClassVar[str]
     learns: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
     learns_from_draws: ClassVar[bool] = False
 
-    class Config(Settings):
+    class Config(RuleConfig):
         """No settings."""
 
-    def __init__(self, config: Any, objectives: Sequence[str]):
+    def __init__(self, config: Any, arms: Sequence[str]):
+        """`arms` are the names of those that train."""
         self.config = config
-        self.objectives = list(objectives)
+        self.arms = list(arms)
 
-    def first_mixture(self) -> dict[str, float]:
-        """Probability of each objective before the first update; sums to 1."""
-        return {objective: 1 / len(self.objectives) for objective in self.objectives}
+    @classmethod
+    def refuses(cls, settings: Any, config: Any) -> str | None:
+        """Why a run of this configuration (`mlpt.config.RunConfig`) can't have the rule with these settings, in one
+        line; None: it can."""
+        return None
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
-        """The policy after this evidence (the learner counts versions). Figures for the log go to `context.report`."""
+    def first(self) -> Part:
+        """The part before the first update."""
+        return Part()
+
+    def apply(self, part: Part, model: Any) -> None:
+        """Make `model` obey `part`, in place: on every worker when it is adopted, on the learner before each update."""
+
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
+        """The part after this evidence. Figures for the log go to `context.report`."""
         raise NotImplementedError(f"{type(self).__name__}.update")
 
-    def state(self) -> dict[str, Any]:
-        """JSON values from which `load_state` goes on bit for bit."""
-        return {}
+    def state(self) -> State:
+        """All that the next update depends on, from which `load_state` goes on bit for bit."""
+        return State()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Those parts of the state that are tensors."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` and `tensors` gave."""
+    def load_state(self, state: State) -> None:
+        """Take back what `state` gave."""
 
 
-def check_objectives(names: Sequence[str], objectives: Sequence[str], setting: str) -> None:
-    """Raise `UserError` when `setting` names an objective that the run does not have."""
+class Share:
+    """What a rule that differentiates gives to the one look-ahead of an update.
+
+    outer  leaves to differentiate by. A name that is a parameter of the model takes that parameter's place.
+    """
+
+    def __init__(self, outer: Mapping[str, Tensor]):
+        self.outer = dict(outer)
+
+    def weights(self, outer: Outer) -> Mapping[str, Tensor] | None:
+        """The arms' weights in an inner loss as functions of `outer`; None: those of the policy."""
+        return None
+
+    def inputs(self, arm: str, inputs: Any, outer: Outer) -> Any:
+        """An arm's inputs of an inner step as functions of `outer`; by default as they come."""
+        return inputs
+
+
+class LookaheadRule(Rule):
+    """A rule that moves its part along a hypergradient: it defines `share` and `descend` instead of `update`."""
+
+    needs_weights = True
+    needs_moments = True
+
+    def share(self, part: Part, context: MetaContext) -> Share:
+        """The rule's leaves and how the inner losses depend on them, at the snapshot."""
+        raise NotImplementedError(f"{type(self).__name__}.share")
+
+    def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
+        """The part after one outer step. `gradients` are of the meta-dev loss by the rule's own leaves, and finite."""
+        raise NotImplementedError(f"{type(self).__name__}.descend")
+
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
+        """Outside a look-ahead (before its start) the part stays."""
+        return part
+
+
+def check_arms(names: Iterable[str], arms: Sequence[str], setting: str) -> None:
+    """Raise `UserError` when `setting` names an arm that the run does not train."""
     for name in names:
-        if name not in objectives:
-            raise UserError(f"{setting} names '{name}', which is not an objective of this run: {', '.join(objectives)}")
+        if name not in arms:
+            raise UserError(f"{setting} names '{name}', which this run does not train: {', '.join(arms)}")
 
 
 def softmax(scores: Sequence[float]) -> list[float]:
@@ -82,16 +137,3 @@ def entropy_gradient(probabilities: Sequence[float]) -> list[float]:
     entropy = entropy_of(probabilities)
     # A probability that underflowed has p log p = 0, as in the limit.
     return [-p * ((math.log(p) if p > 0 else 0.0) + entropy) for p in probabilities]
-
-
-def with_floor(mixture: Mapping[str, float], floor: float) -> dict[str, float]:
-    """floor + (1 - n floor) p: every probability at least `floor`, the sum still 1.
-
-    Raises `UserError` when n objectives cannot all have it.
-    """
-    rest = 1 - len(mixture) * floor
-    if rest < 0:
-        raise UserError(
-            f"meta.mixture.floor={floor} is too much for {len(mixture)} objectives: at most {1 / len(mixture):g}"
-        )
-    return {name: floor + rest * probability for name, probability in mixture.items()}

@@ -5,20 +5,19 @@ exploration rate; their arms are data domains, here they are objectives.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule, softmax
-from mlpt.settings import Settings
+from mlpt.meta.policy import Evidence, Part
+from mlpt.meta.rules.base import RuleConfig, softmax
+from mlpt.meta.rules.mixture import MixtureRule
+from mlpt.storage.state import State
 
 
-class Exp3(MetaRule):
+class Exp3(MixtureRule):
     """Probabilities (1 - n e_t) softmax(e_{t-1} R) + e_t, with e_t = min(1/n, sqrt(ln n / (n t))) at update t.
 
     An update is one turn of the bandit; the first few (n = 4: five) explore uniformly.
@@ -26,7 +25,7 @@ class Exp3(MetaRule):
 
     name = "exp3"
 
-    class Config(Settings):
+    class Config(RuleConfig):
         """smoothing  share of the old reward estimate that an update keeps (published: .9).
         reward     `loss` (published): the mean training loss; `relative` (default): divided by the objective's first
                    one, because objectives, unlike domains, have losses on scales of their own.
@@ -36,18 +35,18 @@ class Exp3(MetaRule):
         smoothing: float = Field(default=0.9, ge=0, lt=1)
         reward: Literal["loss", "relative"] = "relative"
 
-    def __init__(self, config: Config, objectives: Sequence[str]):
-        super().__init__(config, objectives)
-        self._rewards = [0.0] * len(self.objectives)
+    def __init__(self, config: Config, arms: Sequence[str]):
+        super().__init__(config, arms)
+        self._rewards = [0.0] * len(self.arms)
         self._first: dict[str, float] = {}  # first training loss of each objective, the scale of `relative`
         self._updates = 0
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
         if not any(evidence.draws.values()):
-            return policy
+            return part
         first = {**evidence.losses, **self._first}
         rewards = list(self._rewards)
-        for index, name in enumerate(self.objectives):
+        for index, name in enumerate(self.arms):
             draws, expected = evidence.draws.get(name, 0), evidence.expected.get(name, 0)
             if draws == 0 or expected == 0 or name not in evidence.losses:
                 continue  # not drawn: its estimate stays, as published
@@ -58,18 +57,19 @@ class Exp3(MetaRule):
             rewards[index] = self.config.smoothing * rewards[index] + (1 - self.config.smoothing) * unbiased
         self._updates, self._rewards, self._first = self._updates + 1, rewards, first
         exploration, sharpness = self._rate(self._updates + 1), self._rate(self._updates)
-        n = len(self.objectives)
+        n = len(self.arms)
         probabilities = softmax([sharpness * one for one in rewards])
-        context.report["reward"] = dict(zip(self.objectives, rewards, strict=True))
+        context.report["reward"] = dict(zip(self.arms, rewards, strict=True))
         mixture = [(1 - n * exploration) * one + exploration for one in probabilities]
-        return replace(policy, mixture=dict(zip(self.objectives, mixture, strict=True)))
+        return self.becomes(mixture, context)
 
     def _rate(self, t: int) -> float:
-        n = len(self.objectives)
+        n = len(self.arms)
         return min(1 / n, math.sqrt(math.log(n) / (n * t)))
 
-    def state(self) -> dict[str, Any]:
-        return {"rewards": self._rewards, "first": self._first, "updates": self._updates}
+    def state(self) -> State:
+        return State({"rewards": self._rewards, "first": self._first, "updates": self._updates})
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self._rewards, self._first, self._updates = list(state["rewards"]), dict(state["first"]), state["updates"]
+    def load_state(self, state: State) -> None:
+        values = state.values
+        self._rewards, self._first, self._updates = list(values["rewards"]), dict(values["first"]), values["updates"]

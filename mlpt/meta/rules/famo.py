@@ -6,26 +6,25 @@ proportion to z_i / L_i follows that direction in expectation, so this is the mi
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule, softmax, with_floor
-from mlpt.settings import Settings
+from mlpt.meta.policy import Evidence, Part
+from mlpt.meta.rules.base import RuleConfig, softmax
+from mlpt.meta.rules.mixture import MixtureRule, with_floor
+from mlpt.storage.state import State
 
 
-class Famo(MetaRule):
+class Famo(MixtureRule):
     """One step on the task weights at every update, with plain SGD as in the paper (its code takes Adam)."""
 
     name = "famo"
     needs_weights = True
 
-    class Config(Settings):
+    class Config(RuleConfig):
         """lr, decay       the paper's beta and gamma.
         smallest_loss   nats; a loss below counts as this much, lest a solved objective take all the draws.
         floor           least probability of an objective.
@@ -41,37 +40,38 @@ class Famo(MetaRule):
         dev_batches: int = Field(default=1, ge=1)
         dev_batch_size: int | None = Field(default=None, ge=2)
 
-    def __init__(self, config: Config, objectives: Sequence[str]):
-        super().__init__(config, objectives)
-        with_floor(self.first_mixture(), config.floor)  # a floor that does not fit is refused now
-        self._logits = [0.0] * len(self.objectives)
+    def __init__(self, config: Config, arms: Sequence[str]):
+        super().__init__(config, arms)
+        with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
+        self._logits = [0.0] * len(self.arms)
         self._before: dict[str, float] | None = None
         self._sample = 0
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
         current = self._measure(context, context.step)
         logits = self._logits
         if self._before is not None:
             after = self._measure(context, self._sample)
-            drops = [math.log(self._before[name] / after[name]) for name in self.objectives]
+            drops = [math.log(self._before[name] / after[name]) for name in self.arms]
             logits = step_logits(logits, drops, self.config.lr, self.config.decay)
-        weights = [z / current[name] for z, name in zip(softmax(logits), self.objectives, strict=True)]
+        weights = [z / current[name] for z, name in zip(softmax(logits), self.arms, strict=True)]
         total = math.fsum(weights)
-        mixture = {name: weight / total for name, weight in zip(self.objectives, weights, strict=True)}
+        mixture = {name: weight / total for name, weight in zip(self.arms, weights, strict=True)}
         context.report["dev_loss"] = current
         self._logits, self._before, self._sample = logits, current, context.step
-        return replace(policy, mixture=with_floor(mixture, self.config.floor))
+        return self.becomes(list(with_floor(mixture, self.config.floor).values()), context)
 
     def _measure(self, context: MetaContext, sample: int) -> dict[str, float]:
         losses = context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, sample, sample)
         return {name: max(loss, self.config.smallest_loss) for name, loss in losses.items()}
 
-    def state(self) -> dict[str, Any]:
-        return {"logits": self._logits, "before": self._before, "sample": self._sample}
+    def state(self) -> State:
+        return State({"logits": self._logits, "before": self._before, "sample": self._sample})
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self._logits, self._sample = list(state["logits"]), state["sample"]
-        self._before = None if state["before"] is None else dict(state["before"])
+    def load_state(self, state: State) -> None:
+        values = state.values
+        self._logits, self._sample = list(values["logits"]), values["sample"]
+        self._before = None if values["before"] is None else dict(values["before"])
 
 
 def step_logits(logits: Sequence[float], drops: Sequence[float], lr: float, decay: float) -> list[float]:

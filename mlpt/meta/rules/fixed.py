@@ -1,4 +1,4 @@
-"""Rule `fixed`: the mixture that the user wrote down, always. With one objective it is plain pretraining."""
+"""Rule `fixed`: the mixture that the user wrote down, always. With one arm it is plain pretraining."""
 
 import math
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from typing import Literal
 from pydantic import field_validator
 
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule, check_objectives
-from mlpt.settings import Settings
+from mlpt.meta.policy import Evidence, Part
+from mlpt.meta.rules.base import RuleConfig, check_arms
+from mlpt.meta.rules.mixture import MixtureRule
 
 
-class Fixed(MetaRule):
-    """Probabilities in proportion to `weights`; an objective without a weight is never drawn."""
+class Fixed(MixtureRule):
+    """Probabilities in proportion to `weights`; an arm without a weight is never drawn."""
 
     name = "fixed"
     learns = False
 
-    class Config(Settings):
-        """weights: objective -> any number >= 0, in proportion."""
+    class Config(RuleConfig):
+        """weights: arm -> any number >= 0, in proportion."""
 
         rule: Literal["fixed"] = "fixed"
         weights: dict[str, float]
@@ -33,13 +33,13 @@ class Fixed(MetaRule):
                 raise ValueError("give numbers >= 0 of which at least one is above 0, for example {mlm: 3, cse: 1}")
             return weights
 
-    def __init__(self, config: Config, objectives: Sequence[str]):
-        super().__init__(config, objectives)
-        check_objectives(list(config.weights), objectives, "meta.mixture.weights")
+    def __init__(self, config: Config, arms: Sequence[str]):
+        super().__init__(config, arms)
+        check_arms(config.weights, arms, "meta.rules.mixture.weights")
 
-    def first_mixture(self) -> dict[str, float]:
+    def first(self) -> Part:
         total = sum(self.config.weights.values())
-        return {objective: self.config.weights.get(objective, 0.0) / total for objective in self.objectives}
+        return Part({arm: self.config.weights.get(arm, 0.0) / total for arm in self.arms})
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
-        return policy
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
+        return part

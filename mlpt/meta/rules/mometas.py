@@ -6,31 +6,30 @@ the policy that drew step t, an older one than p where answers come with a lag.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule, entropy_gradient, entropy_of, softmax
-from mlpt.settings import Settings
+from mlpt.meta.policy import Evidence, Part
+from mlpt.meta.rules.base import RuleConfig, entropy_gradient, entropy_of, softmax
+from mlpt.meta.rules.mixture import MixtureRule
+from mlpt.storage.state import State
 
 SMOOTHING = 1e-6  # added to the loss drop and to the old loss
 THRESHOLD = 1e-3  # nats; a loss that moved no further earns nothing
 LOWEST = -1.0  # a loss that exploded costs no more than this
 
 
-class Mometas(MetaRule):
+class Mometas(MixtureRule):
     """One policy-gradient step on the scores at every update."""
 
     name = "mometas"
     needs_weights = True
     learns_from_draws = True
 
-    class Config(Settings):
+    class Config(RuleConfig):
         """lr, gamma           step size on the scores, weight of the entropy (published: .1 and 2).
         dev                    `same` (default): the losses before and after are measured on the same texts with the
                                same corruption, which leaves the sampling noise out of the reward, for twice the
@@ -46,18 +45,18 @@ class Mometas(MetaRule):
         dev_batches: int = Field(default=1, ge=1)
         dev_batch_size: int | None = Field(default=None, ge=2)
 
-    def __init__(self, config: Config, objectives: Sequence[str]):
-        super().__init__(config, objectives)
-        self._scores = [1.0] * len(self.objectives)
+    def __init__(self, config: Config, arms: Sequence[str]):
+        super().__init__(config, arms)
+        self._scores = [1.0] * len(self.arms)
         self._before: dict[str, float] | None = None  # meta-dev losses at the last update, in nats
         self._sample = 0  # the step whose sample gave them
         self._updates = 0
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
         if self._before is None:
             self._before, self._sample = self._measure(context, context.step, context.step), context.step
             context.report["dev_loss"] = self._before
-            return policy
+            return part
         if self.config.dev == "same":
             after = self._measure(context, self._sample, self._sample)
             next_before = self._measure(context, context.step, context.step)
@@ -65,26 +64,27 @@ class Mometas(MetaRule):
             # The published code's first update sees the texts of the first measurement again, under fresh noise.
             texts = self._sample if self._updates == 0 else context.step
             after = next_before = self._measure(context, texts, context.step)
-        reward = sum(relative_drop(self._before[name], after[name]) for name in self.objectives)
-        counts = [evidence.draws.get(name, 0) for name in self.objectives]
-        expected = [evidence.expected.get(name, 0) for name in self.objectives]
+        reward = sum(relative_drop(self._before[name], after[name]) for name in self.arms)
+        counts = [evidence.draws.get(name, 0) for name in self.arms]
+        expected = [evidence.expected.get(name, 0) for name in self.arms]
         context.report["dev_loss"] = after
         context.report["reward"] = reward
         self._scores = reinforce(self._scores, counts, expected, reward, self.config.lr, self.config.gamma)
         self._before, self._sample = next_before, context.step
         self._updates += 1
-        return replace(policy, mixture=dict(zip(self.objectives, softmax(self._scores), strict=True)))
+        return self.becomes(softmax(self._scores), context)
 
     def _measure(self, context: MetaContext, texts: int, noise: int) -> dict[str, float]:
         return context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, texts, noise)
 
-    def state(self) -> dict[str, Any]:
-        return {"scores": self._scores, "before": self._before, "sample": self._sample, "updates": self._updates}
+    def state(self) -> State:
+        return State({"scores": self._scores, "before": self._before, "sample": self._sample, "updates": self._updates})
 
-    def load_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        self._scores = list(state["scores"])
-        self._before = None if state["before"] is None else dict(state["before"])
-        self._sample, self._updates = state["sample"], state["updates"]
+    def load_state(self, state: State) -> None:
+        values = state.values
+        self._scores = list(values["scores"])
+        self._before = None if values["before"] is None else dict(values["before"])
+        self._sample, self._updates = values["sample"], values["updates"]
 
 
 def relative_drop(before: float, after: float) -> float:

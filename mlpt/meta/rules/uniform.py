@@ -1,23 +1,23 @@
-"""Rule `uniform`: every objective equally likely, always. The baseline that a learned mixture has to beat."""
+"""Rule `uniform`: every arm equally likely, always. The baseline that a learned mixture has to beat."""
 
 from typing import Literal
 
 from mlpt.meta.context import MetaContext
-from mlpt.meta.policy import Evidence, Policy
-from mlpt.meta.rules.base import MetaRule
-from mlpt.settings import Settings
+from mlpt.meta.policy import Evidence, Part
+from mlpt.meta.rules.base import RuleConfig
+from mlpt.meta.rules.mixture import MixtureRule
 
 
-class Uniform(MetaRule):
+class Uniform(MixtureRule):
     """Equal probabilities."""
 
     name = "uniform"
     learns = False
 
-    class Config(Settings):
+    class Config(RuleConfig):
         """No settings beside the rule's name."""
 
         rule: Literal["uniform"] = "uniform"
 
-    def update(self, policy: Policy, evidence: Evidence, context: MetaContext) -> Policy:
-        return policy
+    def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
+        return part

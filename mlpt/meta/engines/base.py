@@ -1,0 +1,103 @@
+"""What a look-ahead is, whoever solves it: inner steps from the state of training, then a held-out loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Forward = Callable[..., Tensor]  # the model at some weights; called as the model is
+Outer = Mapping[str, Tensor]
+InnerLoss = Callable[[Forward, Outer], Tensor]  # (forward, outer) -> scalar loss
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Plain gradient descent over the parameters that the problem's optimiser trains: no momentum, no decay."""
+
+    lr: float
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One inner step: its loss, and what steps the weights down it (None: the problem's own optimiser)."""
+
+    loss: InnerLoss
+    optimizer: Sgd | None = None
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """A bilevel problem at one moment of training.
+
+    model       the bare module; its parameters are where the inner steps start. Neither they nor the optimiser change.
+    optimizer   AdamW (or Adam) over parameters of `model`; its state and rates are where the inner steps start.
+    outer       the tensors to differentiate by, leaves that require a gradient. One whose name is a parameter of the
+                model takes that parameter's place in every forward pass (and must not be in the optimiser); the others
+                reach the losses through their `outer` argument.
+    steps       the inner steps, at least one.
+    outer_loss  (forward, outer) -> scalar meta-dev loss at the weights after the last step.
+
+    Losses are pure: called again with the same weights they give the same value (no dropout, no fresh noise).
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    outer: Outer
+    steps: Sequence[InnerStep]
+    outer_loss: InnerLoss
+
+
+class Hypergradient(NamedTuple):
+    """The meta-dev loss after the inner steps, a detached scalar, and its gradient by the name of each outer tensor."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+class Engine(Protocol):
+    """Anything that solves a `Lookahead`."""
+
+    def __call__(self, problem: Lookahead) -> Hypergradient: ...
+
+
+def leaves(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters as leaves of a new graph, sharing memory with it."""
+    return {name: one.detach().requires_grad_(one.requires_grad) for name, one in model.named_parameters()}
+
+
+def forward_at(problem: Lookahead, weights: dict[str, Tensor]) -> Forward:
+    """The model at `weights`, with the outer tensors that take parameters' places."""
+    inside = {name: one for name, one in problem.outer.items() if name in weights}
+    return lambda *args: functional_call(problem.model, {**weights, **inside}, args)
+
+
+def outer_gradients(
+    problem: Lookahead, weights: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The meta-dev loss at `weights`, its gradients by them, and its direct gradients by the outer tensors."""
+    loss = problem.outer_loss(forward_at(problem, weights), problem.outer)
+    names = [name for name, one in weights.items() if one.requires_grad and name not in problem.outer]
+    sources = [weights[name] for name in names] + list(problem.outer.values())
+    found = torch.autograd.grad(loss, sources, allow_unused=True)
+    adjoint = {name: one for name, one in zip(names, found, strict=False) if one is not None}
+    return loss.detach(), adjoint, named(problem.outer, found[len(names) :])
+
+
+def named(outer: Outer, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Gradients by name; zeros where a loss does not depend on the tensor."""
+    pairs = zip(outer.items(), gradients, strict=True)
+    return {name: torch.zeros_like(one) if found is None else found for (name, one), found in pairs}
+
+
+def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum by name; a name that stands on one side only is taken over."""
+    return {**left, **{name: left[name] + one if name in left else one for name, one in right.items()}}
+
+
+def dot(gradients: Mapping[str, Tensor | None], direction: Mapping[str, Tensor]) -> Tensor:
+    """The inner product over the names that both have."""
+    pairs: Any = [(one, direction[name]) for name, one in gradients.items() if one is not None and name in direction]
+    return sum(((one * other).sum() for one, other in pairs), start=torch.zeros(()))

@@ -1,0 +1,137 @@
+"""The one look-ahead of an update: every rule that differentiates gives its leaves, and gets their gradient.
+
+Inner step k minimises the arms' weighted training losses with the snapshot's AdamW; what is differentiated is the
+target's held-out loss after the last step.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mlpt.errors import UserError
+from mlpt.meta.context import MetaContext
+from mlpt.meta.engines import ENGINES
+from mlpt.meta.engines.base import Forward, InnerStep, Lookahead, Outer
+from mlpt.meta.policy import MIXTURE, Policy
+from mlpt.meta.rules.base import Share
+from mlpt.objectives.base import Inputs
+from mlpt.settings import Settings
+
+
+class LookaheadConfig(Settings):
+    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory).
+    inner_steps    K, the AdamW steps looked ahead; they do not clip gradients.
+    batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
+    dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.
+    start          step before which there is no look-ahead: a cold AdamW's is blind to a loss's scale.
+    """
+
+    engine: str = "higher"
+    inner_steps: int = Field(default=1, ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
+    dev_batch_size: int | None = Field(default=None, ge=2)
+    start: int = Field(default=100, ge=0)
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> "LookaheadConfig":
+        if self.engine not in ENGINES:
+            raise ValueError(f"there is no engine '{self.engine}'; there are {', '.join(ENGINES)}")
+        if self.engine == "one_step" and self.inner_steps != 1:
+            raise ValueError("engine=one_step needs inner_steps=1; for more take higher or finite_difference")
+        return self
+
+
+class LookAhead:
+    """Makes the look-ahead's problem of an update and solves it with one engine, which it keeps."""
+
+    def __init__(self, config: LookaheadConfig):
+        self.config = config
+        self._engine = ENGINES[config.engine]()
+
+    def gradients(
+        self, policy: Policy, shares: Mapping[str, Share], context: MetaContext
+    ) -> dict[str, dict[str, Tensor]]:
+        """By the name of each share, the gradient of the meta-dev loss by each of its leaves.
+
+        Reports `dev_loss` (after the look-ahead, by arm of the target). Raises `UserError` where a gradient is not
+        finite: training has diverged.
+        """
+        weights = _arm_weights(policy, shares, context)
+        inner = self._inner_inputs(list(weights), context)
+        held_out = self._held_out(context)
+        dev_losses: dict[str, float] = {}
+
+        def loss_of_step(k: int):
+            def loss(forward: Forward, outer: Outer) -> Tensor:
+                mixture = _learned_weights(shares, outer) or weights
+                return torch.stack(
+                    [
+                        mixture[arm] * forward(context.arms[arm].objective, _shaped(shares, arm, inputs, outer))
+                        for arm, inputs in inner[k].items()
+                    ]
+                ).sum()
+
+            return loss
+
+        def outer_loss(forward: Forward, outer: Outer) -> Tensor:
+            losses = [forward(context.arms[arm].objective, inputs) for arm, inputs in held_out.items()]
+            dev_losses.update(zip(held_out, (float(loss.detach()) for loss in losses), strict=True))
+            return _weighted_mean(losses, [context.target[arm] for arm in held_out])
+
+        outer = {name: one for share in shares.values() for name, one in share.outer.items()}
+        steps = [InnerStep(loss_of_step(k)) for k in range(self.config.inner_steps)]
+        found = self._engine(Lookahead(context.model, context.optimizer, outer, steps, outer_loss))
+        context.report["dev_loss"] = dev_losses
+        if not all(bool(torch.isfinite(one).all()) for one in found.gradients.values()):
+            raise UserError(
+                f"the hypergradient at step {context.step} is not finite: training has diverged; lower the "
+                "learning rate"
+            )
+        return {name: {leaf: found.gradients[leaf] for leaf in share.outer} for name, share in shares.items()}
+
+    def _inner_inputs(self, arms: list[str], context: MetaContext) -> list[dict[str, Inputs]]:
+        """Drawn once: engines evaluate an inner loss several times and must see the same inputs."""
+        size = each_share(self.config.batch_size or context.batch_size, len(arms))
+        return [{arm: context.train_inputs(arm, size, k) for arm in arms} for k in range(self.config.inner_steps)]
+
+    def _held_out(self, context: MetaContext) -> dict[str, Inputs]:
+        size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target))
+        return {arm: context.dev_inputs(arm, size, 0, context.step, context.step) for arm in context.target}
+
+
+def each_share(rows: int, arms: int) -> int:
+    """Rows for each of `arms`; at least two, which is what contrastive objectives need."""
+    return max(2, rows // arms)
+
+
+def _arm_weights(policy: Policy, shares: Mapping[str, Share], context: MetaContext) -> dict[str, float]:
+    """The arms of the inner losses: all that train where their weights are learned, else those that are drawn."""
+    if any(share.weights(share.outer) is not None for share in shares.values()):
+        return dict.fromkeys(context.trained, 1.0)
+    mixture = policy.values(MIXTURE) or dict.fromkeys(context.trained, 1 / len(context.trained))
+    return {arm: share for arm, share in mixture.items() if share > 0}
+
+
+def _learned_weights(shares: Mapping[str, Share], outer: Outer) -> Mapping[str, Tensor] | None:
+    for share in shares.values():
+        weights = share.weights(outer)
+        if weights is not None:
+            return weights
+    return None
+
+
+def _shaped(shares: Mapping[str, Share], arm: str, inputs: Inputs, outer: Outer) -> Inputs:
+    for share in shares.values():
+        inputs = share.inputs(arm, inputs, outer)
+    return inputs
+
+
+def _weighted_mean(losses: list[Tensor], weights: list[float]) -> Tensor:
+    stacked = torch.stack(losses)
+    if len(set(weights)) == 1:
+        return stacked.mean()
+    total = math.fsum(weights)
+    return (stacked * stacked.new_tensor([weight / total for weight in weights])).sum()

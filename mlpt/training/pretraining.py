@@ -1,0 +1,133 @@
+"""What a pretraining run trains on: each micro-batch belongs to an arm that the policy's mixture drew.
+
+A source hands out its rows in a seeded order of its own, epoch after epoch; its position counts the rows that were
+drawn from it, by whichever arm, so that it is the same at any world size and a resumed run need not replay it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpt.data.batch import Arm, Split
+from mlpt.data.sources import Sources
+from mlpt.errors import UserError
+from mlpt.meta.policy import MIXTURE, Policy
+from mlpt.models.encoder import Encoder
+from mlpt.objectives.base import Inputs
+from mlpt.randomness import torch_generator
+from mlpt.storage.state import State
+from mlpt.training.config import TrainConfig
+from mlpt.training.draw import draw_arms
+from mlpt.training.evaluate import held_out_losses
+from mlpt.training.group import Group
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass of a global step, whichever rank does it.
+
+    slot    its number in the step; rows, noise and dropout are addressed by (seed, step, slot).
+    arm     what it trains.
+    rows    (n,) int64, row numbers in the arm's source.
+    weight  what its loss is multiplied by.
+    share   how much of a step it is; sums to 1 over a step.
+    """
+
+    slot: int
+    arm: Arm
+    rows: NDArray[np.int64]
+    weight: float
+    share: float
+
+
+class Pretraining:
+    """Arms over sources of text: which rows are trained by which objective at each step, and how they are measured.
+
+    arms    every arm by name; `trained` names those that the mixture may draw, the others are only measured.
+    target  weights, summing to 1, of the held-out losses that say how good a step is.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Encoder,
+        sources: Sources,
+        arms: Mapping[str, Arm],
+        trained: Sequence[str],
+        target: Mapping[str, float],
+        group: Group,
+        seed: int,
+    ):
+        self.config, self.model, self.group, self.seed = config, model, group, seed
+        self.arms, self.trained, self.sources, self.target = dict(arms), list(trained), sources, dict(target)
+        self.micro_batches = config.micro_batches
+        if self.micro_batches < group.world:
+            raise UserError(
+                f"{group.world} workers need as many micro-batches a step, and there are {self.micro_batches}; "
+                "lower train.micro_batch_size or raise train.batch_size"
+            )
+        self.block_size = sources.block_size
+        self._walks = {name: sources.walk(name, config.batch_size, seed) for name in self._sources_of(trained)}
+        self._taken = dict.fromkeys(self._walks, 0)  # rows that each source has given
+
+    def _sources_of(self, names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(self.arms[name].source for name in names))
+
+    def plan(self, step: int, policy: Policy) -> list[MicroBatch]:
+        """All micro-batches of global step `step`, the same on every rank. Asked for once a step, in order."""
+        mixture = policy.values(MIXTURE)
+        drawn = draw_arms(self.config.draw, mixture, self.seed, step, self.micro_batches)
+        rows = self._take([self._sources_of([name for name, _ in slot]) for slot in drawn])
+        return [
+            MicroBatch(slot, self.arms[name], rows[slot][self.arms[name].source], weight, weight / self.micro_batches)
+            for slot, arms in enumerate(drawn)
+            for name, weight in arms
+        ]
+
+    def _take(self, wanted: Sequence[Sequence[str]]) -> list[dict[str, NDArray[np.int64]]]:
+        """For each slot, the next rows of every source that it wants; a source's rows of a step are dealt in turn."""
+        found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
+        for name, walk in self._walks.items():
+            slots = [slot for slot, sources in enumerate(wanted) if name in sources]
+            if not slots:
+                continue
+            count = self.config.batch_size * len(slots) // self.micro_batches
+            rows = walk.take(self._taken[name], count)
+            self._taken[name] += count
+            for turn, slot in enumerate(slots):
+                found[slot][name] = rows[turn :: len(slots)]
+        return found
+
+    def inputs(self, step: int, micro_batch: MicroBatch) -> Inputs:
+        """The inputs of one micro-batch, on the CPU; pure."""
+        arm = micro_batch.arm
+        batch = self.sources[arm.source].train.batch(micro_batch.rows).for_arm(arm.name)
+        noise = torch_generator(self.seed, f"noise/{arm.name}", step, micro_batch.slot)
+        return self.model.objectives[arm.objective].corrupt(batch, noise)
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that `steps` steps train on."""
+        return steps * self.config.batch_size * self.block_size
+
+    def losses(self, split: Split) -> dict[str, float]:
+        """Held-out loss of every arm, in nats; the same on every rank."""
+        batches, size = self.config.evaluate_batches, self.config.batch_size
+        return held_out_losses(self.model, self.arms, self.sources, split, batches, size, self.seed, self.group)
+
+    def target_loss(self, losses: Mapping[str, float]) -> float:
+        """The weighted mean, in nats, of the target's losses."""
+        return sum(weight * losses[name] for name, weight in self.target.items())
+
+    def epochs(self) -> dict[str, float]:
+        """How many times the rows of each source that trains have been gone through."""
+        return {name: self._taken[name] / len(self.sources[name].train) for name in self._walks}
+
+    def state(self) -> State:
+        """What a checkpoint must hold."""
+        return State({"taken": dict(self._taken)})
+
+    def load_state(self, state: State) -> None:
+        """The inverse of `state`."""
+        self._taken = {name: int(rows) for name, rows in state.values["taken"].items()}
