@@ -32,8 +32,8 @@ class DataConfig(Settings):
     )
     mix: Literal["proportional", "uniform", "learned"] | dict[str, float] | None = Field(
         default=None,
-        description="of domains: 'proportional' to their text, 'uniform', {legal: 0.3, ...}, or 'learned' by the rule of "
-        "the mixture; null: all text is one",
+        description="of domains: 'proportional' to their text, 'uniform', {legal: 0.3, ...}, or 'learned' by the rule "
+        "of the mixture; null: all text is one",
     )
     documents: Documents = Field(
         default="auto",
