@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_encoder import TinyBlocks, make_adamw, make_encoder, train
+from tiny_encoder import ARMS, TinyBlocks, make_adamw, make_encoder, make_sources, train
 
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
@@ -86,47 +86,47 @@ def test_scores_so_far_apart_that_a_probability_underflows_stay_finite():
 THIRDS = dict.fromkeys(["words", "noise", "order"], 10 / 3)  # of ten steps
 
 
-def make_learner(model, **mixture):
-    config = MetaConfig.model_validate({"interval": 10, "mixture": {"rule": "mometas", "dev_batch_size": 8, **mixture}})
-    return MetaLearner(config, make_encoder(), make_adamw(make_encoder()), TinyBlocks(1), TinyBlocks(2), 7, 8)
+def make_learner(**mixture):
+    rules = {"mixture": {"rule": "mometas", "dev_batch_size": 8, **mixture}}
+    config = MetaConfig.model_validate({"interval": 10, "rules": rules})
+    return MetaLearner(config, make_encoder(), make_adamw(make_encoder()), make_sources(), ARMS, 7, 8)
 
 
 @pytest.mark.parametrize("dev", ["same", "resampled"])
 def test_the_first_update_takes_the_baseline_and_leaves_the_mixture_alone(dev):
     model = make_encoder()
-    learner = make_learner(model, dev=dev)
-    first = learner.first_policy()
+    learner = make_learner(dev=dev)
+    first = learner.policy
     snapshot = take_snapshot(model, make_adamw(model), 0, 1e-3, moments=False)
-    answer = learner.update(first, snapshot, Evidence())
-    assert answer.policy.mixture == first.mixture
-    assert answer.policy.version == 1
-    assert answer.report["dev_loss"].keys() == first.mixture.keys()
+    answer = learner.update(snapshot, Evidence())
+    assert learner.policy.values("mixture") == first.values("mixture")
+    assert learner.policy.version == answer.version == 1
+    assert answer.report["dev_loss"].keys() == first.values("mixture").keys()
 
 
 def test_with_the_same_dev_pair_an_unchanged_model_earns_exactly_nothing():
     model = make_encoder()
     optimizer = make_adamw(model)
-    learner = make_learner(model, dev="same")
-    policy = learner.first_policy()
+    learner = make_learner(dev="same")
+    first = learner.policy
     for step in (0, 10, 20):
         snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
-        answer = learner.update(policy, snapshot, Evidence(draws={"words": 10}, expected=THIRDS))
-        policy = answer.policy
+        answer = learner.update(snapshot, Evidence(draws={"words": 10}, expected=THIRDS))
         if step:
             assert answer.report["reward"] == 0
-    assert policy.mixture == learner.first_policy().mixture
+    assert learner.policy.version == 3
+    assert learner.policy.values("mixture") == first.values("mixture")
 
 
 def test_resampled_dev_sets_reward_an_unchanged_model_for_the_sampling_noise():
     model = make_encoder()
     optimizer = make_adamw(model)
-    learner = make_learner(model, dev="resampled")
-    policy = learner.first_policy()
+    learner = make_learner(dev="resampled")
     rewards = []
     for step in (0, 10, 20):
         snapshot = take_snapshot(model, optimizer, step, 1e-3, moments=False)
         evidence = Evidence(draws={"words": 10}, expected=THIRDS)
-        rewards.append(learner.update(policy, snapshot, evidence).report.get("reward"))
+        rewards.append(learner.update(snapshot, evidence).report.get("reward"))
     assert rewards[1] != 0
     assert rewards[2] != 0
 
@@ -134,12 +134,11 @@ def test_resampled_dev_sets_reward_an_unchanged_model_for_the_sampling_noise():
 def test_the_update_follows_from_the_measured_losses_and_draws():
     model = make_encoder()
     optimizer = make_adamw(model, lr=1e-2)
-    learner = make_learner(model, dev="resampled", lr=0.2, gamma=1.5)
-    policy = learner.first_policy()
-    before = learner.update(policy, take_snapshot(model, optimizer, 0, 1e-2, moments=False), Evidence())
+    learner = make_learner(dev="resampled", lr=0.2, gamma=1.5)
+    before = learner.update(take_snapshot(model, optimizer, 0, 1e-2, moments=False), Evidence())
     train(model, optimizer, TinyBlocks(1), 10)
     snapshot = take_snapshot(model, optimizer, 10, 1e-2, moments=False)
-    after = learner.update(before.policy, snapshot, Evidence(draws={"words": 7, "order": 3}, expected=THIRDS))
+    after = learner.update(snapshot, Evidence(draws={"words": 7, "order": 3}, expected=THIRDS))
     reward = sum(
         relative_drop(before.report["dev_loss"][name], loss) for name, loss in after.report["dev_loss"].items()
     )
@@ -147,4 +146,4 @@ def test_the_update_follows_from_the_measured_losses_and_draws():
     p, counts = torch.full((3,), 1 / 3, dtype=torch.float64), torch.tensor([7.0, 0.0, 3.0])
     scores = 1 + 0.2 * reward * (counts - 10 * p)  # the entropy's gradient is zero at the uniform mixture
     expected = scores.softmax(0)
-    assert list(after.policy.mixture.values()) == pytest.approx(expected.tolist(), abs=1e-12)
+    assert list(after.parts["mixture"].values.values()) == pytest.approx(expected.tolist(), abs=1e-12)

@@ -1,6 +1,6 @@
 """With a lag, draws come from an older policy than the newest: the estimators of `mometas` and `exp3` stay unbiased.
 
-The loop's own parts, without a model to train: `Outer` launches and adopts, `draw_objectives` draws, the rule updates.
+The loop's own parts, without a model to train: `Outer` launches and adopts, `draw_arms` draws, the rule updates.
 """
 
 import itertools
@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from mlpt.meta.policy import Answer, Evidence, Policy
+from mlpt.meta.learner import MetaConfig
+from mlpt.meta.policy import Answer, Evidence
 from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.mometas import Mometas
-from mlpt.training.draw import draw_objectives
+from mlpt.settings import load_settings
+from mlpt.storage.state import State
+from mlpt.training.draw import draw_arms
 from mlpt.training.group import Group
 from mlpt.training.meter import Seen
 from mlpt.training.outer import Outer
@@ -42,13 +45,15 @@ class Updating:
     def __init__(self, rule):
         self.rule, self.evidence, self.states = rule, [], []
 
-    def start(self, state, tensors):
-        pass
+    def start(self, policy, state):
+        self.policy = policy
 
-    def launch(self, policy, snapshot, evidence):
+    def launch(self, snapshot, evidence):
         self.evidence.append(evidence)
-        self.answer = Answer(self.rule.update(policy, evidence, Rewarding(snapshot.step)), {})
-        self.states.append(self.rule.state())
+        part = self.rule.update(self.policy.parts["mixture"], evidence, Rewarding(snapshot.step))
+        self.answer = Answer(self.policy.version + 1, {"mixture": part}, State())
+        self.policy = self.policy.after(self.answer)
+        self.states.append(self.rule.state().values)
 
     def collect(self):
         return self.answer
@@ -59,13 +64,15 @@ def simulated(rule, lag, seed, draw="step", micro_batches=1, updates=UPDATES):
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     source = Updating(rule)
-    outer = Outer(Policy(0, rule.first_mixture()), source, Group(), INTERVAL, lag, moments=False, learns=True)
+    config = load_settings(MetaConfig, {"interval": INTERVAL, "lag": lag, "rules": {"mixture": rule.name}})
+    outer = Outer(config, NAMES, source, Group())
+    outer.start(model)
     for step in range(updates * INTERVAL + 1):
         outer.adopt_if_due(step, model)
         if outer.launch_due(step):
             outer.launch(step, model, optimizer, 1e-3)
             outer.adopt_if_due(step, model)
-        for slot in draw_objectives(draw, outer.draw(), seed, step, micro_batches):
+        for slot in draw_arms(draw, outer.draw().values("mixture"), seed, step, micro_batches):
             for name, weight in slot:
                 outer.observe({name: Seen(NAMES.index(name) + 1.0, 1, weight / micro_batches)})
     return source

@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlpt.arms import arms_of
+from mlpt.data.batch import Batch, Source
+from mlpt.data.sources import ALL
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective
 
@@ -16,7 +19,8 @@ class Words(Objective):
 
     name = "words"
 
-    def corrupt(self, tokens, generator):
+    def corrupt(self, batch, generator):
+        tokens = batch.tokens
         chosen = torch.rand(tokens.shape, generator=generator) < 0.3
         chosen[:, 1] = True
         return Inputs.from_labels(tokens.masked_fill(chosen, 1), torch.where(chosen, tokens, -100))
@@ -31,7 +35,8 @@ class Noise(Objective):
 
     name = "noise"
 
-    def corrupt(self, tokens, generator):
+    def corrupt(self, batch, generator):
+        tokens = batch.tokens
         replaced = torch.rand(tokens.shape, generator=generator) < 0.2
         random = torch.randint(5, 55, tokens.shape, generator=generator)
         return Inputs.from_labels(torch.where(replaced, random, tokens), replaced.long())
@@ -49,7 +54,8 @@ class Order(Noise):
 
     name = "order"
 
-    def corrupt(self, tokens, generator):
+    def corrupt(self, batch, generator):
+        tokens = batch.tokens
         swapped = torch.rand(len(tokens), generator=generator) < 0.5
         other = tokens.roll(1, dims=1)
         return Inputs.from_labels(
@@ -101,8 +107,16 @@ class TinyBlocks:
     def __len__(self):
         return len(self._ids)
 
-    def tokens(self, rows: np.ndarray):
-        return self._ids[torch.from_numpy(rows)]
+    def batch(self, rows: np.ndarray):
+        return Batch(self._ids[torch.from_numpy(rows)], rows)
+
+
+NAMES = ["words", "noise", "order"]
+ARMS = arms_of(NAMES, [], None, texts=False)  # every objective on all text
+
+
+def make_sources():
+    return {ALL: Source(TinyBlocks(1), TinyBlocks(2), TinyBlocks(4))}
 
 
 def make_encoder(seed=0, **settings):
@@ -124,7 +138,7 @@ def train(model, optimizer, blocks, steps, seed=5):
         name = list(model.objectives)[step % len(model.objectives)]
         generator = torch.Generator().manual_seed(seed + step)
         rows = torch.randint(0, len(blocks), (8,), generator=generator).numpy()
-        inputs = model.objectives[name].corrupt(blocks.tokens(rows), generator)
+        inputs = model.objectives[name].corrupt(blocks.batch(rows), generator)
         optimizer.zero_grad()
         model(name, inputs).backward()
         optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mlpt.errors import UserError
-from mlpt.meta import optim
+from mlpt.meta.engines import adam
 
 SETTINGS = [
     (torch.optim.AdamW, {}),
@@ -163,6 +163,6 @@ def test_sparse_gradients_are_refused():
 
 
 def test_higher_uses_it_for_both_optimizers():
-    for cls, ours in ((torch.optim.Adam, optim.DifferentiableAdam), (torch.optim.AdamW, optim.DifferentiableAdamW)):
+    for cls, ours in ((torch.optim.Adam, adam.DifferentiableAdam), (torch.optim.AdamW, adam.DifferentiableAdamW)):
         model, optimizer = make(cls, {})
         assert type(higher.optim.get_diff_optim(optimizer, model.parameters())) is ours
