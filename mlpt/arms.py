@@ -61,6 +61,10 @@ def arms_of(objectives: Sequence[str], domains: Sequence[str], mix: Any, texts: 
             f"{name}@{domain}": Arm(f"{name}@{domain}", name, domain) for domain in domains for name in objectives
         }
         if mix == LEARNED:
+            if len(domains) < 2:
+                raise UserError(
+                    f"data.mix=learned has {len(domains)} domain to mix: name several by data.sources, or leave mix out"
+                )
             every, trained = of_domains, list(of_domains)
         else:
             every |= of_domains

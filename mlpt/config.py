@@ -3,6 +3,7 @@
 Each component's own settings stand beside the component; this module joins them and finds the recipes.
 """
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from mlpt.meta.learner import MetaConfig
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
-from mlpt.objectives import OBJECTIVES
+from mlpt.objectives import OBJECTIVES, resolve_objective
 from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
@@ -139,10 +140,9 @@ class RunConfig(Settings):
             raise ValueError(f"at least one objective is needed, of {', '.join(OBJECTIVES)}")
         resolved = {}
         for name, settings in value.items():
-            if name not in OBJECTIVES:
-                raise ValueError(f"there is no objective '{name}'; there are {', '.join(OBJECTIVES)}")
-            # Its `UserError` goes through pydantic as it is.
-            resolved[name] = load_settings(OBJECTIVES[name].Config, settings, f"objectives.{name}").model_dump()
+            if re.fullmatch(r"\w+", name) is None:
+                raise ValueError(f"'{name}' can't name an objective: take letters, digits and '_'")
+            resolved[name] = resolve_objective(name, settings, "objectives")  # its `UserError` goes through pydantic
         return resolved
 
     @model_validator(mode="after")

@@ -45,6 +45,8 @@ def build_model(config: RunConfig, sources: Sources) -> Encoder:
 def arms_in(config: RunConfig, sources: Sources) -> Arms:
     """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
     arms = arms_of(list(config.objectives), sources.domains, config.data.mix, config.meta.texts is not None)
+    for source in dict.fromkeys(arm.source for arm in arms.every.values()):
+        sources.check(source)
     make_rules(config.meta.rules, arms.trained)
     arms.weights(config.meta.weights, "meta.target")
     return arms
@@ -105,7 +107,9 @@ def run_rank(
     if source is None and group.leads and learns(config):
         source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
     target = arms.weights(config.meta.weights, "meta.target") if config.meta.target else arms.selecting()
-    work = Pretraining(config.train, model, sources, arms.every, arms.trained, target, group, config.seed)
+    work = Pretraining(
+        config.train, model, sources, arms.every, arms.trained, target, group, config.seed, config.data.max_repeats
+    )
     outer = Outer(config.meta, arms.trained, source, group)
     loop = Loop(
         config.train,

@@ -16,7 +16,7 @@ from mlpt.settings import Settings, load_settings, merge
 OF_TRAINED: dict[str, Any] = {"vocab_size": 8192, "lowercase": True, "tokenizer_bytes": 32 << 20}  # with defaults
 
 
-OF_RUN = ("source", "sources", "mix", "workers", "max_unknown")  # what a prepared folder does not say
+OF_RUN = ("source", "sources", "mix", "max_repeats", "workers", "max_unknown")  # what a prepared folder does not say
 RESERVED = ("all", "texts")  # names of sources that are no domains
 
 
@@ -61,6 +61,9 @@ class DataConfig(Settings):
         default=0.05, ge=0, lt=1, description="of the documents, where no file is named dev (or valid)"
     )
     test_share: float = Field(default=0.05, ge=0, lt=1, description="of the documents, where no file is named test")
+    max_repeats: float | None = Field(
+        default=None, gt=0, description="how often training may go through the text of a domain; with a mix; null: any"
+    )
     max_bytes: int | None = Field(default=None, gt=0, description="of text to use")
     docs_bytes: int | None = Field(default=None, gt=0, description="of the embedded corpus, where 'docs' is a source")
     seed: int = Field(default=0, ge=0, lt=2**63, description="which documents go to dev and test")
@@ -104,13 +107,15 @@ class DataConfig(Settings):
         if isinstance(values, Mapping) and values.get("sources") is not None:
             if values.get("source") is not None:
                 raise ValueError("source and sources both name the text; give one of them")
-            return {**values, "source": None}
+            return {"mix": "proportional", **values, "source": None}
         return values
 
     @model_validator(mode="after")
     def _has_text(self) -> "DataConfig":
         if self.source is None and self.sources is None:
             raise ValueError("name the text: source, or sources")
+        if self.max_repeats is not None and self.mix is None:
+            raise ValueError("max_repeats is of domains that are mixed: set mix too")
         if isinstance(self.mix, dict) and self.sources is not None and self.mix.keys() - self.sources.keys():
             unknown = min(self.mix.keys() - self.sources.keys())
             raise ValueError(f"mix names '{unknown}', and sources {', '.join(self.sources)}")

@@ -90,6 +90,16 @@ class Sources(Mapping[str, Source]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def check(self, name: str) -> None:
+        """Raise `UserError` unless a domain has training, dev and test text."""
+        source = self[name]
+        for split, rows in (("training", source.train), ("dev", source.dev), ("test", source.test)):
+            if not len(rows):
+                raise UserError(
+                    f"the domain '{name}' has no block of {split} text: give more of it, say what its documents are "
+                    "(data.documents), or raise data.dev_share and data.test_share"
+                )
+
     def walk(self, name: str, batch_size: int, seed: int) -> Walk:
         """The order of a source's training rows. Raises `UserError` where it has too few for a batch."""
         if name == ALL and self.mix is not None:

@@ -4,7 +4,7 @@ An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dic
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +78,12 @@ class PretrainingModel(Protocol):
 
 
 class Objective:
-    """One pretraining objective. Subclasses set `name` and `Config` and define `corrupt` and `loss`."""
+    """One pretraining objective. Subclasses set `name` and `Config` and define `corrupt` and `loss`.
 
-    name: ClassVar[str]
+    name  what people call it, which names its head: the class's own, or that of an objective with another `type`.
+    """
+
+    name: str
 
     class Config(Settings):
         """No settings."""

@@ -38,10 +38,16 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
         f"meta-learning: {updates} updates, {meta['learner']:.1f} s of work, {waited:.1f} s of it waited for",
         f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats a token",
     ]
+    if "target" in summary:
+        target = summary["target"]
+        named = ", ".join(target["weights"])
+        lines.append(f"target ({named}): {target['before']:.4f} before, {target['after']:.4f} nats after")
+    if len(epochs := summary.get("epochs", {})) > 1:
+        lines.append("text gone through: " + ", ".join(f"{name} {times:.2f} times" for name, times in epochs.items()))
     if "mlm" in summary["held_out"]:
         loss = summary["held_out"]["mlm"]
         verdict = "below" if loss < summary["unigram_entropy"] else "not below"
-        lines[-1] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
+        lines[2] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
     return lines
 
 

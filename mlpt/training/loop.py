@@ -159,7 +159,7 @@ class Loop:
             hook.before_step(self.step, self.model, self.optimizer)
         set_learning_rate(self.optimizer, self._rate())
         self.optimizer.zero_grad(set_to_none=True)
-        planned = self.work.plan(self.step, self.outer.draw())
+        planned = self.work.plan(self.step, self.outer.draw(self.work.exhausted()))
         mine = [one for one in planned if one.slot % self.group.world == self.group.rank]
         for micro_batch in mine:
             self._micro_batch(micro_batch, last=micro_batch is mine[-1])

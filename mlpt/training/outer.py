@@ -4,8 +4,9 @@ Lag, not luck: rank 0 waits if the answer is late and broadcasts its value, so a
 speed.
 """
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -94,11 +95,22 @@ class Outer:
                 newest, state = newest.after(self._settled), newer(state, self._settled.state)
             self._source.start(newest, state)
 
-    def draw(self) -> Policy:
-        """The policy of the coming step; its mixture counts in the next update's evidence as the one in force."""
-        for name, probability in self.policy.values(MIXTURE).items():
+    def draw(self, exhausted: Collection[str] = ()) -> Mapping[str, float]:
+        """The mixture of the coming step, which counts in the next update's evidence as the one in force.
+
+        exhausted  arms that may not be drawn any more; the others keep their proportions.
+        """
+        mixture = self.policy.values(MIXTURE)
+        if exhausted:
+            mixture = {name: 0.0 if name in exhausted else share for name, share in mixture.items()}
+            total = math.fsum(mixture.values())
+            left = len(mixture) - len(exhausted)
+            mixture = {
+                name: share / total if total else float(name not in exhausted) / left for name, share in mixture.items()
+            }
+        for name, probability in mixture.items():
             self._expected[name] = self._expected.get(name, 0.0) + probability
-        return self.policy
+        return mixture
 
     def observe(self, seen: Mapping[str, Seen]) -> None:
         """Add what all ranks saw in a step to the next update's evidence."""

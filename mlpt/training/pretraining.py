@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpt.data.batch import Arm, Split
-from mlpt.data.sources import Sources
+from mlpt.data.sources import ALL, Sources
 from mlpt.errors import UserError
-from mlpt.meta.policy import MIXTURE, Policy
 from mlpt.models.encoder import Encoder
 from mlpt.objectives.base import Inputs
 from mlpt.randomness import torch_generator
@@ -47,6 +46,9 @@ class Pretraining:
 
     arms    every arm by name; `trained` names those that the mixture may draw, the others are only measured.
     target  weights, summing to 1, of the held-out losses that say how good a step is.
+    max_repeats  how often the text of a domain may be gone through; None: any number of times.
+
+    Raises `UserError` for fewer micro-batches than ranks, too little text for a batch, or for the run with its cap.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Pretraining:
         target: Mapping[str, float],
         group: Group,
         seed: int,
+        max_repeats: float | None = None,
     ):
         self.config, self.model, self.group, self.seed = config, model, group, seed
         self.arms, self.trained, self.sources, self.target = dict(arms), list(trained), sources, dict(target)
@@ -71,13 +74,48 @@ class Pretraining:
         self.block_size = sources.block_size
         self._walks = {name: sources.walk(name, config.batch_size, seed) for name in self._sources_of(trained)}
         self._taken = dict.fromkeys(self._walks, 0)  # rows that each source has given
+        self.max_repeats = max_repeats
+        if max_repeats is not None:
+            self._check_enough(max_repeats)
 
     def _sources_of(self, names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(self.arms[name].source for name in names))
 
-    def plan(self, step: int, policy: Policy) -> list[MicroBatch]:
+    def _check_enough(self, most: float) -> None:
+        """Raise `UserError` where the run would have nothing left to draw."""
+        wanted = self.config.total_steps(self.block_size) * self.config.batch_size
+        shares = self.sources.mix or {} if list(self._walks) == [ALL] else {}
+        for name, share in shares.items():
+            repeats = wanted * share / max(1, len(self.sources[name].train))
+            if share and repeats > most:
+                raise UserError(
+                    f"data.mix would go through '{name}' {repeats:.1f} times, and data.max_repeats is {most:g}: give "
+                    "it a smaller share, more text, or train for fewer steps"
+                )
+        there = sum(int(most * self._rows(name)) // self.config.batch_size for name in self._walks)
+        left = there * self.config.batch_size
+        if left < wanted:
+            raise UserError(
+                f"the run draws {wanted:,} blocks, and data.max_repeats={most:g} leaves {left:,}: raise it, give more text, "
+                "or train for fewer steps"
+            )
+
+    def exhausted(self) -> set[str]:
+        """The arms whose text has been gone through as often as it may be."""
+        if self.max_repeats is None or len(self._walks) == 1:
+            return set()
+        spent = {
+            name
+            for name in self._walks
+            if self._taken[name] + self.config.batch_size > self.max_repeats * self._rows(name)
+        }
+        return {name for name in self.trained if self.arms[name].source in spent}
+
+    def _rows(self, source: str) -> int:
+        return len(self.sources[source].train)
+
+    def plan(self, step: int, mixture: Mapping[str, float]) -> list[MicroBatch]:
         """All micro-batches of global step `step`, the same on every rank. Asked for once a step, in order."""
-        mixture = policy.values(MIXTURE)
         drawn = draw_arms(self.config.draw, mixture, self.seed, step, self.micro_batches)
         rows = self._take([self._sources_of([name for name, _ in slot]) for slot in drawn])
         return [
@@ -122,7 +160,7 @@ class Pretraining:
 
     def epochs(self) -> dict[str, float]:
         """How many times the rows of each source that trains have been gone through."""
-        return {name: self._taken[name] / len(self.sources[name].train) for name in self._walks}
+        return {name: self._taken[name] / self._rows(name) for name in self._walks}
 
     def state(self) -> State:
         """What a checkpoint must hold."""
