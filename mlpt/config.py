@@ -169,11 +169,21 @@ class RunConfig(Settings):
                     f"rule '{rule.name}' learns from which arms are drawn, and train.draw=weighted draws none: set "
                     f"train.draw=step, or another meta.rules.{part}.rule"
                 )
+            if rule.needs_moments and (averaged := self._averaged()):
+                raise ValueError(
+                    f"the meta-learner of rule '{rule.name}' has no average of the workers' weights, which "
+                    f"objectives.{averaged}.smoothing.reference=average wants: take current or frozen"
+                )
             if rule.needs_moments:
                 check_look_ahead(f"rule '{rule.name}'", self.train.optimizer, "train.optimizer")
             if reason := rule.refuses(settings, self):
                 raise ValueError(reason)
         return self
+
+    def _averaged(self) -> str | None:
+        """The objective whose targets refer to a moving average of the weights."""
+        smoothed = {name: values.get("smoothing") or {} for name, values in self.objectives.items()}
+        return next((name for name, how in smoothed.items() if how.get("reference") == "average"), None)
 
     @classmethod
     def settings_by_name(cls) -> dict[str, type[Settings]]:

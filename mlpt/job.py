@@ -16,6 +16,7 @@ from mlpt.meta.rules import make_rules, rule_class
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
+from mlpt.objectives.prediction import TokenPrediction
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.training.group import Group
 from mlpt.training.loop import Event, Loop
@@ -23,6 +24,7 @@ from mlpt.training.mirror import Remote
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
 from mlpt.training.pretraining import Pretraining
+from mlpt.training.reference import AverageReference
 
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
@@ -76,12 +78,17 @@ def threads_of(cpus: float) -> int:
 
 
 def step_hooks(config: RunConfig, model: Encoder, sources: Sources, run_dir: Path | None) -> list[StepHook]:
-    """What else happens between steps: mask training's threshold resets, iterative pruning."""
+    """What else happens between steps: averaged references, mask training's threshold resets, iterative pruning."""
+    averages: list[StepHook] = [
+        AverageReference(objective)
+        for objective in model.objectives.values()
+        if isinstance(objective, TokenPrediction) and objective.reference is not None and objective.reference.decay
+    ]
     if config.masks is None:
-        return []
+        return averages
     out = None if run_dir is None else run_dir / "masks"
     steps_per_epoch = max(1, len(sources.train) // config.train.batch_size)
-    return mask_hooks(config.masks, model, config.seed, out, config.model.pretrained, steps_per_epoch)
+    return averages + mask_hooks(config.masks, model, config.seed, out, config.model.pretrained, steps_per_epoch)
 
 
 def run_rank(

@@ -14,15 +14,17 @@ from torch import Tensor
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.engines import ENGINES
-from mlpt.meta.engines.base import Forward, InnerStep, Lookahead, Outer
+from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer
 from mlpt.meta.policy import MIXTURE, Policy
 from mlpt.meta.rules.base import Share
 from mlpt.objectives.base import Inputs
+from mlpt.registry import find_class
 from mlpt.settings import Settings
 
 
 class LookaheadConfig(Settings):
-    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory).
+    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory); or your
+                   own, package.module:Class.
     inner_steps    K, the AdamW steps looked ahead; they do not clip gradients.
     batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
     dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.
@@ -37,8 +39,10 @@ class LookaheadConfig(Settings):
 
     @model_validator(mode="after")
     def _engine_fits(self) -> "LookaheadConfig":
-        if self.engine not in ENGINES:
-            raise ValueError(f"there is no engine '{self.engine}'; there are {', '.join(ENGINES)}")
+        try:
+            find_class(self.engine, ENGINES, Engine, "engine")
+        except UserError as error:
+            raise ValueError(str(error)) from error
         if self.engine == "one_step" and self.inner_steps != 1:
             raise ValueError("engine=one_step needs inner_steps=1; for more take higher or finite_difference")
         return self
@@ -49,7 +53,7 @@ class LookAhead:
 
     def __init__(self, config: LookaheadConfig):
         self.config = config
-        self._engine = ENGINES[config.engine]()
+        self._engine = find_class(config.engine, ENGINES, Engine, "engine")()
 
     def gradients(
         self, policy: Policy, shares: Mapping[str, Share], context: MetaContext

@@ -96,8 +96,8 @@ class Pretraining:
         left = there * self.config.batch_size
         if left < wanted:
             raise UserError(
-                f"the run draws {wanted:,} blocks, and data.max_repeats={most:g} leaves {left:,}: raise it, give more text, "
-                "or train for fewer steps"
+                f"the run draws {wanted:,} blocks, and data.max_repeats={most:g} leaves {left:,}: raise it, give more "
+                "text, or train for fewer steps"
             )
 
     def exhausted(self) -> set[str]:

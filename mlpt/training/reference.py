@@ -22,6 +22,9 @@ class AverageReference(NoHook):
     def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._reference.update(model)
 
+    def alters(self, parameter: str) -> bool:
+        return False  # its copy is no part of the model
+
     def state(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         return {}, self._reference.state()
 

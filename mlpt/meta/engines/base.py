@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,11 @@ class Hypergradient(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-class Engine(Protocol):
-    """Anything that solves a `Lookahead`."""
+class Engine:
+    """Solves a `Lookahead`; a run keeps one, and calls it at every update."""
 
-    def __call__(self, problem: Lookahead) -> Hypergradient: ...
+    def __call__(self, problem: Lookahead) -> Hypergradient:
+        raise NotImplementedError(f"{type(self).__name__}.__call__")
 
 
 def leaves(model: nn.Module) -> dict[str, Tensor]:

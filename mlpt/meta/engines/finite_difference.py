@@ -6,11 +6,11 @@ As DARTS does for one step (Liu et al. 2019, eq. 8), here for any number of step
 import torch
 from torch import Tensor
 
-from mlpt.meta.engines.base import Hypergradient, Lookahead, add, forward_at, leaves, named, outer_gradients
+from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, add, forward_at, leaves, named, outer_gradients
 from mlpt.meta.engines.path import Path
 
 
-class FiniteDifference:
+class FiniteDifference(Engine):
     """Any number of steps with first-order passes only: memory near that of plain training, any attention kernel.
 
     radius  length of the weight displacement of a central difference; small against curvature, large against rounding.

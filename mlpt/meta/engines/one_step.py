@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from mlpt.errors import UserError
-from mlpt.meta.engines.base import Hypergradient, Lookahead, add, dot, leaves, named, outer_gradients
+from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, add, dot, leaves, named, outer_gradients
 from mlpt.meta.engines.path import Path
 
 
-class OneStep:
+class OneStep(Engine):
     """Any attention kernel works, at the price of one stored gradient an inner loss. Outer tensors may enter the inner
     loss only by how it combines the losses that `forward` returns (mixture weights).
 

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlpt.meta.engines import adam  # noqa: F401 (registers AdamW with `higher`)
-from mlpt.meta.engines.base import Hypergradient, Lookahead, leaves, named
+from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, leaves, named
 
 
-class Higher:
+class Higher(Engine):
     """The exact gradient, for any number of steps, whose count memory grows with. Attention runs on the MATH backend.
 
     One patched model is kept and reused: `higher` makes a class for every submodule it patches.
