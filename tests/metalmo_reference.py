@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mlpt.meta.optim import DifferentiableAdamW
+from mlpt.meta.engines.adam import DifferentiableAdamW
 
 PAD = 0
 

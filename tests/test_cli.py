@@ -15,7 +15,7 @@ from mlpt.launch import pretrain
 SETTINGS = {
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},
     "objectives": ["mlm"],
-    "meta": {"mixture": {"rule": "uniform"}},
+    "meta": {"rules": {"mixture": {"rule": "uniform"}}},
     "train": {"steps": 2, "batch_size": 4, "evaluate_batches": 1},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False},

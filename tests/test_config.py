@@ -19,14 +19,14 @@ from mlpt.settings import load_settings
         ),
         (
             "tamt_imp",
-            {"meta": {"mixture": {"rule": "hypergradient"}}},
+            {"meta": {"rules": {"mixture": {"rule": "hypergradient"}}}},
             "set train.optimizer.kind=adamw, which is transformers_adamw here",
         ),
-        ("tamt_meta", {"train": {"optimizer": {"kind": "bert_adam"}}}, "meta.masks looks ahead through AdamW"),
+        ("tamt_meta", {"train": {"optimizer": {"kind": "bert_adam"}}}, "rule 'mask_scores' looks ahead through AdamW"),
         (
             "tamt_meta",
             {"masks": {"iterative": {"interval": 10}}},
-            "meta.masks keeps each matrix's sparsity and would undo masks.iterative",
+            "meta.rules.masks keeps each matrix's sparsity and would undo masks.iterative",
         ),
     ],
 )
@@ -47,5 +47,5 @@ def test_multi_task_training_cannot_look_ahead_through_another_optimiser_either(
 
 @pytest.mark.parametrize("rule", ["uniform", "exp3", "famo", "hypergradient"])
 def test_rules_that_need_no_draws_take_weighted_steps(rule):
-    config = load_run_config("mometas", {"train": {"draw": "weighted"}, "meta": {"mixture": {"rule": rule}}})
+    config = load_run_config("mometas", {"train": {"draw": "weighted"}, "meta": {"rules": {"mixture": {"rule": rule}}}})
     assert config.train.draw == "weighted"

@@ -3,17 +3,19 @@
 import pytest
 import yaml
 
+from mlpt.arms import arms_of
 from mlpt.config import RunConfig, load_run_config, read_recipe, recipe_names
 from mlpt.data.prepare import prepare
 from mlpt.errors import UserError
-from mlpt.job import mixture_rule
+from mlpt.job import first_mixture
 from mlpt.settings import load_settings
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_resolves_to_a_run(name):
     config = load_run_config(name, {})
-    assert sum(mixture_rule(config).first_mixture().values()) == pytest.approx(1)
+    arms = arms_of(list(config.objectives), ["legal", "code"], config.data.mix, texts=False)
+    assert sum(first_mixture(config, arms).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", recipe_names())

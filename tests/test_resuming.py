@@ -21,7 +21,7 @@ from mlpt.training.tracker import read_metrics
 SETTINGS = {
     "model": {"architecture": "bert", "hidden_size": 32, "layers": 1, "heads": 2},
     "objectives": {"dtd": None},
-    "meta": {"interval": 3, "lag": 2, "mixture": {"rule": "exp3"}},
+    "meta": {"interval": 3, "lag": 2, "rules": {"mixture": {"rule": "exp3"}}},
     "train": {"steps": 6, "batch_size": 4, "evaluate_batches": 1, "checkpoint_every": 3, "log_every": 1},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False},

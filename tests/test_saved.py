@@ -21,7 +21,7 @@ from mlpt.training.loop import Loop
 SETTINGS = {
     "model": {"architecture": "bert", "hidden_size": 32, "layers": 2, "heads": 2},
     "objectives": ["mlm"],
-    "meta": {"mixture": {"rule": "uniform"}, "interval": 1, "lag": 0},
+    "meta": {"rules": {"mixture": {"rule": "uniform"}}, "interval": 1, "lag": 0},
     "train": {"steps": 9, "batch_size": 4, "evaluate_batches": 1, "evaluate_every": 2, "checkpoint_every": 2},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False},

@@ -13,7 +13,7 @@ from mlpt.errors import UserError
 def test_every_kind_of_mask_training_is_a_valid_run(method):
     settings, rate = trained_settings(method, 0.7)
     base = {"objectives": {"mlm": {}, "atd": None, "dtd": None, "cse": None}}
-    base["meta"] = {"interval": 100, "lag": 0, "mixture": {"rule": "fixed", "weights": {"mlm": 1}}}
+    base["meta"] = {"interval": 100, "lag": 0, "rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}}}
     config = load_run_config("mometas", {**base, **settings})
     assert config.masks.sparsity == 0.7
     assert 0 < rate < 1e-2

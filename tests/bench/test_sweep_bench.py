@@ -23,7 +23,7 @@ def test_both_sides_run_and_are_compared_in_trials_a_minute(capsys, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"Document {n} says {'this and that ' * (n % 7 + 3)}" for n in range(900)))
     tiny = ["data.vocab_size=200", "data.block_size=32", "model.hidden_size=32", "model.layers=1", "model.heads=2"]
-    more = ["train.batch_size=8", "train.evaluate_batches=2", "meta.mixture={rule: uniform}"]
+    more = ["train.batch_size=8", "train.evaluate_batches=2", "meta.rules.mixture={rule: uniform}"]
     rows = sweep.run(trials=3, tokens=2_000, settings=[f"data.source={text}", *tiny, *more])
     assert [row.unit for row in rows] == ["trials/min", "s"]
     assert rows[0].ratio == pytest.approx(rows[0].ours / rows[0].peer)

@@ -17,7 +17,7 @@ from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 NAMES = ["learnable", "noise"]
 
 
-def learner(rule: dict) -> TaskLearner:
+def learner(rule: dict, **lookahead) -> TaskLearner:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -25,7 +25,7 @@ def learner(rule: dict) -> TaskLearner:
     )  # fmt: skip
     encoder = ConditionalEncoder(BertModel(config), ConditionalConfig(max_length=16), 2)
     model = MultitaskModel(encoder, {"learnable": 2, "noise": 2})
-    settings = load_settings(PolicySampler.Config, {"interval": 4, "learner": rule})
+    settings = load_settings(PolicySampler.Config, {"interval": 4, "learner": rule, "lookahead": lookahead})
     train = [rows_of([6] * 20, [i % 2 for i in range(20)]), rows_of([6] * 10, [i % 2 for i in range(10)])]
     dev = [rows_of([6] * 8, [i % 2 for i in range(8)]), rows_of([6] * 6, [i % 2 for i in range(6)])]
     sampler = PolicySampler(settings, NAMES, [20, 10], [2, 2], 4, seed=0)
@@ -41,17 +41,17 @@ def one_step(taught: TaskLearner, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "lookahead"),
     [
-        {"rule": "mometas"},
-        {"rule": "exp3"},
-        {"rule": "hypergradient", "engine": "higher", "start": 0},
-        {"rule": "hypergradient", "engine": "one_step", "start": 0},
+        ({"rule": "mometas"}, {}),
+        ({"rule": "exp3"}, {}),
+        ({"rule": "hypergradient"}, {"engine": "higher", "start": 0}),
+        ({"rule": "hypergradient"}, {"engine": "one_step", "start": 0}),
     ],
     ids=["mometas", "exp3", "higher", "one_step"],
 )
-def test_rules_update_the_mixture_on_time_and_leave_the_model_alone(rule):
-    taught = learner(rule)
+def test_rules_update_the_mixture_on_time_and_leave_the_model_alone(rule, lookahead):
+    taught = learner(rule, **lookahead)
     updated = []
     for step in range(9):
         before = {name: weight.clone() for name, weight in taught.model.state_dict().items()}
@@ -61,12 +61,12 @@ def test_rules_update_the_mixture_on_time_and_leave_the_model_alone(rule):
         for name, weight in taught.model.state_dict().items():
             torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
         assert taught.model.model.training
-        assert sum(taught.sampler.policy.mixture.values()) == pytest.approx(1)
+        assert sum(taught.sampler.policy.values("mixture").values()) == pytest.approx(1)
         one_step(taught, step)
     assert updated == [0, 4, 8]
     assert taught.sampler.policy.version == 3
     if rule["rule"] != "exp3":  # its first updates explore uniformly
-        assert taught.sampler.policy.mixture["learnable"] != pytest.approx(0.5, abs=1e-9)
+        assert taught.sampler.policy.values("mixture")["learnable"] != pytest.approx(0.5, abs=1e-9)
 
 
 def test_mometas_is_rewarded_by_the_drop_of_the_tasks_held_out_losses():

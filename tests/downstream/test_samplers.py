@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from mlpt.downstream.multitask_model import entropy
 from mlpt.downstream.samplers import SAMPLERS, MtUncertainty, SamplerConfig, make_sampler, uncertainty
 from mlpt.errors import UserError
-from mlpt.meta.policy import Policy
+from mlpt.meta.policy import Part, Policy
 
 NAMES, SIZES, CLASSES, BATCH = ["cola", "mnli", "rte"], [20, 10, 7], [2, 3, 2], 4
 LOGITS = [[0, 0], [2, 0], [0, 0, 0], [2, 0, 0], [3, 0], [10, 0]]  # two candidates of each task
@@ -179,7 +179,7 @@ def test_a_policy_decides_the_tasks_and_draws_are_counted():
     for step in range(6):
         made.batch(step)
     assert sum(made.draws.values()) == 6
-    made.adopt(Policy(1, {"cola": 0.0, "mnli": 0.0, "rte": 1.0}))
+    made.adopt(Policy(1, {"mixture": Part({"cola": 0.0, "mnli": 0.0, "rte": 1.0})}))
     assert {task for step in range(6, 12) for task, _ in made.batch(step)} == {2}
     assert made.draws == {"cola": 0, "mnli": 0, "rte": 6}
 

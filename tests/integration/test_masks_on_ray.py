@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 MASKS = [
     *("masks.method=tamt_mlm", "masks.sparsity=0.6", "masks.train=[scores,heads]", "masks.reset.interval=5"),
-    *("objectives.atd=null", "objectives.dtd=null", "meta.mixture={rule: fixed, weights: {mlm: 1}}"),
+    *("objectives.atd=null", "objectives.dtd=null", "meta.rules.mixture={rule: fixed, weights: {mlm: 1}}"),
     *("train.steps=12", "train.micro_batch_size=4", "train.optimizer.lr=5e-3", "train.optimizer.weight_decay=0"),
 ]
 

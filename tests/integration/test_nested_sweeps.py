@@ -16,7 +16,7 @@ space = Space(
     metrics={"dev/mlm": "min"}, tokens=12_000, trials=1, evaluations=3, search="grid", scheduler="asha",
 )
 '''
-TWO_WORKERS = ["runtime.num_workers=2", "runtime.meta_cpus=0", "meta.mixture={rule: uniform}"]
+TWO_WORKERS = ["runtime.num_workers=2", "runtime.meta_cpus=0", "meta.rules.mixture={rule: uniform}"]
 
 
 @pytest.fixture

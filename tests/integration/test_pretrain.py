@@ -21,7 +21,7 @@ RECIPE = {
     "name": "tiny",
     "model": {"hidden_size": 32, "layers": 1, "heads": 2},
     "objectives": ["mlm", "atd", "dtd", "cse"],
-    "meta": {"interval": 10, "lag": 5, "mixture": {"rule": "mometas"}},
+    "meta": {"interval": 10, "lag": 5, "rules": {"mixture": {"rule": "mometas"}}},
     "train": {
         "steps": 300,
         "batch_size": 8,

@@ -68,10 +68,10 @@ def test_two_metrics_give_a_front_of_recipes(mlpt, tiny, space, tmp_path):
 
 @pytest.mark.slow
 def test_pbt_copies_good_weights_and_perturbs_learning_rate_and_mixture(mlpt, tiny, space, tmp_path):
-    parameters = LEARNING_RATE + ', "meta.mixture.weights.mlm": tune.uniform(0.2, 4.0)'
+    parameters = LEARNING_RATE + ', "meta.rules.mixture.weights.mlm": tune.uniform(0.2, 4.0)'
     more = (
         'tokens=16_000, trials=4, evaluations=9, scheduler="pbt",'
-        'mutable=("train.optimizer.lr", "meta.mixture.weights.mlm"), base={"meta.mixture": {"rule": "fixed",'
+        'mutable=("train.optimizer.lr", "meta.rules.mixture.weights.mlm"), base={"meta.rules.mixture": {"rule": "fixed",'
         ' "weights": {"mlm": 1.0, "atd": 1.0, "dtd": 0.5}}}'
     )
     mine = space(parameters, more=more)
@@ -81,7 +81,7 @@ def test_pbt_copies_good_weights_and_perturbs_learning_rate_and_mixture(mlpt, ti
     assert [row["status"] for row in rows] == ["finished"] * 4, output
     for row in rows:  # the mixture in force at the end is the trial's own, not that of the weights it took over
         last = [line for line in metrics_of(row["run_dir"]) if "mixture" in line][-1]
-        weight = row["parameter/meta.mixture.weights.mlm"]
+        weight = row["parameter/meta.rules.mixture.weights.mlm"]
         assert last["mixture"]["mlm"] == pytest.approx(weight / (weight + 1.5))
     exploited = list((tmp_path / "sweep" / "tune" / "search").glob("pbt_policy_*.txt"))
     assert exploited, "no trial took over another's weights"
@@ -139,7 +139,7 @@ def test_a_sweep_whose_every_trial_failed_exits_with_an_error_and_keeps_its_tabl
 def test_latency_and_loss_make_a_front_of_smaller_models(mlpt, tiny, space, tmp_path):
     parameters = '"masks.sparsity": tune.grid_search([0.0, 0.5])'
     base = """{"masks.structured": "neurons", "masks.train": ["weights", "heads"], "model.architecture": "bert",
-        "meta.mixture": {"rule": "uniform"}}"""
+        "meta.rules.mixture": {"rule": "uniform"}}"""
     more = f'tokens=4_000, trials=1, evaluations=2, search="grid", scheduler="none", base={base}'
     mine = space(parameters, '{"latency": "min", "dev/mlm": "min"}', more)
     code, output = mlpt.run("tune", mine, *tiny, f"sweep.folder={tmp_path / 'sweep'}")

@@ -155,7 +155,7 @@ def test_a_source_without_text_is_named(split):
     source = make_sources()["all"]
     sources = {"all": type(source)(**{**vars(source), split: NoRows()})}
     model, config = make_encoder(), load_settings(MetaConfig, {})
-    with pytest.raises(UserError, match="at least one block .* of 'words'"):
+    with pytest.raises(UserError, match=r"at least one block .* of 'words'"):
         MetaLearner(config, model, make_adamw(model), sources, ARMS, 0, batch_size=4)
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from mlpt.data.blocks import Blocks
+from mlpt.arms import arms_of
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.meta.hypergradient import FiniteDifference, Higher, Lookahead, OneStep
+from mlpt.data.sources import Sources
+from mlpt.meta.engines import FiniteDifference, Higher, OneStep
+from mlpt.meta.engines.base import InnerStep, Lookahead
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
 from mlpt.meta.snapshot import load_snapshot, take_snapshot
@@ -18,13 +20,14 @@ from mlpt.models.encoder import build_encoder
 from mlpt.objectives import make_objectives
 from mlpt.randomness import torch_generator
 from mlpt.settings import load_settings
+from mlpt.storage.state import State
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 
 NAMES = ["mlm", "atd", "dtd", "cse"]
 
 
 @pytest.fixture(scope="module")
-def blocks(tmp_path_factory):
+def sources(tmp_path_factory):
     """Blocks of 16 tokens of made-up prose with some structure."""
     folder = tmp_path_factory.mktemp("prepared")
     random = np.random.default_rng(0)
@@ -35,51 +38,55 @@ def blocks(tmp_path_factory):
         source=str(folder / "text.txt"), vocab_size=100, block_size=16, dev_share=0.3, test_share=0.1, workers=1
     )
     prepare(config, str(folder / "blocks"))
-    return {split: Blocks.open(str(folder / "blocks"), split) for split in ("train", "dev")}
+    return Sources.open(str(folder / "blocks"))
 
 
-def make_encoder(blocks, architecture="bert", seed=0):
+def make_encoder(sources, architecture="bert", seed=0):
     config = ModelConfig(architecture=architecture, hidden_size=32, layers=2, heads=2)
-    vocabulary = blocks["train"].vocabulary
+    vocabulary = sources.vocabulary
     objectives = make_objectives({name: {} for name in NAMES}, vocabulary)
     options = {"embedding_size": 32} if architecture == "electra" else {}
     config = config.model_copy(update={"options": options})
     return build_encoder(config, vocabulary, objectives, 16, seed)
 
 
-def warm(model, optimizer, blocks, steps):
+def warm(model, optimizer, sources, steps):
     """Real training steps, one objective each, without dropout noise."""
     model.eval()
     for step in range(steps):
         name = NAMES[step % len(NAMES)]
         rows = np.arange(8) + 8 * (step % 3)
-        inputs = model.objectives[name].corrupt(blocks["train"].tokens(rows), torch_generator(0, "noise", step))
+        inputs = model.objectives[name].corrupt(sources.train.batch(rows), torch_generator(0, "noise", step))
         optimizer.zero_grad()
         model(name, inputs).backward()
         optimizer.step()
 
 
-def make_lookahead(model, optimizer, blocks, steps=1):
+def make_lookahead(model, optimizer, sources, steps=1):
     def inputs(split, name, k):
-        return model.objectives[name].corrupt(blocks[split].tokens(np.arange(8) + k), torch_generator(1, name, k))
+        rows = getattr(sources, split).batch(np.arange(8) + k)
+        return model.objectives[name].corrupt(rows, torch_generator(1, name, k))
 
-    def inner_loss(forward, k, outer):
-        mixture = outer["logits"].softmax(0)
-        return sum(p * forward(name, inputs("train", name, k)) for p, name in zip(mixture, NAMES, strict=True))
+    def inner_loss(k):
+        def loss(forward, outer):
+            mixture = outer["logits"].softmax(0)
+            return sum(p * forward(name, inputs("train", name, k)) for p, name in zip(mixture, NAMES, strict=True))
+
+        return InnerStep(loss)
 
     def outer_loss(forward, outer):
         return sum(forward(name, inputs("dev", name, 50)) for name in NAMES) / len(NAMES)
 
     logits = torch.tensor([0.3, -0.2, 0.5, 0.1], requires_grad=True)
-    return Lookahead(model, optimizer, {"logits": logits}, inner_loss, outer_loss, steps)
+    return Lookahead(model, optimizer, {"logits": logits}, [inner_loss(k) for k in range(steps)], outer_loss)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "modernbert"])
-def test_the_three_engines_agree_on_a_stock_encoder(blocks, architecture):
-    model = make_encoder(blocks, architecture)
+def test_the_three_engines_agree_on_a_stock_encoder(sources, architecture):
+    model = make_encoder(sources, architecture)
     optimizer = make_optimizer(model, OptimizerConfig(lr=1e-3))
-    warm(model, optimizer, blocks, 9)
-    problem = make_lookahead(model, optimizer, blocks)
+    warm(model, optimizer, sources, 9)
+    problem = make_lookahead(model, optimizer, sources)
     exact = Higher()(problem).gradients["logits"]
     closed = OneStep()(problem).gradients["logits"]
     close = FiniteDifference()(problem).gradients["logits"]
@@ -88,21 +95,21 @@ def test_the_three_engines_agree_on_a_stock_encoder(blocks, architecture):
     assert exact.norm() > 0
 
 
-def test_the_engines_agree_over_several_steps_on_bert(blocks):
-    model = make_encoder(blocks)
+def test_the_engines_agree_over_several_steps_on_bert(sources):
+    model = make_encoder(sources)
     optimizer = make_optimizer(model, OptimizerConfig(lr=1e-3))
-    warm(model, optimizer, blocks, 9)
-    problem = make_lookahead(model, optimizer, blocks, steps=3)
+    warm(model, optimizer, sources, 9)
+    problem = make_lookahead(model, optimizer, sources, steps=3)
     exact = Higher()(problem).gradients["logits"]
     close = FiniteDifference()(problem).gradients["logits"]
     assert (close - exact).norm() < 2e-2 * exact.norm()
 
 
-def test_higher_agrees_with_plain_training_under_another_mixture_on_bert(blocks):
-    model = make_encoder(blocks)
+def test_higher_agrees_with_plain_training_under_another_mixture_on_bert(sources):
+    model = make_encoder(sources)
     optimizer = make_optimizer(model, OptimizerConfig(lr=5e-3))
-    warm(model, optimizer, blocks, 9)
-    problem = make_lookahead(model, optimizer, blocks, steps=2)
+    warm(model, optimizer, sources, 9)
+    problem = make_lookahead(model, optimizer, sources, steps=2)
     exact = Higher()(problem)
     direction = exact.gradients["logits"] / exact.gradients["logits"].norm()
     losses = []
@@ -111,9 +118,9 @@ def test_higher_agrees_with_plain_training_under_another_mixture_on_bert(blocks)
         twin_optimizer = make_optimizer(twin, OptimizerConfig(lr=5e-3))
         load_snapshot(twin, twin_optimizer, take_snapshot(model, optimizer, 9, 5e-3, moments=True))
         outer = {"logits": problem.outer["logits"].detach() + sign * 0.05 * direction}
-        for k in range(2):
+        for step in problem.steps:
             twin_optimizer.zero_grad()
-            problem.inner_loss(twin, k, outer).backward()
+            step.loss(twin, outer).backward()
             twin_optimizer.step()
         losses.append(problem.outer_loss(twin, outer).item())
     numeric = (losses[0] - losses[1]) / 0.1
@@ -121,36 +128,43 @@ def test_higher_agrees_with_plain_training_under_another_mixture_on_bert(blocks)
 
 
 RULES = {
-    "mometas": {"rule": "mometas"},
-    "famo": {"rule": "famo"},
-    "hypergradient": {"rule": "hypergradient", "start": 0},
-    "hypergradient of mlm": {"rule": "hypergradient", "start": 0, "engine": "one_step", "target": ["mlm"]},
+    "mometas": {"rules": {"mixture": "mometas"}},
+    "famo": {"rules": {"mixture": "famo"}},
+    "hypergradient": {"rules": {"mixture": "hypergradient"}, "lookahead": {"start": 0}},
+    "hypergradient of mlm": {
+        "rules": {"mixture": "hypergradient"},
+        "lookahead": {"start": 0, "engine": "one_step"},
+        "target": ["mlm"],
+    },
 }
 
 
-@pytest.mark.parametrize("mixture", RULES.values(), ids=RULES.keys())
-def test_a_rebuilt_learner_answers_bit_for_bit_alike_on_bert(blocks, mixture):
-    config = load_settings(MetaConfig, {"interval": 10, "mixture": mixture})
+@pytest.mark.parametrize("meta", RULES.values(), ids=RULES.keys())
+def test_a_rebuilt_learner_answers_bit_for_bit_alike_on_bert(sources, meta):
+    config = load_settings(MetaConfig, {"interval": 10, **meta})
     config = MetaConfig.model_validate(json.loads(config.model_dump_json()))  # as a run directory keeps it
-    trainee = make_encoder(blocks)
+    trainee = make_encoder(sources)
     optimizer = make_optimizer(trainee, OptimizerConfig(lr=1e-3))
 
     def learner():
-        model = make_encoder(blocks, seed=1)
-        return MetaLearner(config, model, make_optimizer(model, OptimizerConfig()), *blocks.values(), 3, batch_size=16)
+        model = make_encoder(sources, seed=1)
+        optimizer, arms = make_optimizer(model, OptimizerConfig()), arms_of(NAMES, [], None, texts=False)
+        return MetaLearner(config, model, optimizer, sources, arms, 3, batch_size=16)
 
     straight = learner()
-    policy = straight.first_policy()
+    first = straight.policy
     for step in (0, 10):
         snapshot = take_snapshot(trainee, optimizer, step, 1e-3, straight.needs_moments)
         evidence = Evidence({"mlm": 7, "cse": 3}, expected={"mlm": 5, "cse": 5}) if step else Evidence()
         again = learner()
-        state, tensors = straight.state()
-        again.load_state(json.loads(json.dumps(state)), tensors)
-        answer, repeated = straight.update(policy, snapshot, evidence), again.update(policy, snapshot, evidence)
-        assert repeated.policy == answer.policy
-        assert repeated.state == answer.state
-        policy = answer.policy
-        warm(trainee, optimizer, blocks, 10)
-    assert sum(policy.mixture.values()) == pytest.approx(1, abs=1e-12)
-    assert policy.mixture != straight.first_policy().mixture
+        state = straight.state()
+        again.start(straight.policy, State(json.loads(json.dumps(state.values)), state.tensors))
+        answer, repeated = straight.update(snapshot, evidence), again.update(snapshot, evidence)
+        assert again.policy == straight.policy
+        assert repeated.state.values == answer.state.values
+        assert repeated.state.tensors.keys() == answer.state.tensors.keys()
+        assert all(torch.equal(one, answer.state.tensors[name]) for name, one in repeated.state.tensors.items())
+        warm(trainee, optimizer, sources, 10)
+    mixture = straight.policy.values("mixture")
+    assert sum(mixture.values()) == pytest.approx(1, abs=1e-12)
+    assert mixture != first.values("mixture")

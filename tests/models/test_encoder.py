@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig
@@ -50,7 +51,7 @@ def texts(vocabulary=VOCABULARY, padded=True):
 
 
 def corrupted(encoder, name="mlm", vocabulary=VOCABULARY, padded=True):
-    return encoder.objectives[name].corrupt(texts(vocabulary, padded), torch_generator(0, name))
+    return encoder.objectives[name].corrupt(Batch.of(texts(vocabulary, padded)), torch_generator(0, name))
 
 
 def stock_loss(model, inputs):

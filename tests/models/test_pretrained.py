@@ -19,7 +19,7 @@ VOCABULARY = Vocabulary(size=101, pad=0, mask=4, cls=2, sep=3, unk=1)
 SETTINGS = {
     "model": {"architecture": "bert", "hidden_size": 32, "layers": 1, "heads": 2},
     "objectives": {"atd": None},
-    "meta": {"mixture": {"rule": "uniform"}},
+    "meta": {"rules": {"mixture": {"rule": "uniform"}}},
     "train": {"steps": 4, "batch_size": 4, "evaluate_batches": 1, "optimizer": {"lr": 1e-2}},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False},

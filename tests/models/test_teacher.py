@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig
@@ -200,13 +201,13 @@ def test_the_architecture_trains_by_other_objectives_and_comes_back_from_its_fol
     encoder = student_encoder.train()
     for name, objective in encoder.objectives.items():
         encoder.zero_grad()
-        loss = encoder(name, objective.corrupt(tokens(), torch.Generator().manual_seed(0)))
+        loss = encoder(name, objective.corrupt(Batch.of(tokens()), torch.Generator().manual_seed(0)))
         loss.backward()
         assert loss > 0
         assert encoder.backbone.trunk.layers[0].attention.in_weight.grad.abs().sum() > 0
     encoder.eval().save(tmp_path)
     again = load_encoder(tmp_path, encoder.objectives).eval()
-    inputs = encoder.objectives["mlm"].corrupt(tokens(), torch.Generator().manual_seed(0))
+    inputs = encoder.objectives["mlm"].corrupt(Batch.of(tokens()), torch.Generator().manual_seed(0))
     assert torch.equal(again("mlm", inputs), encoder("mlm", inputs))
     # In a process that has built none, too.
     program = f"from mlpt.models.encoder import load_encoder; print(load_encoder({str(tmp_path)!r}, {{}}).config.norm)"

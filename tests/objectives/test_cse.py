@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives import make_objectives
 from mlpt.objectives.cse import contrastive_loss
@@ -13,7 +14,7 @@ VOCABULARY = Vocabulary(size=100, pad=0, unk=1, cls=2, sep=3, mask=4)
 
 def pairs(texts, **settings):
     tokens = torch.arange(10, 10 + texts)[:, None].expand(texts, 4)
-    return make_objectives({"cse": settings}, VOCABULARY)["cse"].corrupt(tokens, torch_generator(0, "cse"))
+    return make_objectives({"cse": settings}, VOCABULARY)["cse"].corrupt(Batch.of(tokens), torch_generator(0, "cse"))
 
 
 def test_the_first_half_of_the_texts_is_paired_as_published():

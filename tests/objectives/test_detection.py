@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives import make_objectives
 from mlpt.objectives.atd import add_tokens
@@ -109,7 +110,9 @@ PADDED = torch.tensor([A + [PAD] * 8, B + [PAD] * 8])  # (2, 16)
 
 @pytest.mark.parametrize("name", ["atd", "dtd"])
 def test_recomputed_padding_masks_the_padding_of_the_corrupted_text_and_keeps_it_out_of_the_loss(name):
-    inputs = make_objectives({name: {"probability": 0.4}}, VOCABULARY)[name].corrupt(PADDED, torch_generator(3, name))
+    inputs = make_objectives({name: {"probability": 0.4}}, VOCABULARY)[name].corrupt(
+        Batch.of(PADDED), torch_generator(3, name)
+    )
     real = inputs.input_ids != PAD
     assert not torch.equal(real, PADDED != PAD), "this corruption must change how long the texts are"
     assert torch.equal(inputs.attention_mask, real)
@@ -119,7 +122,7 @@ def test_recomputed_padding_masks_the_padding_of_the_corrupted_text_and_keeps_it
 @pytest.mark.parametrize("name", ["atd", "dtd"])
 def test_published_padding_keeps_the_old_mask_and_trains_on_every_position(name):
     settings = {"probability": 0.4, "padding": "published"}
-    inputs = make_objectives({name: settings}, VOCABULARY)[name].corrupt(PADDED, torch_generator(3, name))
+    inputs = make_objectives({name: settings}, VOCABULARY)[name].corrupt(Batch.of(PADDED), torch_generator(3, name))
     assert not torch.equal(inputs.input_ids != PAD, PADDED != PAD)
     assert torch.equal(inputs.attention_mask, PADDED != PAD)
     assert inputs.positions.tolist() == list(range(32))
@@ -127,21 +130,21 @@ def test_published_padding_keeps_the_old_mask_and_trains_on_every_position(name)
 
 def test_packed_blocks_that_lose_tokens_get_an_attention_mask():
     objective = make_objectives({"dtd": {"probability": 1.0}}, VOCABULARY)["dtd"]
-    inputs = objective.corrupt(torch.tensor([B, B]), torch_generator(0, "dtd"))
+    inputs = objective.corrupt(Batch.of(torch.tensor([B, B])), torch_generator(0, "dtd"))
     assert inputs.input_ids[:, :2].tolist() == [[CLS, SEP], [CLS, SEP]]
     assert inputs.attention_mask.sum(1).tolist() == [2, 2]
 
 
 def test_packed_blocks_that_gain_tokens_need_no_attention_mask():
     objective = make_objectives({"atd": {}}, VOCABULARY)["atd"]
-    assert objective.corrupt(torch.tensor([B, B]), torch_generator(0, "atd")).attention_mask is None
+    assert objective.corrupt(Batch.of(torch.tensor([B, B])), torch_generator(0, "atd")).attention_mask is None
 
 
 @pytest.mark.parametrize("name", ["atd", "dtd"])
 def test_the_share_of_changed_places_is_the_configured_probability(name):
     objective = make_objectives({name: {"probability": 0.2}}, VOCABULARY)[name]
     tokens = torch.randint(104, 200, (200, 100), generator=torch_generator(0, "tokens"))
-    inputs = objective.corrupt(tokens, torch_generator(1, name))
+    inputs = objective.corrupt(Batch.of(tokens), torch_generator(1, name))
     if name == "atd":
         changes = inputs.targets.sum()
     else:
@@ -153,7 +156,7 @@ def test_the_share_of_changed_places_is_the_configured_probability(name):
 def test_inserted_tokens_are_any_but_padding():
     vocabulary = Vocabulary(size=8, pad=3, unk=4, cls=5, sep=6, mask=7)
     objective = make_objectives({"atd": {"probability": 1.0}}, vocabulary)["atd"]
-    inputs = objective.corrupt(torch.full((50, 40), 1), torch_generator(0, "atd"))
+    inputs = objective.corrupt(Batch.of(torch.full((50, 40), 1)), torch_generator(0, "atd"))
     assert set(inputs.input_ids[:, 1:-1].reshape(-1).tolist()) == {0, 1, 2, 4, 5, 6, 7}
 
 
@@ -161,8 +164,8 @@ def test_inserted_tokens_are_any_but_padding():
 def test_corruption_leaves_its_tokens_alone_and_repeats_with_the_same_generator(name):
     objective = make_objectives({name: {}}, VOCABULARY)[name]
     tokens = torch.tensor([A, B])
-    one = objective.corrupt(tokens, torch_generator(5, name))
-    two = objective.corrupt(tokens, torch_generator(5, name))
+    one = objective.corrupt(Batch.of(tokens), torch_generator(5, name))
+    two = objective.corrupt(Batch.of(tokens), torch_generator(5, name))
     assert tokens.tolist() == [A, B]
     assert torch.equal(one.input_ids, two.input_ids)
     assert torch.equal(one.targets, two.targets)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_bert import VOCABULARY, tiny_bert, tiny_roberta, token_batch
 
+from mlpt.data.batch import Batch
 from mlpt.data.kd_instances import framed
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
@@ -155,20 +156,20 @@ def test_exactly_one_ordinary_token_a_text_is_corrupted():
     objective = make_objectives({"distill": {"masking": {"mask_share": 1.0, "random_share": 0}}}, VOCABULARY)["distill"]
     tokens = token_batch(50, 9)
     tokens[3, 2:8] = VOCABULARY.pad
-    made = objective.corrupt(tokens, torch.Generator().manual_seed(0))
+    made = objective.corrupt(Batch.of(tokens), torch.Generator().manual_seed(0))
     changed = made.input_ids != tokens
     assert changed.sum(1).tolist() == [1] * 50
     assert (made.input_ids[changed] == VOCABULARY.mask).all()
     assert not VOCABULARY.is_special(tokens[changed]).any()
     assert torch.equal(made.targets, tokens[changed])
-    again = objective.corrupt(tokens, torch.Generator().manual_seed(0))
+    again = objective.corrupt(Batch.of(tokens), torch.Generator().manual_seed(0))
     assert torch.equal(again.input_ids, made.input_ids)
 
 
 def test_the_corrupted_token_is_masked_kept_or_random_at_80_10_10():
     objective = make_objectives({"distill": {}}, VOCABULARY)["distill"]
     tokens = token_batch(4000, 6)
-    made = objective.corrupt(tokens, torch.Generator().manual_seed(1))
+    made = objective.corrupt(Batch.of(tokens), torch.Generator().manual_seed(1))
     now = made.input_ids.reshape(-1)[made.positions]
     assert len(now) == 4000
     assert float((now == VOCABULARY.mask).float().mean()) == pytest.approx(0.8, abs=0.02)
@@ -178,9 +179,9 @@ def test_the_corrupted_token_is_masked_kept_or_random_at_80_10_10():
 def test_texts_stay_plain_when_asked_and_a_text_of_specials_only_has_nothing_to_corrupt():
     plain = make_objectives({"distill": {"corruption": "none"}}, VOCABULARY)["distill"]
     tokens = token_batch()
-    assert plain.corrupt(tokens, torch.Generator()).input_ids is tokens
+    assert plain.corrupt(Batch.of(tokens), torch.Generator()).input_ids is tokens
     empty = torch.tensor([[VOCABULARY.cls, VOCABULARY.sep]])
-    made = make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(empty, torch.Generator())
+    made = make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(Batch.of(empty), torch.Generator())
     assert torch.equal(made.input_ids, empty)
     assert len(made.positions) == 0
 
@@ -188,7 +189,7 @@ def test_texts_stay_plain_when_asked_and_a_text_of_specials_only_has_nothing_to_
 def test_combined_is_the_sum_of_both_losses_on_the_same_inputs():
     model = encoder(distill={}, mlm={})
     combined = model.objectives["combined"]
-    inputs = combined.corrupt(token_batch(8, 20), torch.Generator().manual_seed(0))
+    inputs = combined.corrupt(Batch.of(token_batch(8, 20)), torch.Generator().manual_seed(0))
     assert len(inputs.positions) > 2
     mlm = model("mlm", inputs)
     alone = encoder()
@@ -231,10 +232,11 @@ def test_token_types_of_a_padded_pair_are_the_published_segments():
     tokens = torch.tensor([pair + [pad] * 2, single + [pad] * (len(pair) - len(single) + 2)])
     expected = torch.tensor([segments + [0] * 2, none + [0] * (len(pair) - len(single) + 2)])
     objective = make_objectives({"distill": {"token_types": "pair"}}, VOCABULARY)["distill"]
-    made = objective.corrupt(tokens, torch.Generator().manual_seed(0))
+    made = objective.corrupt(Batch.of(tokens), torch.Generator().manual_seed(0))
     assert torch.equal(made.token_types, expected)
     assert (
-        make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(tokens, torch.Generator()).token_types is None
+        make_objectives({"distill": {}}, VOCABULARY)["distill"].corrupt(Batch.of(tokens), torch.Generator()).token_types
+        is None
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlpt.data.batch import Batch
 from mlpt.data.blocks import Blocks
 from mlpt.data.counts import rare_tokens
 from mlpt.data.score_parts import begin, finish, write_part
@@ -55,7 +56,7 @@ def test_half_of_the_guide_is_predicted_and_nothing_else():
     counts = np.zeros(1000, dtype=np.int64)
     counts[5:300], counts[300:] = 1, 100
     objective = guided(counts, rare_share=0.001)
-    inputs = objective.corrupt(tokens, torch_generator(2, "guided"))
+    inputs = objective.corrupt(Batch.of(tokens), torch_generator(2, "guided"))
     assert inputs.targets.max() < 300
     assert abs(len(inputs.positions) / ((tokens >= 5) & (tokens < 300)).sum() - 0.5) < 0.05
     now = inputs.input_ids.view(-1)[inputs.positions]
@@ -70,13 +71,13 @@ def test_the_guide_all_marks_every_ordinary_token():
 def test_the_rare_guide_asks_the_blocks_for_their_counts(small_blocks):
     blocks = Blocks.open(small_blocks)
     objective = make_objectives({"guided": {}}, blocks.vocabulary)["guided"]
-    tokens = blocks.tokens(np.arange(64))
+    batch = blocks.batch(np.arange(64))
     with pytest.raises(ValueError, match="prepare_data"):
-        objective.corrupt(tokens, torch_generator(0, "guided"))
+        objective.corrupt(batch, torch_generator(0, "guided"))
     objective.prepare_data(blocks)
     everything = torch.cat([objective.guide(blocks.tokens(np.arange(len(blocks))))])
     assert everything.float().mean() == pytest.approx(0.3, abs=0.03)
-    assert len(objective.corrupt(tokens, torch_generator(0, "guided")).positions) > 0
+    assert len(objective.corrupt(batch, torch_generator(0, "guided")).positions) > 0
 
 
 # ---------------------------------------------------------------- hard tokens
@@ -108,9 +109,9 @@ def hard_objective(blocks, scores, **settings):
     return objective["guided"]
 
 
-def predicted(objective, blocks, rows, split="train"):
+def predicted(objective, blocks, rows):
     tokens = blocks.tokens(rows)
-    inputs = objective.corrupt(tokens, torch_generator(0, "guided"), rows=rows, split=split)
+    inputs = objective.corrupt(blocks.batch(rows), torch_generator(0, "guided"))
     chosen = torch.zeros(tokens.numel(), dtype=torch.bool)
     chosen[inputs.positions] = True
     return chosen.view(tokens.shape), ~blocks.vocabulary.is_special(tokens)
@@ -150,10 +151,16 @@ def test_texts_of_other_splits_are_masked_at_random(small_blocks, scores):
     objective = hard_objective(blocks, scores)
     dev = Blocks.open(small_blocks, "dev")
     rows = np.arange(0, 40, 2)
-    chosen, _ = predicted(objective, dev, rows, split="dev")
+    chosen, _ = predicted(objective, dev, rows)
     assert set(chosen.sum(1).tolist()) <= {3, 4, 5}
-    with pytest.raises(ValueError, match="rows and split"):
-        objective.corrupt(dev.tokens(rows), torch_generator(0, "guided"))
+
+
+def test_the_hard_guide_asks_for_its_scores_first(small_blocks, scores):
+    blocks = Blocks.open(small_blocks)
+    settings = {"guide": "hard", "hard": {"scores": scores}}
+    unprepared = make_objectives({"guided": settings}, blocks.vocabulary)["guided"]
+    with pytest.raises(ValueError, match="prepare_data"):
+        unprepared.corrupt(blocks.batch(np.arange(4)), torch_generator(0, "guided"))
 
 
 def test_smoothing_goes_with_a_guide(small_blocks, scores):
@@ -163,7 +170,8 @@ def test_smoothing_goes_with_a_guide(small_blocks, scores):
     objective.prepare_data(blocks)
     rows = np.arange(4)
     for split, weight in (("train", 0.2), ("dev", None)):
-        inputs = objective.corrupt(blocks.tokens(rows), torch_generator(0, "guided"), rows=rows, split=split)
+        batch = Blocks.open(small_blocks, split).batch(rows)
+        inputs = objective.corrupt(batch, torch_generator(0, "guided"))
         assert inputs.smoothing is None if weight is None else inputs.smoothing.item() == pytest.approx(weight)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives import make_objectives
@@ -25,7 +26,7 @@ def mlm(**settings):
 
 def test_fifteen_percent_of_the_ordinary_tokens_are_predicted_and_four_fifths_of_those_are_masked():
     tokens = words()
-    inputs = mlm().corrupt(tokens, torch_generator(1, "mlm"))
+    inputs = mlm().corrupt(Batch.of(tokens), torch_generator(1, "mlm"))
     predicted = len(inputs.positions)
     assert abs(predicted / (100 * 98) - 0.15) < 0.015  # 4 standard deviations
     now = inputs.input_ids.view(-1)[inputs.positions]
@@ -35,7 +36,7 @@ def test_fifteen_percent_of_the_ordinary_tokens_are_predicted_and_four_fifths_of
 
 def test_targets_are_the_original_tokens_and_other_positions_keep_theirs():
     tokens = words()
-    inputs = mlm().corrupt(tokens, torch_generator(1, "mlm"))
+    inputs = mlm().corrupt(Batch.of(tokens), torch_generator(1, "mlm"))
     assert torch.equal(inputs.targets, tokens.view(-1)[inputs.positions])
     untouched = torch.ones(tokens.numel(), dtype=torch.bool)
     untouched[inputs.positions] = False
@@ -47,14 +48,14 @@ def test_special_tokens_are_never_predicted():
     tokens[:, 50:] = VOCABULARY.pad
     tokens[:, 20] = VOCABULARY.unk
     tokens[:, 21] = VOCABULARY.mask
-    inputs = mlm(probability=1.0).corrupt(tokens, torch_generator(1, "mlm"))
+    inputs = mlm(probability=1.0).corrupt(Batch.of(tokens), torch_generator(1, "mlm"))
     assert not VOCABULARY.is_special(inputs.targets).any()
     assert len(inputs.positions) == 100 * (50 - 3)
     assert torch.equal(inputs.attention_mask, tokens != VOCABULARY.pad)
 
 
 def test_a_packed_block_needs_no_attention_mask():
-    assert mlm().corrupt(words(), torch_generator(1, "mlm")).attention_mask is None
+    assert mlm().corrupt(Batch.of(words()), torch_generator(1, "mlm")).attention_mask is None
 
 
 def test_fate_decides_between_mask_random_and_kept():

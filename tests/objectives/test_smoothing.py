@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.meta.hypergradient import FiniteDifference, Higher, Lookahead, OneStep
+from mlpt.meta.engines import FiniteDifference, Higher, OneStep
+from mlpt.meta.engines.base import InnerStep, Lookahead
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import build_encoder
 from mlpt.objectives import make_objectives
@@ -53,7 +56,7 @@ def texts(rows=6, padded=True, seed=0):
 
 def training_inputs(encoder, tokens=None, **keywords):
     tokens = texts(**keywords) if tokens is None else tokens
-    return encoder.objectives["mlm"].corrupt(tokens, torch_generator(0, "mlm"), split="train")
+    return encoder.objectives["mlm"].corrupt(Batch.of(tokens), torch_generator(0, "mlm"))
 
 
 def test_the_published_example_to_all_its_digits():
@@ -167,19 +170,14 @@ def test_held_out_texts_have_plain_targets():
     encoder = build()
     tokens = texts()
     for split in ("dev", "test"):
-        inputs = encoder.objectives["mlm"].corrupt(tokens, torch_generator(0, "mlm"), split=split)
+        inputs = encoder.objectives["mlm"].corrupt(Batch.of(tokens, split), torch_generator(0, "mlm"))
         assert inputs.smoothing is None
         assert encoder("mlm", inputs).item() == predicted_tokens_loss(encoder, inputs).item()
 
 
-def test_smoothing_refuses_to_guess_the_split():
-    with pytest.raises(ValueError, match="of which split"):
-        build().objectives["mlm"].corrupt(texts(), torch_generator(0, "mlm"))
-
-
 def test_the_default_is_no_smoothing_and_no_second_pass():
     objective = make_objectives({"mlm": {}}, VOCABULARY)["mlm"]
-    assert objective.corrupt(texts(), torch_generator(0, "mlm"), split="train").smoothing is None
+    assert objective.corrupt(Batch.of(texts()), torch_generator(0, "mlm")).smoothing is None
     assert objective.reference is None
 
 
@@ -281,22 +279,25 @@ def lookahead(reference, steps=1):
     optimizer = make_optimizer(encoder, OptimizerConfig(lr=2e-2))
     objective = encoder.objectives["mlm"]
     for step in range(3):  # warm moments
-        inputs = objective.corrupt(texts(seed=step), torch_generator(step, "warm"), split="dev")
+        inputs = objective.corrupt(Batch.of(texts(seed=step), "dev"), torch_generator(step, "warm"))
         optimizer.zero_grad()
         encoder("mlm", inputs).backward()
         optimizer.step()
     moved(encoder, 0.01)  # a frozen reference is no longer the model
 
-    def inner_loss(forward, k, outer):
-        inputs = objective.corrupt(texts(seed=k), torch_generator(k, "inner"), split="train")
-        plain, toward = (replaced_smoothing(inputs, torch.tensor(a)) for a in (0.0, 1.0))
-        return (1 - outer["weight"]) * forward("mlm", plain) + outer["weight"] * forward("mlm", toward)
+    def inner_loss(k):
+        def loss(forward, outer):
+            inputs = objective.corrupt(Batch.of(texts(seed=k)), torch_generator(k, "inner"))
+            plain, toward = (replaced_smoothing(inputs, torch.tensor(a)) for a in (0.0, 1.0))
+            return (1 - outer["weight"]) * forward("mlm", plain) + outer["weight"] * forward("mlm", toward)
+
+        return InnerStep(loss)
 
     def outer_loss(forward, outer):
-        return forward("mlm", objective.corrupt(texts(seed=9), torch_generator(9, "outer"), split="dev"))
+        return forward("mlm", objective.corrupt(Batch.of(texts(seed=9), "dev"), torch_generator(9, "outer")))
 
     outer = {"weight": torch.tensor(0.3, requires_grad=True)}
-    return Lookahead(encoder, optimizer, outer, inner_loss, outer_loss, steps)
+    return Lookahead(encoder, optimizer, outer, [inner_loss(k) for k in range(steps)], outer_loss)
 
 
 def replaced_smoothing(inputs, weight):
@@ -305,9 +306,9 @@ def replaced_smoothing(inputs, weight):
 
 def after_plain_training(problem, weight):
     encoder, optimizer = copy.deepcopy((problem.model, problem.optimizer))
-    for k in range(problem.steps):
+    for step in problem.steps:
         optimizer.zero_grad()
-        problem.inner_loss(encoder, k, {"weight": torch.tensor(weight)}).backward()
+        step.loss(encoder, {"weight": torch.tensor(weight)}).backward()
         optimizer.step()
     return problem.outer_loss(encoder, {}).item()
 
@@ -331,11 +332,11 @@ def test_higher_takes_the_weight_inside_the_inputs_too():
     problem = lookahead("current")
     objective = problem.model.objectives["mlm"]
 
-    def inner_loss(forward, k, outer):
-        inputs = objective.corrupt(texts(seed=k), torch_generator(k, "inner"), split="train")
+    def inner_loss(forward, outer):
+        inputs = objective.corrupt(Batch.of(texts(seed=0)), torch_generator(0, "inner"))
         return forward("mlm", replaced_smoothing(inputs, outer["weight"]))
 
-    inside = Lookahead(problem.model, problem.optimizer, problem.outer, inner_loss, problem.outer_loss, 1)
+    inside = replace(problem, steps=[InnerStep(inner_loss)])
     expected = Higher()(problem).gradients["weight"].item()
     assert Higher()(inside).gradients["weight"].item() == pytest.approx(expected, rel=1e-4)
 

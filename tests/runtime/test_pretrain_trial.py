@@ -18,7 +18,7 @@ SPACE = Space(
     base={
         "model": {"architecture": "bert", "hidden_size": 32, "layers": 1, "heads": 2},
         "objectives": {"atd": None, "dtd": None},
-        "meta.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
+        "meta.rules.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
         "train": {"batch_size": 4, "evaluate_batches": 1},
     },
 )

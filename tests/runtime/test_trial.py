@@ -3,9 +3,10 @@
 import pytest
 from ray import tune
 
+from mlpt.arms import arms_of
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.job import build_model, mixture_rule, open_splits, step_hooks
+from mlpt.job import build_model, first_mixture, open_sources, step_hooks
 from mlpt.models.masked import group_masked_modules, masked_modules
 from mlpt.runtime.placement import concurrency, trial_needs, trial_resources
 from mlpt.runtime.pretrain_trial import PretrainJob
@@ -33,17 +34,18 @@ def test_every_point_of_a_shipped_space_is_a_run(space):
         job.check(space, config)
         assert job.budget(config, space, 64).tokens >= space.tokens
         if space.job == "pretrain":
-            mixture_rule(config)
+            arms = arms_of(list(config.objectives), [], config.data.mix, texts=False)
+            assert sum(first_mixture(config, arms).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("space", [s for s in shipped_spaces() if s.job == "pretrain"], ids=lambda space: space.name)
 def test_a_point_of_a_shipped_space_builds_its_model_masks_and_all(space, small_blocks):
-    splits = open_splits(small_blocks)
     smaller = {"model": {"hidden_size": 32, "layers": 1, "heads": 2}}
     for _ in range(3):
         config = PRETRAIN.config(space, smaller, a_point(space), seed=0)
-        model = build_model(config, splits)
-        hooks = step_hooks(config, model, splits, None)
+        sources = open_sources(config, small_blocks)
+        model = build_model(config, sources)
+        hooks = step_hooks(config, model, sources, None)
         masked = masked_modules(model) or group_masked_modules(model)
         assert bool(masked) == (config.masks is not None)
         assert all(hook.name for hook in hooks)
@@ -71,7 +73,7 @@ def test_the_budget_is_met_and_cut_into_equal_parts(batch_size, block_size):
 
 
 def test_a_pausing_scheduler_finds_a_checkpoint_at_every_evaluation():
-    learned = {"meta": {"interval": 30, "lag": 10, "mixture": {"rule": "mometas"}}}
+    learned = {"meta": {"interval": 30, "lag": 10, "rules": {"mixture": {"rule": "mometas"}}}}
     config = PRETRAIN.budgeted(PRETRAIN.config(SPACE, learned, {}, 0), SPACE.changed(scheduler="hyperband"), 64)
     assert config.train.checkpoint_every == config.train.evaluate_every
     assert config.train.evaluate_every % config.meta.interval == 0

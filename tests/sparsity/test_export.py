@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tiny_bert import VOCABULARY, tiny_bert, tiny_encoder_of, tiny_roberta, token_batch
 from transformers import AutoModel, AutoModelForMaskedLM
 
+from mlpt.data.batch import Batch
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.models.masked import attach_scores, maskable_weights, masked_modules
@@ -123,8 +124,8 @@ class Rows:
     def __len__(self) -> int:
         return 8
 
-    def tokens(self, rows: np.ndarray) -> torch.Tensor:
-        return token_batch(8, 12)[torch.from_numpy(rows)]
+    def batch(self, rows: np.ndarray) -> Batch:
+        return Batch(token_batch(8, 12)[torch.from_numpy(rows)], rows, "test")
 
 
 def encoder() -> Encoder:
@@ -154,7 +155,7 @@ def test_evaluation_s_kd_losses_are_layer_means_of_batch_means():
     found = evaluate_pretraining(model, Rows(), VOCABULARY, file, batches=1, batch_size=8, seed=5)
     tokens = token_batch(8, 12)
     inputs = Distillation(Distillation.Config(), VOCABULARY).corrupt(
-        tokens, torch_generator(5, "evaluation-noise/distill", 0)
+        Batch.of(tokens, "test"), torch_generator(5, "evaluation-noise/distill", 0)
     )
     masked = tiny_bert()
     attach_scores(masked, {name: scores_of_mask(mask) for name, mask in file.masks.items()})
@@ -172,10 +173,10 @@ def test_evaluation_s_kd_losses_are_layer_means_of_batch_means():
 class Pairs(Rows):
     """Texts of two parts, as the KD data have them."""
 
-    def tokens(self, rows: np.ndarray) -> torch.Tensor:
-        tokens = super().tokens(rows)
-        tokens[:, 5] = VOCABULARY.sep
-        return tokens
+    def batch(self, rows: np.ndarray) -> Batch:
+        plain = super().batch(rows)
+        plain.tokens[:, 5] = VOCABULARY.sep
+        return plain
 
 
 def test_evaluation_tells_two_paragraphs_apart_by_token_types_as_published():
@@ -183,7 +184,7 @@ def test_evaluation_tells_two_paragraphs_apart_by_token_types_as_published():
     found = evaluate_pretraining(model, Pairs(), VOCABULARY, file, 1, 8, seed=5, token_types="pair")
     config = Distillation.Config(token_types="pair")
     inputs = Distillation(config, VOCABULARY).corrupt(
-        Pairs().tokens(np.arange(8)), torch_generator(5, "evaluation-noise/distill", 0)
+        Pairs().batch(np.arange(8)), torch_generator(5, "evaluation-noise/distill", 0)
     )
     types = torch.zeros(8, 12, dtype=torch.int64)
     types[:, 6:] = 1
@@ -203,7 +204,7 @@ def test_evaluation_of_every_block_goes_through_them_in_order_and_averages_batch
     found = evaluate_pretraining(model, Rows(), VOCABULARY, batches=None, batch_size=3, seed=5)
     mlm, losses = MaskedLM(MaskedLM.Config(), VOCABULARY), []
     for batch, rows in enumerate(([0, 1, 2], [3, 4, 5], [6, 7])):
-        inputs = mlm.corrupt(Rows().tokens(np.array(rows)), torch_generator(5, "evaluation-noise/mlm", batch))
+        inputs = mlm.corrupt(Rows().batch(np.array(rows)), torch_generator(5, "evaluation-noise/mlm", batch))
         with torch.no_grad():
             logits = tiny_bert()(inputs.input_ids).logits.flatten(0, 1)[inputs.positions]
         losses.append(float(F.cross_entropy(logits, inputs.targets)))

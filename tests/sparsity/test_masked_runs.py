@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.job import build_model, open_splits, run_rank
+from mlpt.job import arms_in, build_model, open_sources, run_rank
 from mlpt.launch import pretrain
 from mlpt.meta.learner import MetaLearner
 from mlpt.models.masked import THETA, attach_scores, current_masks, load_scores, set_threshold
@@ -62,7 +62,7 @@ def dense(blocks, tmp_path_factory) -> Path:
 def config_of(model, steps=12, **values) -> RunConfig:
     values = {
         "objectives": {"mlm": {}},
-        "meta": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}},
+        "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}}},
         "model": model if isinstance(model, dict) else {"pretrained": str(model)},
         **values,
     }
@@ -87,7 +87,7 @@ def run(blocks, folder, model, **values):
 MASKS = {"sparsity": 0.6, "reset": {"interval": 4}}
 KD = {
     "objectives": {"distill": {}, "mlm": {}},
-    "meta": {"mixture": {"rule": "fixed", "weights": {"distill": 1}}},
+    "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"distill": 1}}}},
     "masks": {**MASKS, "train": ["scores"], "reset": {"cadence": "before", "interval": 5}},
 }
 
@@ -103,7 +103,7 @@ def counts(file) -> dict[str, int]:
         KD,
         {
             "objectives": {"combined": {}, "mlm": {}},
-            "meta": {"mixture": {"rule": "fixed", "weights": {"combined": 1}}},
+            "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"combined": 1}}}},
             "masks": MASKS,
         },
     ],
@@ -195,13 +195,14 @@ def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(bl
         "meta": {
             "interval": 3,
             "lag": lag,
-            "mixture": {"rule": "fixed", "weights": {"mlm": 1}},
-            "masks": {"start": 3, "lr": 0.02, "batch_size": 4, "dev_batch_size": 4},
+            "rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}, "masks": {"lr": 0.02}},
+            "lookahead": {"start": 3, "batch_size": 4, "dev_batch_size": 4},
         },
         "train": {"checkpoint_every": 6},
     }
     run(blocks, tmp_path / "whole", MODEL, **values)
-    start = build_model(config_of(MODEL, **values), open_splits(blocks))
+    config = config_of(MODEL, **values)
+    start = build_model(config, open_sources(config, blocks))
     saved = load_masks(tmp_path / "whole" / "model")
     assert counts(saved) == {name: pruned_count(mask.numel(), 0.5) for name, mask in saved.masks.items()}
     started = start.get_parameter(f"backbone.{WORD.replace('weight', 'scores')}") > 0.01
@@ -228,7 +229,7 @@ def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(bl
 )
 def test_a_save_at_any_step_changes_nothing(blocks, dense, tmp_path, values, lag):
     """Preemption notices save at steps 3 and 7; the run, and one that dies after them, goes on as if undisturbed."""
-    learned = {"interval": 3, "lag": lag, "mixture": {"rule": "exp3"}}
+    learned = {"interval": 3, "lag": lag, "rules": {"mixture": {"rule": "exp3"}}}
     values = values if lag is None else {**values, "objectives": {"mlm": {}, "dtd": {}}, "meta": learned}
     every = {"checkpoint_every": 100, "evaluate_every": 4, "log_every": 5}
     run(blocks, tmp_path / "whole", dense, train=every, **values)
@@ -264,8 +265,8 @@ def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense,
     best = Checkpoints(tmp_path / "checkpoints").best()
     (measured,) = [line["dev"]["mlm"] for line in read_metrics(tmp_path) if "dev" in line and line["step"] == best]
     config = config_of(dense, **values)
-    splits = open_splits(blocks)
-    model = build_model(config, splits)
+    sources = open_sources(config, blocks)
+    model = build_model(config, sources)
     load_model_tensors(model, Checkpoints(tmp_path / "checkpoints").load(best).tensors["model"])
     trained = {name: mask.clone() for name, mask in current_masks(model).items()}
     saved = load_masks(tmp_path / "masks" / f"step_{best}").masks
@@ -273,14 +274,15 @@ def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense,
     load_scores(model, {name: scores_of_mask(mask) for name, mask in saved.items()})
     for name in saved:
         set_threshold(model, name, THETA)
-    losses = held_out_losses(model, ["mlm"], splits.dev, 2, 8, config.seed, Group())
+    arms = arms_in(config, sources).every
+    losses = held_out_losses(model, arms, sources, "dev", 2, 8, config.seed, Group())
     assert losses["mlm"] == pytest.approx(measured, rel=1e-6)
 
 
 def test_a_model_made_of_a_checkpoint_has_the_masks_that_were_saved_with_it(blocks, dense, tmp_path):
     settings = {
         "objectives": {"atd": None, "dtd": None},
-        "meta": {"mixture": {"rule": "uniform"}},
+        "meta": {"rules": {"mixture": {"rule": "uniform"}}},
         "model": {"pretrained": str(dense)},
         "masks": {**MASKS, "reset": {"interval": 100}},
         "data": {"source": blocks},
@@ -295,7 +297,7 @@ def test_a_model_made_of_a_checkpoint_has_the_masks_that_were_saved_with_it(bloc
     assert all(torch.equal(mask, saved.masks[name]) for name, mask in made.masks.items())
 
 
-LEARNED = {"interval": 3, "lag": 2, "mixture": {"rule": "mometas", "dev_batch_size": 4}}
+LEARNED = {"interval": 3, "lag": 2, "rules": {"mixture": {"rule": "mometas", "dev_batch_size": 4}}}
 
 
 @pytest.mark.parametrize(
@@ -315,8 +317,8 @@ def test_the_learner_sees_the_network_that_the_workers_train(blocks, dense, tmp_
         workers.append((step, copy.deepcopy(dict(model.state_dict()))))
         launch(self, step, model, *rest)
 
-    def watched_update(self, policy, snapshot, evidence):
-        answer = update(self, policy, snapshot, evidence)
+    def watched_update(self, snapshot, evidence):
+        answer = update(self, snapshot, evidence)
         learners.append((snapshot.step, copy.deepcopy(dict(self._model.state_dict()))))
         return answer
 

@@ -23,7 +23,7 @@ from mlpt.training.tracker import read_metrics
 TINY = {
     "model": {"hidden_size": 32, "layers": 1, "heads": 2, "dropout": 0.1},
     "objectives": ["mlm", "atd", "dtd", "cse"],
-    "meta": {"interval": 4, "lag": 2, "mixture": {"rule": "mometas"}},
+    "meta": {"interval": 4, "lag": 2, "rules": {"mixture": {"rule": "mometas"}}},
     "train": {
         "steps": 16,
         "batch_size": 8,
@@ -145,7 +145,7 @@ def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, t
 
 
 def test_weighted_draws_train_every_objective_in_every_step(small_blocks, tmp_path):
-    exp3 = {"mixture": {"rule": "exp3"}}
+    exp3 = {"rules": {"mixture": {"rule": "exp3"}}}
     run(config_with(meta=exp3, train={"draw": "weighted", "steps": 4}), small_blocks, tmp_path)
     assert all(set(line["loss"]) == {"mlm", "atd", "dtd", "cse"} for line in read_metrics(tmp_path) if "loss" in line)
 
@@ -230,7 +230,7 @@ def test_what_is_trained_on_is_learned(small_blocks, tmp_path):
     summary = run(
         config_with(
             objectives=["mlm"],
-            meta={"mixture": {"rule": "uniform"}},
+            meta={"rules": {"mixture": {"rule": "uniform"}}},
             train={"steps": 150, "optimizer": {"lr": 5e-3}, "log_every": 50},
         ),
         small_blocks,
@@ -244,13 +244,13 @@ def test_the_evidence_counts_steps_however_a_step_is_cut(small_blocks, tmp_path,
     seen = []
     update = MetaLearner.update
 
-    def watched(self, policy, snapshot, evidence):
+    def watched(self, snapshot, evidence):
         seen.append(dict(evidence.draws))
         assert sum(evidence.expected.values()) == pytest.approx(sum(evidence.draws.values()))
-        return update(self, policy, snapshot, evidence)
+        return update(self, snapshot, evidence)
 
     monkeypatch.setattr(MetaLearner, "update", watched)
-    run(config_with(meta={"mixture": {"rule": "exp3"}}, train={"draw": draw}), small_blocks, tmp_path)
+    run(config_with(meta={"rules": {"mixture": {"rule": "exp3"}}}, train={"draw": draw}), small_blocks, tmp_path)
     assert seen[0] == {}
     assert [sum(draws.values()) for draws in seen[1:]] == pytest.approx([4.0] * 3)  # the interval
     if draw == "step":

@@ -333,7 +333,7 @@ def rank_main(rank, world, values, blocks, folder, remote):
 def test_ranks_on_machines_that_share_no_folder_go_on_from_the_same_checkpoint(small_blocks, machine, tmp_path):
     values = {
         "model": {"hidden_size": 32, "layers": 1, "heads": 2},
-        "meta": {"mixture": {"rule": "uniform"}},
+        "meta": {"rules": {"mixture": {"rule": "uniform"}}},
         "train": {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 2, "evaluate_batches": 1},
         "report": {"tensorboard": False},
     }

@@ -23,7 +23,7 @@ from mlpt.training.tracker import read_metrics
 TINY = {
     "model": {"hidden_size": 32, "layers": 1, "heads": 2},
     "objectives": {"cursed": {}, "mlm": {}},
-    "meta": {"mixture": {"rule": "fixed", "weights": {"cursed": 1}}},
+    "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"cursed": 1}}}},
     "train": {
         "steps": 10,
         "batch_size": 8,
@@ -56,10 +56,10 @@ class Cursed(MaskedLM):
     name = "cursed"
     broken = False
 
-    def corrupt(self, tokens, generator):
+    def corrupt(self, batch, generator):
         steps = [int(step) for step in os.environ.get("CURSED_STEPS", "").split(",") if step]
         self.broken = generator.initial_seed() in [address(0, "noise/cursed", step, 1) for step in steps]
-        return super().corrupt(tokens, generator)
+        return super().corrupt(batch, generator)
 
     def loss(self, model, inputs):
         loss = super().loss(model, inputs)

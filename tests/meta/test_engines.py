@@ -2,19 +2,22 @@
 
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_encoder import TinyBlocks, make_adamw, make_encoder, train
+from tiny_encoder import NAMES, TinyBlocks, make_adamw, make_encoder, train
 
 from mlpt.errors import UserError
-from mlpt.meta.hypergradient import ENGINES, FiniteDifference, Higher, Lookahead, OneStep
+from mlpt.meta.engines import ENGINES, FiniteDifference, Higher, OneStep
+from mlpt.meta.engines.base import InnerStep, Lookahead, Sgd
 
-NAMES = ("words", "noise", "order")
 
+def make_problem(steps, dtype=torch.float64, warm=7):
+    """A look-ahead over the mixture's logits from a warm AdamW (heads at different step counts).
 
-def make_problem(steps, dtype=torch.float64, warm=7, outer=None, inner=None):
-    """A look-ahead over the mixture's logits from a warm AdamW (heads at different step counts)."""
+    steps  how many inner steps, or what steps the weights in each: None for the AdamW, or an `Sgd`.
+    """
     model = make_encoder(dropout=0.1).to(dtype).eval()
     optimizer = make_adamw(model, lr=2e-2, eps=1e-6)
     train(model, optimizer, TinyBlocks(1), warm)
@@ -22,17 +25,22 @@ def make_problem(steps, dtype=torch.float64, warm=7, outer=None, inner=None):
     def inputs(k, name, size=6):
         generator = torch.Generator().manual_seed(100 * k + NAMES.index(name))
         rows = torch.randint(0, 40, (size,), generator=generator).numpy()
-        return model.objectives[name].corrupt(TinyBlocks(1 if k < 90 else 2).tokens(rows), generator)
+        return model.objectives[name].corrupt(TinyBlocks(1 if k < 90 else 2).batch(rows), generator)
 
-    def inner_loss(forward, k, outer):
-        mixture = outer["logits"].softmax(0)
-        return torch.stack([p * forward(name, inputs(k, name)) for p, name in zip(mixture, NAMES, strict=True)]).sum()
+    def inner_loss(k):
+        def loss(forward, outer):
+            shares = zip(outer["logits"].softmax(0), NAMES, strict=True)
+            return torch.stack([p * forward(name, inputs(k, name)) for p, name in shares]).sum()
+
+        return loss
 
     def outer_loss(forward, outer):
         return torch.stack([forward(name, inputs(99, name)) for name in NAMES]).mean()
 
-    outer = {"logits": torch.tensor([0.3, -0.2, 0.5], dtype=dtype, requires_grad=True)} if outer is None else outer
-    return Lookahead(model, optimizer, outer, inner or inner_loss, outer_loss, steps)
+    outer = {"logits": torch.tensor([0.3, -0.2, 0.5], dtype=dtype, requires_grad=True)}
+    kinds = [None] * steps if isinstance(steps, int) else steps
+    inner_steps = [InnerStep(inner_loss(k), kind) for k, kind in enumerate(kinds)]
+    return Lookahead(model, optimizer, outer, inner_steps, outer_loss)
 
 
 def numeric_gradient(problem, name, h=1e-5):
@@ -55,10 +63,12 @@ def meta_dev_loss(problem, outer):
         for name, parameter in model.named_parameters():
             if name in outer:
                 parameter.copy_(outer[name])
-    for k in range(problem.steps):
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step in problem.steps:
         optimizer.zero_grad()
-        problem.inner_loss(model, k, outer).backward()
-        optimizer.step()
+        step.loss(model, outer).backward()
+        stepper = optimizer if step.optimizer is None else torch.optim.SGD(trained, lr=step.optimizer.lr)
+        stepper.step()
     return problem.outer_loss(model, outer).item()
 
 
@@ -101,7 +111,7 @@ def test_outer_tensors_may_be_parameters_of_the_model():
     for group in problem.optimizer.param_groups:
         group["params"] = [one for one in group["params"] if one is not inside]
     outer = {**problem.outer, "positions": inside.detach().clone().requires_grad_()}
-    problem = Lookahead(problem.model, problem.optimizer, outer, problem.inner_loss, problem.outer_loss, 2)
+    problem = replace(problem, outer=outer)
     exact = Higher()(problem).gradients
     numeric = numeric_gradient(problem, "positions")
     torch.testing.assert_close(exact["positions"], numeric, rtol=1e-5, atol=1e-9)
@@ -109,18 +119,14 @@ def test_outer_tensors_may_be_parameters_of_the_model():
     for name in outer:
         torch.testing.assert_close(close[name], exact[name], rtol=1e-4, atol=1e-8)
     with pytest.raises(UserError, match="engine=higher"):
-        OneStep()(Lookahead(problem.model, problem.optimizer, outer, problem.inner_loss, problem.outer_loss, 1))
+        OneStep()(replace(problem, steps=problem.steps[:1]))
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_outer_tensor_that_the_meta_dev_loss_reads_directly_is_counted(name):
     problem = make_problem(1)
-    direct = Lookahead(
-        problem.model,
-        problem.optimizer,
-        problem.outer,
-        problem.inner_loss,
-        lambda forward, outer: problem.outer_loss(forward, outer) + (outer["logits"] ** 2).sum(),
+    direct = replace(
+        problem, outer_loss=lambda forward, outer: problem.outer_loss(forward, outer) + (outer["logits"] ** 2).sum()
     )
     expected = ENGINES[name]()(problem).gradients["logits"] + 2 * problem.outer["logits"].detach()
     torch.testing.assert_close(ENGINES[name]()(direct).gradients["logits"], expected, rtol=1e-6, atol=1e-9)
@@ -147,7 +153,7 @@ def test_a_cold_adamw_with_untouched_rows_gives_finite_hypergradients(name):
     problem = make_problem(1, warm=0)
     problem.model.decoder.weight = torch.nn.Parameter(problem.model.decoder.weight.detach().clone())  # untied
     optimizer = make_adamw(problem.model, lr=1e-2, eps=1e-12)
-    problem = Lookahead(problem.model, optimizer, problem.outer, problem.inner_loss, problem.outer_loss)
+    problem = replace(problem, optimizer=optimizer)
     assert torch.isfinite(ENGINES[name]()(problem).gradients["logits"]).all()
 
 
@@ -173,3 +179,70 @@ def test_the_patched_model_is_reused_with_new_weights_and_leaves_nothing_alive()
 def test_one_step_refuses_more_steps():
     with pytest.raises(UserError, match="inner_steps=1"):
         OneStep()(make_problem(2))
+
+
+MIXED = {
+    "AdamW, SGD": [None, Sgd(0.3)],
+    "SGD, AdamW": [Sgd(0.3), None],
+    "AdamW, SGD, SGD, AdamW": [None, Sgd(0.3), Sgd(0.1), None],
+}
+
+
+@pytest.mark.parametrize("warm", [0, 7])
+@pytest.mark.parametrize("kinds", MIXED.values(), ids=MIXED.keys())
+def test_steps_of_adamw_and_of_gradient_descent_may_follow_each_other(kinds, warm):
+    problem = make_problem(kinds, warm=warm)
+    numeric = numeric_gradient(problem, "logits")
+    exact, close = Higher()(problem), FiniteDifference(radius=1e-4)(problem)
+    for found in (exact, close):
+        assert found.loss.item() == pytest.approx(meta_dev_loss(problem, problem.outer), rel=1e-12)
+    # a cold AdamW bends more within a central difference
+    torch.testing.assert_close(exact.gradients["logits"], numeric, rtol=1e-5 if warm else 1e-4, atol=1e-9)
+    torch.testing.assert_close(close.gradients["logits"], numeric, rtol=1e-4, atol=1e-8)
+    assert numeric.abs().min() > 1e-6
+    # the kind of a step matters: all of AdamW gives something else
+    other = Higher()(make_problem(len(kinds), warm=warm)).gradients["logits"]
+    assert (other - numeric).norm() > 1e-2 * numeric.norm()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_one_step_of_gradient_descent_is_an_inner_product_of_gradients(name):
+    """d L_dev / d logit_j = -lr sum_i (d p_i / d logit_j) <grad L_i, grad L_dev at the stepped weights>."""
+    rate = 0.3
+    problem = make_problem([Sgd(rate)])
+    model, parameters = problem.model, list(problem.model.parameters())
+    shares = problem.outer["logits"].detach().softmax(0)
+
+    def gradient(loss, *outer):
+        found = torch.autograd.grad(loss(model, *outer), parameters, materialize_grads=True, allow_unused=True)
+        return torch.nn.utils.parameters_to_vector(found)
+
+    def corner(i):  # the mixture that is objective i alone
+        return {"logits": torch.tensor([0.0 if i == j else -1e3 for j in range(3)], dtype=torch.float64)}
+
+    each = torch.stack([gradient(problem.steps[0].loss, corner(i)) for i in range(3)])
+    with torch.no_grad():
+        before = torch.nn.utils.parameters_to_vector(parameters).clone()
+        torch.nn.utils.vector_to_parameters(before - rate * shares @ each, parameters)
+    held_out = gradient(problem.outer_loss, {})
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(before, parameters)
+    jacobian = torch.diag(shares) - torch.outer(shares, shares)
+    expected = -rate * jacobian @ (each @ held_out)
+    found = ENGINES[name]()(problem).gradients["logits"]
+    tolerance = 2e-3 if name == "finite_difference" else 1e-9
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-12)
+
+
+def test_mixed_steps_reach_outer_tensors_inside_the_model():
+    problem = make_problem([None, Sgd(0.3)])
+    inside = problem.model.norm.weight
+    for group in problem.optimizer.param_groups:
+        group["params"] = [one for one in group["params"] if one is not inside]
+    outer = {**problem.outer, "norm.weight": inside.detach().clone().requires_grad_()}
+    problem = replace(problem, outer=outer)
+    exact, close = Higher()(problem).gradients, FiniteDifference(radius=1e-4)(problem).gradients
+    for leaf in outer:
+        numeric = numeric_gradient(problem, leaf)
+        torch.testing.assert_close(exact[leaf], numeric, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(close[leaf], numeric, rtol=1e-4, atol=1e-8)
