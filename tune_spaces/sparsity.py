@@ -20,13 +20,14 @@ TRAINED = {
 def settings(point: Settings) -> dict[str, object]:
     """Meta-learned masks need the rule that learns them, and scores an outer rate of their own."""
     method = str(point["method"])
-    learned = {"engine": "finite_difference", "inner_steps": 1, "lr": point["score_lr"], "start": 50}
+    learned = {"rule": "mask_scores", "lr": point["score_lr"]}
     return {
         "masks.method": method,
         "masks.sparsity": point["sparsity"],
         "masks.init": point["init"],
         "masks.train": TRAINED[method],
         "meta.rules.masks": learned if method == "meta-learned" else None,
+        "meta.lookahead": {"engine": "finite_difference", "inner_steps": 1, "start": 50},
         "train.optimizer.lr": point["lr"],
     }
 

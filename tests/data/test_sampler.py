@@ -75,3 +75,31 @@ def test_fewer_rows_than_a_batch_is_one_line() -> None:
         Sampler(7, 8, 0)
     with pytest.raises(ValueError, match="rank 2"):
         Sampler(8, 8, 0).rows(0, rank=2, world=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=sizes, position=st.integers(0, 10**6), counts=st.lists(st.integers(0, 50), max_size=5))
+def test_rows_taken_in_pieces_are_the_stream_that_batches_give(
+    sizes: tuple[int, int, int], position: int, counts: list[int]
+) -> None:
+    rows, batch, block = sizes
+    sampler = Sampler(rows, batch, 2, block)
+    pieces, at = [], position
+    for count in counts:
+        piece = sampler.take(at, count)
+        assert piece.shape == (count,)
+        assert piece.dtype == np.int64
+        pieces.append(piece)
+        at += count
+    first, last = position // batch, at // batch + 1
+    stream = np.concatenate([Sampler(rows, batch, 2, block).rows(step) for step in range(first, last)])
+    begin = position - first * batch
+    assert (
+        np.concatenate([np.empty(0, dtype=np.int64), *pieces]).tolist() == stream[begin : begin + sum(counts)].tolist()
+    )
+
+
+def test_streams_of_one_seed_differ_by_their_names() -> None:
+    orders = [tuple(Sampler(100, 10, 0, stream=name).take(0, 100)) for name in ("", "legal", "code")]
+    assert len(set(orders)) == 3
+    assert all(sorted(order) == list(range(100)) for order in orders)

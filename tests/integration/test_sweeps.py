@@ -71,8 +71,8 @@ def test_pbt_copies_good_weights_and_perturbs_learning_rate_and_mixture(mlpt, ti
     parameters = LEARNING_RATE + ', "meta.rules.mixture.weights.mlm": tune.uniform(0.2, 4.0)'
     more = (
         'tokens=16_000, trials=4, evaluations=9, scheduler="pbt",'
-        'mutable=("train.optimizer.lr", "meta.rules.mixture.weights.mlm"), base={"meta.rules.mixture": {"rule": "fixed",'
-        ' "weights": {"mlm": 1.0, "atd": 1.0, "dtd": 0.5}}}'
+        'mutable=("train.optimizer.lr", "meta.rules.mixture.weights.mlm"),'
+        ' base={"meta.rules.mixture": {"rule": "fixed", "weights": {"mlm": 1.0, "atd": 1.0, "dtd": 0.5}}}'
     )
     mine = space(parameters, more=more)
     code, output = mlpt.run("tune", mine, *tiny, f"sweep.folder={tmp_path / 'sweep'}", timeout=280)
