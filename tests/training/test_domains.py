@@ -1,0 +1,270 @@
+"""Text domains as arms: fixed and learned mixes, targets, caps on repeats, resuming, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.spawn import spawn
+
+from mlpt.arms import arms_of
+from mlpt.config import RunConfig
+from mlpt.data.prepare import DataConfig, prepare
+from mlpt.data.sources import PERIOD, MixedWalk, Sources
+from mlpt.errors import UserError
+from mlpt.job import run_rank
+from mlpt.settings import load_settings, merge
+from mlpt.training.group import Group
+from mlpt.training.pretraining import Pretraining
+from mlpt.training.tracker import read_metrics
+
+WORDS = {
+    "legal": ["court", "law", "judge", "appeal", "motion", "ruling", "statute", "counsel", "plaintiff", "brief"],
+    "sea": ["wave", "salt", "ship", "gull", "harbour", "tide", "sail", "rope", "deck", "storm"],
+    "code": ["loop", "string", "class", "import", "yield", "lambda", "tuple", "slice", "buffer", "thread"],
+}
+LEARNED = {"rules": {"mixture": {"rule": "hypergradient", "lr": 0.5, "smoothing": 0.0}}}
+BASE = {
+    "model": {"hidden_size": 32, "layers": 1, "heads": 2, "dropout": 0.1},
+    "objectives": ["mlm"],
+    "meta": {"interval": 4, "lag": 2, "lookahead": {"engine": "one_step", "start": 4}},
+    "train": {"steps": 16, "batch_size": 8, "log_every": 1, "evaluate_batches": 2, "checkpoint_every": 4, "keep": 10},
+    "report": {"tensorboard": False},
+}
+
+
+def prose(domain, documents, seed):
+    """Documents whose next word follows from the one before, in the domain's own words."""
+    random, words = np.random.default_rng(seed), WORDS[domain]
+    for _ in range(documents):
+        place, text = int(random.integers(10)), []
+        for _ in range(60):
+            place = (place + int(random.integers(1, 3))) % 10
+            text.append(words[place])
+        yield " ".join(text)
+
+
+def write(path, words, documents, seed, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text, **more}) + "\n" for text in prose(words, documents, seed)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    sizes = {"legal": 400, "sea": 100, "code": 200}
+    made = {name: write(folder / f"{name}.jsonl", name, size, 0, domain="said") for name, size in sizes.items()}
+    return {**made, "target": write(folder / "target.jsonl", "sea", 80, 9)}
+
+
+@pytest.fixture(scope="module")
+def blocks(texts, tmp_path_factory):
+    """Three domains by name, and the target's text with their tokenizer."""
+    folder = tmp_path_factory.mktemp("blocks")
+    sources = {name: texts[name] for name in WORDS}
+    settings = {
+        "sources": sources,
+        "vocab_size": 120,
+        "block_size": 16,
+        "dev_share": 0.1,
+        "test_share": 0.1,
+        "workers": 1,
+    }
+    prepare(load_settings(DataConfig, settings), str(folder / "domains"))
+    tokenizer = f"{folder}/domains/tokenizer"
+    target = {"source": texts["target"], "tokenizer": tokenizer, "block_size": 16, "dev_share": 0, "test_share": 0.3}
+    prepare(load_settings(DataConfig, {**target, "workers": 1}), str(folder / "target"))
+    return {"domains": str(folder / "domains"), "target": str(folder / "target")}
+
+
+def config_of(blocks, **changes) -> RunConfig:
+    values = merge({**BASE, "data": {"source": blocks["domains"], "mix": "learned"}}, changes)
+    return load_settings(RunConfig, values)
+
+
+def run(config, blocks, folder, **keywords):
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    return run_rank(config, blocks["domains"], folder, Group(), **keywords)
+
+
+def lines_of(folder):
+    return [{k: line[k] for k in ("step", "loss", "mixture") if k in line} for line in read_metrics(folder)]
+
+
+class KilledError(Exception):
+    """Stands for a process that ends here."""
+
+
+def killed_at(step):
+    def must_save(now):
+        if now == step:
+            raise KilledError
+        return False
+
+    return must_save
+
+
+def test_names_given_to_sources_are_the_domains_whatever_the_rows_say(blocks):
+    sources = Sources.open(blocks["domains"])
+    assert sources.domains == ["code", "legal", "sea"]
+    assert list(sources) == ["all", "code", "legal", "sea"]
+    tokenizer = sources.train.tokenizer()
+    for name in WORDS:
+        rows = sources[name].train
+        text = tokenizer.decode(rows.batch(np.arange(20)).tokens.reshape(-1), skip_special_tokens=True)
+        assert set(text.split()) & set(WORDS[name])
+        others = {word for other, words in WORDS.items() if other != name for word in words}
+        assert len([word for word in text.split() if word in others]) <= 16  # the last block of a piece may mix
+
+
+def test_a_fixed_mix_has_its_shares_and_each_domain_its_own_epochs(blocks):
+    sources = Sources.open(blocks["domains"], {"legal": 0.2, "sea": 0.5, "code": 0.3})
+    walk = sources.walk("all", 8, seed=1)
+    assert isinstance(walk, MixedWalk)
+    rows = walk.take(0, PERIOD + 100)
+    assert np.array_equal(
+        rows, np.concatenate([walk.take(start, 52) for start in range(0, PERIOD + 100, 52)])[: len(rows)]
+    )
+    for name, share in {"legal": 0.2, "sea": 0.5, "code": 0.3}.items():
+        own = sources[name].train.numbers
+        drawn = rows[:PERIOD][np.isin(rows[:PERIOD], own)]
+        assert len(drawn) / PERIOD == pytest.approx(share, abs=1e-4)
+        first_epoch = drawn[: len(own)]
+        assert len(set(first_epoch.tolist())) == min(len(own), len(drawn))  # each row once before any is given again
+
+
+@pytest.mark.parametrize("target", [None, "target"], ids=["all domains", "texts"])
+@pytest.mark.parametrize("step", [5, 8, 11])
+def test_a_killed_run_with_domains_goes_on_bit_for_bit(blocks, tmp_path, step, target):
+    meta = {**LEARNED, "target": {"texts": blocks["target"]}} if target else LEARNED
+    config = config_of(blocks, meta=meta)
+    whole = run(config, blocks, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(config, blocks, tmp_path / "killed", must_save=killed_at(step))
+    resumed = run(config, blocks, tmp_path / "killed")
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    assert resumed["held_out"] == whole["held_out"]
+    assert resumed["epochs"] == whole["epochs"]
+
+
+def rank_main(rank, world, values, blocks, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
+    os._exit(0)  # without destructors: those of process groups may wait for each other
+
+
+@pytest.mark.parametrize("draw", ["step", "stratified", "weighted"])
+def test_two_ranks_see_the_rows_of_one(blocks, tmp_path, draw):
+    config = config_of(blocks, meta={**LEARNED, "target": {"texts": blocks["target"]}}, train={"draw": draw})
+    one = run(config, blocks, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    spawn(rank_main, (2, config.model_dump(), blocks["domains"], str(tmp_path / "two")), nprocs=2)
+    losses = [[line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two")]
+    for ours, theirs in zip(*losses, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-3)
+    assert sum(one["epochs"].values()) > 0
+
+
+def test_a_learned_mix_goes_to_the_domain_of_the_target(blocks, tmp_path):
+    config = config_of(
+        blocks,
+        meta={**LEARNED, "target": {"texts": blocks["target"]}},
+        train={"steps": 60, "optimizer": {"lr": 5e-3}, "log_every": 20, "draw": "stratified", "micro_batch_size": 2},
+    )
+    summary = run(config, blocks, tmp_path)
+    assert summary["mixture"]["mlm@sea"] == max(summary["mixture"].values()) > 0.5
+    assert summary["target"]["after"] < summary["target"]["before"]
+    assert summary["target"]["weights"] == {"mlm@texts": 1.0}
+    assert summary["held_out"].keys() == {"mlm@code", "mlm@legal", "mlm@sea", "mlm@texts"}
+
+
+def test_a_mix_that_is_given_leaves_the_objectives_to_their_rule(blocks, tmp_path):
+    config = config_of(
+        blocks, data={"mix": "uniform"}, objectives={"mlm": {}, "atd": {}}, meta={"rules": {"mixture": "exp3"}}
+    )
+    summary = run(config, blocks, tmp_path)
+    assert summary["mixture"].keys() == {"mlm", "atd"}
+    domains = {f"{objective}@{domain}" for objective in ("mlm", "atd") for domain in WORDS}
+    assert summary["held_out"].keys() == {"mlm", "atd"} | domains
+
+
+def test_a_text_that_is_used_up_is_drawn_no_more(blocks, tmp_path):
+    config = config_of(
+        blocks,
+        data={"max_repeats": 0.5},
+        meta={"rules": {"mixture": {"rule": "fixed", "weights": {"mlm@sea": 8, "mlm@legal": 1, "mlm@code": 1}}}},
+        train={"steps": 100, "log_every": 1},
+    )
+    summary = run(config, blocks, tmp_path)
+    assert 0.4 < summary["epochs"]["sea"] <= 0.5
+    last = [set(line["loss"]) for line in read_metrics(tmp_path) if "loss" in line][-20:]
+    assert not any("mlm@sea" in drawn for drawn in last)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"mix": {"legal": 0.5, "see": 0.5}}}, "data.mix names the domain 'see'.*code, legal, sea"),
+        ({"data": {"mix": {"legal": 0.5, "sea": 0.6}}}, "the shares sum to 1.1"),
+        ({"meta": {"target": "law"}}, "meta.target names 'law', which this run neither trains nor measures"),
+        ({"meta": {"target": {"texts": 1}}}, "texts"),
+        ({"meta": {"target": {"sea": 0}}}, "numbers above 0"),
+        ({"data": {"max_repeats": 0.01}}, "data.max_repeats=0.01 leaves"),
+        ({"data": {"mix": {"sea": 1.0}, "max_repeats": 0.1}, "train": {"steps": 200}}, "would go through 'sea'"),
+        ({"train": {"batch_size": 4096, "micro_batch_size": 64}}, "fewer than one batch of 4096"),
+        (
+            {"meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"mlm": 1}}}}},
+            "'mlm', which this run does not train",
+        ),
+    ],
+)
+def test_what_cannot_be_mixed_is_one_line(blocks, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(config_of(blocks, **changes), blocks, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source": "docs", "sources": {"a": "docs"}}, "give one of them"),
+        ({"sources": {}}, "name at least one domain"),
+        ({"sources": {"all": "docs"}}, "can't name a domain"),
+        ({"sources": {"a b": "docs"}}, "can't name a domain"),
+        ({"sources": {"a": "docs"}, "mix": {"b": 1}}, "mix names 'b'"),
+        ({"source": "docs", "max_repeats": 2}, "set mix too"),
+    ],
+)
+def test_sources_that_make_no_sense_are_one_line(data, message):
+    with pytest.raises(UserError, match=message) as error:
+        load_settings(DataConfig, data, "data")
+    assert "\n" not in str(error.value)
+
+
+def test_a_domain_without_held_out_text_is_named(texts, tmp_path):
+    (tmp_path / "small.jsonl").write_text(json.dumps({"text": "one two three four"}) + "\n")
+    settings = {"sources": {"legal": texts["legal"], "small": str(tmp_path / "small.jsonl")}, "vocab_size": 120}
+    prepare(load_settings(DataConfig, {**settings, "block_size": 16, "workers": 1}), str(tmp_path / "blocks"))
+    with pytest.raises(UserError, match="domain 'small' has no block of"):
+        run(config_of({"domains": str(tmp_path / "blocks")}), {"domains": str(tmp_path / "blocks")}, tmp_path / "run")
+
+
+def test_rows_of_a_step_are_dealt_out_among_its_micro_batches(blocks):
+    config = config_of(blocks, train={"micro_batch_size": 2})
+    sources = Sources.open(blocks["domains"])
+    arms = arms_of(["mlm"], sources.domains, "learned", texts=False)
+    work = Pretraining(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
+    seen = {name: [] for name in sources.domains}
+    for step in range(40):
+        for one in work.plan(step, dict.fromkeys(arms.trained, 1 / 3)):
+            assert len(one.rows) == 2
+            seen[one.arm.source] += one.rows.tolist()
+    for name, rows in seen.items():
+        epoch = rows[: len(sources[name].train)]
+        assert len(set(epoch)) == len(epoch)
+    assert work.epochs()["sea"] == pytest.approx(len(seen["sea"]) / len(sources["sea"].train))
