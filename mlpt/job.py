@@ -46,6 +46,8 @@ def build_model(config: RunConfig, sources: Sources) -> Encoder:
 
 def arms_in(config: RunConfig, sources: Sources) -> Arms:
     """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
+    for name in config.data.sources or ():
+        sources.check(name)
     arms = arms_of(list(config.objectives), sources.domains, config.data.mix, config.meta.texts is not None)
     for source in dict.fromkeys(arm.source for arm in arms.every.values()):
         sources.check(source)

@@ -80,9 +80,11 @@ class Sources(Mapping[str, Source]):
         if name not in self._found:
             if name not in self.train.domains:
                 raise KeyError(name)
-            parts = [Subset(blocks, blocks.rows_of(name)) for blocks in (self.train, self.dev, self.test)]
-            self._found[name] = Source(*parts)
+            self._found[name] = self._domain(name)
         return self._found[name]
+
+    def _domain(self, name: str) -> Source:
+        return Source(*(Subset(blocks, blocks.rows_of(name)) for blocks in (self.train, self.dev, self.test)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([ALL, *self.domains, *self._found]))
@@ -92,7 +94,7 @@ class Sources(Mapping[str, Source]):
 
     def check(self, name: str) -> None:
         """Raise `UserError` unless a domain has training, dev and test text."""
-        source = self[name]
+        source = self._found[name] if name in self._found else self._domain(name)
         for split, rows in (("training", source.train), ("dev", source.dev), ("test", source.test)):
             if not len(rows):
                 raise UserError(
