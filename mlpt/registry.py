@@ -23,11 +23,15 @@ def find_class(name: str, registered: Mapping[str, type[T]], base: type[T], kind
         raise UserError(f"there is no {kind} '{name}'; {hint} (your own: package.module:Class)")
     module, _, attribute = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"{kind} '{name}': cannot import {module} ({error}); is it on PYTHONPATH?") from error
-    except AttributeError as error:
-        raise UserError(f"{kind} '{name}': {module} has no {attribute}") from error
+    except Exception as error:  # whatever a module of the user's does when it is imported
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise UserError(f"{kind} '{name}': cannot import {module} ({type(error).__name__}: {reason})") from error
+    found: Any = getattr(imported, attribute, None)
+    if found is None:
+        raise UserError(f"{kind} '{name}': {module} has no {attribute}")
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{kind} '{name}' is not a subclass of {base.__module__}.{base.__qualname__}")
     return found

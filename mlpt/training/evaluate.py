@@ -31,14 +31,14 @@ def held_out_losses(
     places = {arm.name: at for at, arm in enumerate(arms.values())}
     sums = torch.zeros(len(arms), dtype=torch.float64)
     counts = torch.ones(len(arms), dtype=torch.float64)
-    for name, source in sources.items():
-        rows = source.split(split)
+    for name in dict.fromkeys(arm.source for arm in arms.values()):
+        rows = sources[name].split(split)
         mine = [arm for arm in arms.values() if arm.source == name]
         order = numpy_generator(seed, "evaluation-rows").permutation(len(rows))
         number = max(1, min(batches, len(rows) // batch_size))
         for arm in mine:
             counts[places[arm.name]] = number
-        for batch in range(group.rank, number, group.world) if mine else ():
+        for batch in range(group.rank, number, group.world):
             own = rows.batch(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
             for arm in mine:
                 noise = torch_generator(seed, f"evaluation-noise/{arm.name}", batch)

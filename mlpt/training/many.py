@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mlpt.meta.optim import adam_step
+from mlpt.meta.engines.adam import adam_step
 
 Forward = Callable[..., Any]  # one model at its weights, called as the module is
 Loss = Callable[..., Tensor]  # (forward, *tensors of one model's batch) -> scalar
