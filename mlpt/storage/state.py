@@ -70,7 +70,8 @@ class Flat:
         for name, kind, shape in self.layout:
             dtype = getattr(torch, kind)
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            found[name] = flat[start : start + size].view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+            piece = flat[start : start + size].view(dtype) if size else torch.empty(0, dtype=dtype)
+            found[name] = piece.view(shape)
             start += _room(size)
         return found
 

@@ -72,7 +72,7 @@ def simulated(rule, lag, seed, draw="step", micro_batches=1, updates=UPDATES):
         if outer.launch_due(step):
             outer.launch(step, model, optimizer, 1e-3)
             outer.adopt_if_due(step, model)
-        for slot in draw_arms(draw, outer.draw().values("mixture"), seed, step, micro_batches):
+        for slot in draw_arms(draw, outer.draw(), seed, step, micro_batches):
             for name, weight in slot:
                 outer.observe({name: Seen(NAMES.index(name) + 1.0, 1, weight / micro_batches)})
     return source

@@ -137,8 +137,8 @@ class Run:
             if self.outer.launch_due(step):
                 self.outer.launch(step, self.model, self.optimizer, 1e-3)
                 self.adopt(step)
-            policy = self.outer.draw()
-            self.seen.append((step, policy.version, dict(policy.values("mixture")), self.model.weight.tolist()))
+            mixture = self.outer.draw()
+            self.seen.append((step, self.outer.policy.version, dict(mixture), self.model.weight.tolist()))
 
     def adopt(self, step):
         report = self.outer.adopt_if_due(step, self.model)
