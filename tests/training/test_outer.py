@@ -15,6 +15,7 @@ from mlpt.meta.rules.base import Rule, RuleConfig
 from mlpt.settings import load_settings
 from mlpt.storage.state import State
 from mlpt.training.group import Group
+from mlpt.training.meter import Seen
 from mlpt.training.outer import Outer, newer, policy_of, policy_state
 
 NAMES = ["mlm", "cse"]
@@ -138,6 +139,7 @@ class Run:
                 self.outer.launch(step, self.model, self.optimizer, 1e-3)
                 self.adopt(step)
             mixture = self.outer.draw()
+            self.outer.observe({NAMES[step % 3 // 2]: Seen(1.0, 1, 1.0)})
             self.seen.append((step, self.outer.policy.version, dict(mixture), self.model.weight.tolist()))
 
     def adopt(self, step):
