@@ -145,7 +145,7 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
             if not any(has(result) for result in outputs.RUN.results):
                 for name in (CONFIG, _RUN_ID, _BLOCKS, "logs"):
                     store.remove(name)
-                shutil.rmtree(remote.folder(), ignore_errors=True)
+                shutil.rmtree(remote.place, ignore_errors=True)
         raise
 
 
