@@ -53,7 +53,7 @@ def goes_on(mlpt, run, number, undisturbed, *words):
     assert losses(run) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_says_how_to_go_on(mlpt, small_blocks, tmp_path, undisturbed, number):
     run = tmp_path / "a run"
     assert stop(mlpt, run, number, f"data.source={small_blocks}", IN_PROCESS) == CODES[number], mlpt.output()

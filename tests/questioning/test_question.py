@@ -118,6 +118,7 @@ def test_a_stopped_questioning_goes_on_without_scoring_a_block_twice(config, mon
     assert again.manifest == scores.manifest
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(config, tmp_path):
     """SIGKILL between two parts, or within one: what is committed stays, and is not written again."""
     script = (
