@@ -4,7 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mlpt import outputs
 from mlpt.cli_masks import one_of
+from mlpt.cli_options import Overwrite
 from mlpt.reporting.text import say
 
 hard_tokens_app = typer.Typer(
@@ -31,6 +33,7 @@ def question(
     gpus: Annotated[float | None, typer.Option(help="of each worker; default: this machine's, shared out")] = None,
     cpus: Annotated[float, typer.Option(help="CPUs of each worker")] = 1,
     address: Annotated[str, typer.Option(help="local, auto or HOST:PORT of a Ray cluster")] = "local",
+    overwrite: Overwrite = False,
 ) -> None:
     """Which tokens are hard for a model: a score for each, for guided masking (self-questioning)."""
     from mlpt.questioning.config import QuestionConfig
@@ -44,7 +47,7 @@ def question(
     config = load_settings(QuestionConfig, {**given, **parse_overrides(settings or [])}, "question")
     with Display(console=plain_console(stderr=True)) as display, display.rows_done("questioning", "blocks") as progress:
         if workers <= 1:
-            scores = ask(config, progress=progress)
+            scores = ask(config, progress=progress, overwrite=overwrite)
         else:
             import torch
 
@@ -54,7 +57,7 @@ def question(
             shared = torch.cuda.device_count() / workers if gpus is None else gpus
             places = {"num_workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": shared}
             runtime = load_settings(RuntimeConfig, {"address": address, **places}, "runtime")
-            scores = question_on_ray(config, runtime, progress, display.say)
+            scores = question_on_ray(config, runtime, progress, display.say, overwrite)
     _describe(scores, None, None)
 
 
@@ -79,6 +82,7 @@ def import_(
     beyond: Annotated[str, typer.Option(help="positions after the end of a block: refuse, or drop that block's")] = (
         "refuse"
     ),
+    overwrite: Overwrite = False,
 ) -> None:
     """The published file of hard tokens -> scores (1: hard). Nothing in the file is executed."""
     from mlpt.data.blocks import Blocks
@@ -86,7 +90,8 @@ def import_(
 
     chosen: Any = one_of("beyond", beyond, ("refuse", "drop"))
     questioned: Any = one_of("split", split, _SPLITS)
-    _describe(import_positions(files, Blocks.open(blocks, questioned), out, chosen), None, None)
+    opened = Blocks.open(blocks, questioned)
+    _describe(import_positions(files, opened, out, chosen, overwrite), None, None)
 
 
 @hard_tokens_app.command()
@@ -96,14 +101,17 @@ def export(
     metric: Metric = None,
     threshold: Threshold = None,
     single: Annotated[str, typer.Option(help="a block's only hard token: array, or squeezed as published")] = "array",
+    overwrite: Overwrite = False,
 ) -> None:
     """Scores -> the published file of hard tokens."""
+    from mlpt.data.position_pickle import is_written_here
     from mlpt.data.token_scores import TokenScores
     from mlpt.questioning.published import export_positions
 
-    scores = TokenScores.open(folder)
     chosen: Any = one_of("single", single, ("array", "published"))
-    count = export_positions(scores, file, threshold, metric, chosen)
+    place = outputs.check_file(file, overwrite, is_written_here)
+    scores = TokenScores.open(folder)
+    count = export_positions(scores, place, threshold, metric, chosen)
     say(f"{file}: {count:,} hard tokens in {len(scores):,} blocks")
 
 

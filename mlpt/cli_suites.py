@@ -1,6 +1,5 @@
 """`mlpt evaluate MODEL... --suite ...`: what models know without fine-tuning. Parse, call, print."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mlpt.downstream.suite_report import report
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
+from mlpt.outputs import write_json
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import say
 from mlpt.saved import resolve_model
@@ -31,7 +31,7 @@ def evaluate_suites(
         with Steps() as steps:
             for results in measure(folders, built, steps.show, masks, dense):
                 if json_file is not None:
-                    json_file.write_text(json.dumps({"suites": results}, indent=1) + "\n")
+                    write_json(json_file, {"suites": results})
     finally:  # what is measured stays known when a later model can't be
         for name, suite in built.items():
             if name in results and results[name]["models"]:

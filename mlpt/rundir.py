@@ -8,8 +8,6 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 
 import yaml
@@ -126,8 +124,7 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
     store = Store(uri)
     if overwrite:
         raise UserError(f"--overwrite replaces folders of this machine, not {uri}; choose another run_dir")
-    has = partial(_has, store)
-    outputs.check_names(uri, store.names(""), has, outputs.RUN, resumes=True)
+    outputs.check_names(uri, store.names(""), store.has, outputs.RUN, resumes=True)
     there = store.read(CONFIG)
     if there is not None:  # also of a start that was killed: from here it cannot be told from one under way
         raise _taken(uri, there.decode(errors="replace"), config)
@@ -142,16 +139,11 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
         raise
     except BaseException:
         with contextlib.suppress(StorageError):  # it is not the error to tell of
-            if not any(has(result) for result in outputs.RUN.results):
+            if not any(store.has(result) for result in outputs.RUN.results):
                 for name in (CONFIG, _RUN_ID, _BLOCKS, "logs"):
                     store.remove(name)
-                shutil.rmtree(remote.folder(), ignore_errors=True)
+                shutil.rmtree(remote.place, ignore_errors=True)
         raise
-
-
-def _has(store: Store, pattern: str) -> bool:
-    folder, _, name = pattern.rpartition("/")
-    return any(fnmatch(there, name) for there in store.names(folder))
 
 
 def _open_at_uri(uri: str) -> RunDir:

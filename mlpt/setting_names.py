@@ -62,18 +62,23 @@ class Key:
     def leaf(self) -> str:
         return self.name.rpartition(".")[2]
 
+    @property
+    def depth(self) -> int:
+        """1 for a key that stands in no section."""
+        return self.name.count(".") + 1
+
 
 def hint(cls: type[BaseModel], written: Sequence[str], beside: Sequence[str], prefix: str = "") -> str:
     """The question with which an error about the unknown key `written` ends; the valid names if no key is like it.
 
     beside  the valid names where the wrong one stands. prefix: what people write before the keys of `cls`.
     """
-    ranked = sorted(
-        ((_likeness(written, key, beside), -at, key) for at, key in enumerate(keys_of(cls))),
-        key=lambda entry: entry[:2],
-        reverse=True,
-    )
-    scored = [(score, key) for score, _, key in ranked if key.name != ".".join(written) and score >= _LEAST]
+    likely = [(_likeness(written, key, beside), _likeness_of_path(written, key), key) for key in keys_of(cls)]
+    # Keys of one name: the one that stands as deep as what was written, then the likest path, then the first.
+    likely.sort(key=lambda entry: (-entry[0], abs(entry[2].depth - len(written)), -entry[1]))
+    scored = [
+        (score + path, key) for score, path, key in likely if key.name != ".".join(written) and score + path >= _LEAST
+    ]
     if not scored:
         return f"valid: {', '.join(beside)}"
     most, best = scored[0]
@@ -116,7 +121,6 @@ def settings_in(annotation: Any) -> list[type[BaseModel]]:
 def _likeness(written: Sequence[str], key: Key, beside: Sequence[str]) -> float:
     """0 to about 2: equal names, then names that mean the same, then names that look the same."""
     leaf, parts = written[-1].lower().replace("-", "_"), key.name.split(".")
-    path = difflib.SequenceMatcher(None, ".".join(written), key.name).ratio()
     score = difflib.SequenceMatcher(None, leaf, key.leaf).ratio() - 0.2
     if leaf == key.leaf:
         score = 1.5
@@ -125,7 +129,12 @@ def _likeness(written: Sequence[str], key: Key, beside: Sequence[str]) -> float:
     if len(written) > 1 and parts[-len(written) :] == list(written):
         score += 0.5
     is_beside = parts[:-1] == list(written[:-1]) and key.leaf in beside
-    return score + 0.2 * path + 0.2 * is_beside - 0.3 * (key.conditional and not is_beside)
+    return score + 0.2 * is_beside - 0.3 * (key.conditional and not is_beside)
+
+
+def _likeness_of_path(written: Sequence[str], key: Key) -> float:
+    """0 to 0.2."""
+    return 0.2 * difflib.SequenceMatcher(None, ".".join(written), key.name).ratio()
 
 
 def _values(annotation: Any) -> str:

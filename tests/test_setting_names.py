@@ -47,6 +47,17 @@ def test_what_is_always_there_comes_before_what_may_be():
     assert hint(Top, ["rate"], ["deep", "optional", "size"]) == "did you mean 'deep.rate'? (how much of it)"
 
 
+def test_a_name_deep_inside_comes_after_those_above_it():
+    class Around(Settings):
+        """Settings with the same ones further in."""
+
+        top: Top = Top()
+        the_same_once_more: Deep = Deep()
+
+    found = hint(Around, ["rates"], ["top", "the_same_once_more"])
+    assert found == "did you mean 'the_same_once_more.rate'? (how much of it)"
+
+
 def test_nothing_alike_lists_what_is_valid():
     assert hint(Top, ["zzzz"], ["deep", "size"]) == "valid: deep, size"
 

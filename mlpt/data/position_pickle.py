@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mlpt.data.files import one_line, readable_errors
 from mlpt.errors import UserError
+from mlpt.outputs import new_file
 
 Positions = NDArray[np.int64]  # (k,), or () where the published code squeezed the only one
 
@@ -261,19 +262,21 @@ def write_positions(
             tokens too).
     The opcodes are those of protocol 3 under NumPy's old module name, for the Python and NumPy of 2021 as for today's.
     """
-    partial = Path(f"{file}.partial")
     count = 0
-    with readable_errors(str(file), "write"):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
-            stream.write(_HEAD)
-            for index, positions in items:
-                shape = () if single == "published" and positions.size == 1 else (positions.size,)
-                stream.write(_item(index, np.ascontiguousarray(positions, dtype="<i8").reshape(shape)))
-                count += 1
-            stream.write(b".")
-        partial.replace(file)
+    with readable_errors(str(file), "write"), new_file(Path(file)) as stream:
+        stream.write(_HEAD)
+        for index, positions in items:
+            shape = () if single == "published" and positions.size == 1 else (positions.size,)
+            stream.write(_item(index, np.ascontiguousarray(positions, dtype="<i8").reshape(shape)))
+            count += 1
+        stream.write(b".")
     return count
+
+
+def is_written_here(file: Path) -> bool:
+    """True for a file that `write_positions` has written, not one that other programs have."""
+    with readable_errors(str(file), "read"), open(file, "rb") as stream:
+        return stream.read(len(_HEAD)) == _HEAD
 
 
 # Memo: 0 _reconstruct, 1 its arguments, 2 the dtype. The dictionary is below them on the stack when items are set.

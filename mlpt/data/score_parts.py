@@ -4,36 +4,66 @@
 questioning goes on with the parts that answer it. `manifest.json`, written last, makes the folder readable.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mlpt.data.files import filesystem, is_local
 from mlpt.data.manifest import MANIFEST, ShardEntry
 from mlpt.data.store import Store
 from mlpt.data.token_scores import QUESTION, Part, Question, ScoresManifest, parse
 from mlpt.errors import UserError
+from mlpt.outputs import SCORES, check_folder, check_names, growing_folder, named
 
 Scores = Mapping[str, NDArray[np.float16]]  # metric -> (rows, block_size)
+
+
+def check_place(out: str, overwrite: bool = False) -> None:
+    """Raise UserError where scores may not go: the folder or URI `out` holds anything but scores of tokens."""
+    fs, inner = filesystem(named(out))
+    if is_local(fs):
+        check_folder(inner, SCORES, overwrite, resumes=True)
+        return
+    if overwrite:
+        raise UserError(f"--overwrite replaces folders of this machine, not {out}; name another place")
+    store = Store(out)
+    check_names(out, store.names(""), store.has, SCORES, resumes=True)
+
+
+@contextlib.contextmanager
+def scores_place(out: str, overwrite: bool = False) -> Iterator[Store]:
+    """Where the scores of one question grow: new or empty, or with some of them, for `begin` to see whether they are
+    of the same question. A folder is this process's alone. `overwrite`: earlier scores go once the new ones are there.
+
+    Raises UserError as `check_place` does.
+    """
+    check_place(out, overwrite)
+    fs, inner = filesystem(out)
+    if is_local(fs):
+        with growing_folder(inner, SCORES, overwrite) as folder:
+            yield Store(str(folder))
+    else:
+        yield Store(out)
 
 
 def begin(store: Store, question: Question) -> dict[int, Part]:
     """Write down what is asked, or go on with it: the committed parts, by number; damaged ones are not among them.
 
-    Raises UserError where the folder holds something else, or the answer to another question.
+    Raises UserError where the folder holds the answer to another question.
     """
     text = store.read(QUESTION)
     if text is None:
-        if foreign := [name for name in store.names("") if name != "parts"]:
-            raise UserError(f"{store.uri} is not empty (it holds {foreign[0]}); name a new folder")
         store.write(QUESTION, question.model_dump_json(indent=1).encode())
         return {}
     asked = parse(Question, text, f"{store.uri}/{QUESTION}")
     if asked != question:
         raise UserError(
-            f"{store.uri} holds scores of {_difference(asked, question)}; name another folder, or remove this one"
+            f"{store.uri} holds scores of {_difference(asked, question)}; name a new folder, or replace it with "
+            "--overwrite"
         )
     committed = (read_part(store, question, number) for number in range(question.parts))
     return {part.number: part for part in committed if part is not None}

@@ -7,6 +7,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -87,6 +88,11 @@ class Store:
         except FileNotFoundError:
             return []
         return sorted({PurePosixPath(path).name for path in paths} - {PurePosixPath(self._path(folder)).name})
+
+    def has(self, pattern: str) -> bool:
+        """True if there is an object or folder of this name; its last part may be a pattern."""
+        folder, _, name = pattern.rpartition("/")
+        return any(fnmatch(there, name) for there in self.names(folder))
 
     def remove(self, name: str) -> None:
         """Remove an object, or all objects of a folder; fine if there is none."""

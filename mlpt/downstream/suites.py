@@ -15,7 +15,7 @@ from mlpt.downstream.probes import DomainProbe, TaskProbe, WordProbe
 from mlpt.downstream.subject import load_subject
 from mlpt.downstream.suite import Suite
 from mlpt.downstream.suite_report import over_models
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 from mlpt.settings import load_settings, merge, parse_overrides
 from mlpt.tasks import TASKS
 
@@ -140,9 +140,9 @@ def _find(name: str) -> tuple[type[Suite], dict[str, Any]]:
         raise UserError(f"there is no suite '{name}'; {hint}")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # it is somebody's own code
         raise UserError(
-            f"cannot import the suite {name} ({error}); is its package installed or on PYTHONPATH?"
+            f"cannot import the suite {name} ({one_line(error)}); is its package installed or on PYTHONPATH?"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Suite)):
         raise UserError(f"{name} is no suite: it must be a subclass of mlpt.downstream.suite.Suite")

@@ -4,7 +4,7 @@ A result goes into a new or an empty place; with `--overwrite` also into that of
 which stays until the new one is there.
 """
 
-from mlpt.outputs.files import check_file, is_json_of, read_json, write_file, write_json
+from mlpt.outputs.files import check_file, is_json_of, new_file, read_json, write_file, write_json
 from mlpt.outputs.folders import (
     check_folder,
     check_names,
@@ -14,7 +14,7 @@ from mlpt.outputs.folders import (
     new_folder,
     taken_folder,
 )
-from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SWEEP, Kind
+from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SCORES, SWEEP, Kind
 from mlpt.outputs.places import named
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "MASKS",
     "MULTITASK",
     "RUN",
+    "SCORES",
     "SWEEP",
     "Kind",
     "check_file",
@@ -34,6 +35,7 @@ __all__ = [
     "is_json_of",
     "is_there",
     "named",
+    "new_file",
     "new_folder",
     "read_json",
     "taken_folder",

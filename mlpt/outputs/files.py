@@ -1,10 +1,11 @@
 """The rule for files: a new one, or with `--overwrite` an earlier result of the same command."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlpt.errors import UserError, one_line
 from mlpt.outputs.places import absolute, check_writable, said
@@ -60,10 +61,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a whole file, or leave the one that was there. Raises `OSError`."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written in pieces: it is there when the block has ended well. Raises `OSError`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

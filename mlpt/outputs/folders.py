@@ -77,13 +77,16 @@ def new_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool, mark:
 def growing_folder(
     place: str | os.PathLike[str], kind: Kind, overwrite: bool, files: Mapping[str, str] | None = None
 ) -> Iterator[Path]:
-    """The folder of a result that the same command may go on with later; with `overwrite` it begins anew.
+    """The folder of a result that the same command may go on with later; with `overwrite` it begins anew. For this
+    process alone.
 
     files  what is written into a new one first, and says what was asked.
     """
     path = check_folder(place, kind, overwrite, resumes=True)
     if is_there(path, kind) and not overwrite:
-        yield path
+        with _alone_in(path):
+            yield path
+            forget_replaced(path)
         return
     with taken_folder(path, kind, overwrite):
         for name, text in (files or {}).items():

@@ -63,6 +63,12 @@ BLOCKS = Kind(
     results=("manifest.json",),
     contents=("manifest.json", "manifest.json.unfinished", "shards", "tokenizer"),
 )
+SCORES = Kind(
+    "scores of tokens",
+    marks=("question.json", "question.json.partial"),
+    results=("manifest.json", "parts/*"),
+    contents=("question.json*", "manifest.json*", "parts"),
+)
 MASKS = Kind(
     "masks",
     marks=("sparsity.json", "*_mask.npy"),

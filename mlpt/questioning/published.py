@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import absolute
+from mlpt.data.files import file_sha256
 from mlpt.data.position_pickle import Positions, read_positions, write_positions
-from mlpt.data.score_parts import begin, finish, write_part
+from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
 from mlpt.data.store import Store
 from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.errors import UserError
@@ -24,26 +24,29 @@ def import_positions(
     blocks: Blocks,
     out: str,
     beyond: Literal["refuse", "drop"] = "refuse",
+    overwrite: bool = False,
 ) -> TokenScores:
     """Token scores in `out` from pickles of {block index: positions}; later files over earlier ones.
 
     A block's index is its row: the file must be of these very blocks. One position counts alike as shape () and (1,);
     blocks with no position, or missing from the files, have no hard token.
-    beyond  a position at or after the end of its block's text: `refuse` the file, or `drop` the whole block's
-            positions, which is what the published training makes of it (its lookup fails, and it masks at random).
+    beyond     a position at or after the end of its block's text: `refuse` the file, or `drop` the whole block's
+               positions, which is what the published training makes of it (its lookup fails, and it masks at random).
+    overwrite  earlier scores in `out` are replaced.
     """
+    check_place(out, overwrite)
     found = read_positions(files)
     if outside := [index for index in found if not 0 <= index < len(blocks)]:
         raise UserError(
             f"{files[0]} marks tokens of block {outside[0]}, and {blocks.folder} has {len(blocks)} in its "
             f"{blocks.split} split: it is of other blocks"
         )
-    names = [Path(file).name for file in files]
-    question = Question.of(blocks, None, {METRIC: 0.5}, {"files": names, "beyond": beyond})
+    hashes = {Path(file).name: file_sha256(str(file)) for file in files}
+    question = Question.of(blocks, None, {METRIC: 0.5}, {"files": hashes, "beyond": beyond})
     fitting = _within(question, blocks, found, beyond)
-    store = Store(absolute(out))
-    begin(store, question)
-    finish(store, question, _parts(store, question, blocks, fitting))
+    with scores_place(out, overwrite) as store:
+        begin(store, question)
+        finish(store, question, _parts(store, question, blocks, fitting))
     return TokenScores.open(out, blocks)
 
 

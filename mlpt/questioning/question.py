@@ -1,24 +1,21 @@
 """Questioning a split: parts of rows scored anywhere, written whole, and made readable by a manifest at the end."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import absolute, readable_errors
-from mlpt.data.score_parts import begin, finish, write_part
-from mlpt.data.store import Store, is_uri
+from mlpt.data.files import absolute
+from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
+from mlpt.data.store import Store
 from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.data.tokenizers import load_tokenizer
-from mlpt.errors import UserError
 from mlpt.models.config import check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.questioning.config import QuestionConfig
@@ -52,23 +49,27 @@ Run = Callable[[Task, list[int]], Iterable[Part]]  # scores the parts of these n
 
 
 def question(
-    config: QuestionConfig, run: Run | None = None, progress: Progress = lambda now, done, total: None
+    config: QuestionConfig,
+    run: Run | None = None,
+    progress: Progress = lambda now, done, total: None,
+    overwrite: bool = False,
 ) -> TokenScores:
     """Score every token of a split and leave the scores in `config.out`; what an earlier call committed is kept.
 
-    run  scores parts elsewhere than in this process.
+    run        scores parts elsewhere than in this process.
+    overwrite  earlier scores in the folder are replaced.
 
     Raises UserError for a model without a language-modelling head or of another vocabulary, blocks that can't be read,
     a folder with something else or with the answer to another question, a full disk.
     """
+    check_place(config.out, overwrite)
     blocks = Blocks.open(config.blocks, config.split)
     encoder = load_encoder(config.model, {}, complete=True).eval()
     _check_fit(config.model, encoder, blocks)
     config = config.model_copy(update={"out": absolute(config.out)})
     asked = Question.of(blocks, model_digest(encoder), config.thresholds(), config.decisive())
     task = Task(config, asked, blocks, encoder.config, _weights(encoder.backbone))
-    store = Store(config.out)
-    with _alone(config.out):
+    with scores_place(config.out, overwrite) as store:
         parts = begin(store, asked)
         waiting = [number for number in range(asked.parts) if number not in parts]
         before = done = sum(part.entry.rows for part in parts.values())
@@ -101,26 +102,3 @@ def _weights(backbone: nn.Module) -> dict[str, NDArray[Any]]:
     """Of the state dict, each tensor once: a tied one goes with the other."""
     unique = {id(value): (name, value) for name, value in backbone.state_dict(keep_vars=True).items()}
     return {name: value.detach().numpy() for name, value in unique.values()}
-
-
-@contextmanager
-def _alone(out: str) -> Iterator[None]:
-    """One process at a time writes to a local folder. Raises UserError for the second."""
-    if is_uri(out):
-        yield
-        return
-    with readable_errors(out, "write"):
-        if Path(out).is_file():
-            raise UserError(f"{out} is a file; name a folder")
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{out.rstrip('/')}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"another process is questioning into {out}; wait for it, or name another folder"
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()

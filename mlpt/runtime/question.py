@@ -9,6 +9,7 @@ import torch
 
 from mlpt.config import RuntimeConfig
 from mlpt.data.files import one_line
+from mlpt.data.score_parts import check_place
 from mlpt.data.token_scores import Part, TokenScores
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
@@ -21,15 +22,20 @@ _encoders: dict[str, Encoder] = {}  # of this worker process: the one it scored 
 
 
 def question_on_ray(
-    config: QuestionConfig, runtime: RuntimeConfig, progress: Progress, say: Callable[[str], None] = print
+    config: QuestionConfig,
+    runtime: RuntimeConfig,
+    progress: Progress,
+    say: Callable[[str], None] = print,
+    overwrite: bool = False,
 ) -> TokenScores:
     """`question` by as many tasks at a time as the runtime has workers, each with a worker's CPUs and GPUs.
 
     On a cluster, `config.blocks` and `config.out` must be folders or URIs that every node reaches.
     """
+    check_place(config.out, overwrite)
     with ray_session(runtime, needed_cpus(runtime, with_learner=False)):
         check_resources(runtime, with_learner=False, say=say)
-        return question(config, partial(_run, runtime=runtime), progress)
+        return question(config, partial(_run, runtime=runtime), progress, overwrite)
 
 
 def _run(task: Task, waiting: list[int], runtime: RuntimeConfig) -> Iterator[Part]:

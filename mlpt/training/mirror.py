@@ -36,10 +36,15 @@ class Remote:
     uri: str
     run_id: str
 
+    @property
+    def place(self) -> Path:
+        """Where this machine's working folder of the run is, or would be."""
+        digest = hashlib.blake2b(f"{self.uri} {self.run_id}".encode(), digest_size=8).hexdigest()
+        return cache_directory() / "runs" / digest
+
     def folder(self) -> Path:
         """This machine's working folder of the run, made if needed, for its owner only."""
-        digest = hashlib.blake2b(f"{self.uri} {self.run_id}".encode(), digest_size=8).hexdigest()
-        path = cache_directory() / "runs" / digest
+        path = self.place
         with readable_errors(str(path), "write"):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("checkpoints", "logs", "policies"):

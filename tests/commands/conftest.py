@@ -73,6 +73,7 @@ def _write_texts() -> None:
     Path("short.txt").write_text("too little\n")
     Path("image.png").write_bytes(b"\x89PNG\r\n")
     Path("recipe.yaml").write_text(json.dumps(SETTINGS))  # JSON is YAML
+    Path("cloze.jsonl").write_text('{"text": "the model [MASK] a line", "answer": "reads"}\n')
     rows = [f"{WORDS.format(number)}\t{number % 2}" for number in range(64)]
     Path("rows.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
 
@@ -88,6 +89,10 @@ def _write_results() -> None:
         ["prune", "run", "--sparsity", "0.5", "--structured", "heads", "--out", "heads.npy"],
         ["export", "run", "--out", "exported"],
         ["evaluate", "run", "--batches", "1", "--json", "evaluated.json"],
+        ["evaluate", "run", "--suite", "cloze=cloze.jsonl", "--json", "known.json"],
+        ["question", "run", "blocks", "--out", "scores", "--split", "dev", "metrics=random"],
+        ["hard-tokens", "export", "scores", "hard.pkl"],
+        ["hard-tokens", "import", "hard.pkl", "--blocks", "blocks", "--split", "dev", "--out", "imported"],
     ):
         assert mlpt(words) == 0, words
 
@@ -102,6 +107,7 @@ def _write_damaged() -> None:
     cut("run", "cut run", "config.yaml")
     cut("blocks", "cut blocks", "manifest.json")
     cut("masks", "cut masks", "masks.safetensors")
+    cut("scores", "cut scores", "manifest.json")
     shutil.copytree("run", "unfinished run")
     for name in ("model", "checkpoints"):
         shutil.rmtree(f"unfinished run/{name}")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlpt import outputs
@@ -22,6 +24,10 @@ REPLACING = [
     ("prune run --sparsity 0.5 --structured heads --method random --seed 3", "--out", "heads.npy", ""),
     ("export run --masks masks", "--out", "exported", "config.json"),
     ("evaluate run --batches 2", "--json", "evaluated.json", ""),
+    ("evaluate run --suite cloze=cloze.jsonl", "--json", "known.json", ""),
+    ("question run blocks metrics=random seed=1", "--split dev --out", "scores", "manifest.json"),
+    ("hard-tokens import hard.pkl --blocks blocks --beyond drop", "--split dev --out", "imported", "manifest.json"),
+    ("hard-tokens export scores", "--threshold 0.5", "hard.pkl", ""),
 ]
 
 
@@ -64,6 +70,27 @@ def test_a_fine_tuning_goes_on_where_it_was_and_begins_anew_on_request(own_works
     assert json.loads(results.read_text()) == first
     assert own_workspace.run(f"{line} batch_size=16 --overwrite").code == 0
     assert json.loads(results.read_text()) != first
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("question run blocks --out scores --split dev metrics=random", "scores"),
+        ("hard-tokens import hard.pkl --blocks blocks --split dev --out imported", "imported"),
+    ],
+)
+def test_the_same_command_finds_its_scores_and_finishes_those_that_are_not(own_workspace, line, place):
+    folder = own_workspace.folder / place
+    whole = (folder / "manifest.json").read_bytes()
+    assert own_workspace.run(line).code == 0
+    (folder / "manifest.json").unlink()  # as a kill before its end leaves it
+    assert own_workspace.run(line).code == 0
+    assert (folder / "manifest.json").read_bytes() == whole
+    (own_workspace.folder / "hard.pkl").write_bytes(pickle.dumps({0: np.array([3])}))
+    if "import" in line:  # another file of that name
+        refused = own_workspace.run(line)
+        assert refused.code == 2
+        assert "--overwrite" in refused.err
 
 
 def test_a_fine_tuning_that_cannot_begin_leaves_nothing(workspace):

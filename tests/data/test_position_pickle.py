@@ -77,7 +77,7 @@ def test_several_files_are_merged_the_later_over_the_earlier(tmp_path):
 
 @pytest.mark.parametrize(("single", "shape"), [("array", (1,)), ("published", ())])
 def test_what_is_written_python_reads_and_so_do_we(tmp_path, single, shape):
-    path = tmp_path / "out" / "masks.pkl"
+    path = tmp_path / "masks.pkl"
     assert write_positions(((key, np.atleast_1d(value)) for key, value in PUBLISHED.items()), path, single) == 5
     expected = {key: np.reshape(value, shape) if np.size(value) == 1 else value for key, value in PUBLISHED.items()}
     same(pickle.loads(path.read_bytes()), expected)

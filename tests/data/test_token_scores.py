@@ -12,7 +12,7 @@ import pytest
 from mlpt.data.blocks import Blocks
 from mlpt.data.files import filesystem
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.data.score_parts import begin, finish, read_part, write_part
+from mlpt.data.score_parts import begin, check_place, finish, read_part, scores_place, write_part
 from mlpt.data.store import Store
 from mlpt.data.token_scores import Question, TokenScores
 from mlpt.errors import UserError
@@ -230,12 +230,26 @@ def test_a_folder_with_another_answer_is_not_gone_on_with(blocks, tmp_path, chan
     assert one_line(error)
 
 
-def test_a_folder_of_something_else_is_left_alone(blocks, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"not empty \(it holds thesis.txt\)") as error:
-        begin(Store(str(tmp_path)), ask(blocks))
+@pytest.mark.parametrize("at_uri", [False, True])
+def test_a_place_of_something_else_is_left_alone(tmp_path, at_uri):
+    place = "memory://places/one" if at_uri else str(tmp_path)
+    Store(place).write("thesis.txt", b"years of work")
+    with pytest.raises(UserError, match=r"not empty \(it holds thesis.txt\)") as error, scores_place(place):
+        pass
     assert one_line(error)
-    assert os.listdir(tmp_path) == ["thesis.txt"]
+    assert Store(place).names("") == ["thesis.txt"]
+
+
+def test_scores_at_a_uri_are_gone_on_with_and_never_replaced(blocks):
+    place = "memory://places/two"
+    for numbers in ([0, 1], []):
+        with scores_place(place) as store:
+            assert sorted(begin(store, ask(blocks))) == ([] if numbers else [0, 1])
+            for number in numbers:
+                write_part(store, ask(blocks), number, drawn(ask(blocks), number), 3200)
+    with pytest.raises(UserError, match="--overwrite replaces folders of this machine") as error:
+        check_place(place, overwrite=True)
+    assert one_line(error)
 
 
 @pytest.mark.parametrize(

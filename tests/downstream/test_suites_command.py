@@ -59,9 +59,11 @@ def test_masks_are_applied_before_measuring(models, tmp_path):
     masks = prune(str(models[0]), "magnitude", 0.9, str(masked), modules="encoder")["file"]
     zeroed = export_files(str(models[0]), str(tmp_path / "zeroed"), masks)["folder"]
     found = []
-    for words in ([models[0], "--masks", masks], [masked], [zeroed], [models[0]], [masked, "--dense"]):
-        mlpt("evaluate", *words, "--suite", f"cloze={tmp_path / 'cloze.jsonl'}", "--json", tmp_path / "a.json")
-        found.append(scores(tmp_path / "a.json"))
+    several = [models[0], "--masks", masks], [masked], [zeroed], [models[0]], [masked, "--dense"]
+    for number, words in enumerate(several):
+        file = tmp_path / f"{number}.json"
+        mlpt("evaluate", *words, "--suite", f"cloze={tmp_path / 'cloze.jsonl'}", "--json", file)
+        found.append(scores(file))
     assert found[0] == found[1] == found[2]
     assert found[3] == found[4] != found[0]
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from real_runs import TINY, Mlpt
+from real_runs import TEXT, TINY, Mlpt
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def tiny_text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny(tiny_text):
     """Settings of a run that takes seconds."""
-    return [f"data.source={tiny_text}", *TINY]
+    return [f"data.source={tiny_text}", *TEXT, *TINY]
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TEXT = ["data.vocab_size=300", "data.block_size=32"]  # for text that is not prepared yet
 TINY = [
-    "data.vocab_size=300",
-    "data.block_size=32",
     "model.hidden_size=32",
     "model.layers=1",
     "model.heads=2",

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from mlpt.cli import app
 from mlpt.data.blocks import Blocks
+from mlpt.data.prepare import DataConfig, prepare
+from mlpt.data.score_parts import scores_place
 from mlpt.data.token_scores import TokenScores
 from mlpt.errors import UserError
 from mlpt.models.config import ModelConfig
@@ -28,6 +30,14 @@ from mlpt.questioning.question import question
 from mlpt.questioning.scoring import model_digest, score_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def small_blocks(tmp_path_factory):
+    """Prepared blocks as other tests have them, and fewer: every test here scores them all."""
+    folder = str(tmp_path_factory.mktemp("blocks") / "docs")
+    prepare(DataConfig(max_bytes=100_000, vocab_size=512, block_size=32, dev_share=0.1, workers=1), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,7 @@ def test_a_stopped_questioning_goes_on_without_scoring_a_block_twice(config, mon
     assert again.manifest == scores.manifest
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(config, tmp_path):
     """SIGKILL between two parts, or within one: what is committed stays, and is not written again."""
     script = (
@@ -138,9 +149,14 @@ def test_the_scores_may_lie_at_a_uri(config):
 
 
 def test_two_processes_do_not_write_into_one_folder(config):
-    with asking._alone(config.out), pytest.raises(UserError, match="another process is questioning") as error:
-        question(config)
-    assert "\n" not in str(error.value)
+    for _ in range(2):  # new, then half-way
+        with scores_place(config.out) as store:
+            store.write("question.json", b"{}")
+            store.write("parts/000000.arrow", b"a part")
+            with pytest.raises(UserError, match="another process is writing to") as error:
+                question(config)
+            assert "\n" not in str(error.value)
+    assert [path.name for path in Path(config.out).parent.iterdir()] == ["scores"]
 
 
 def test_a_task_sent_elsewhere_has_the_same_model(config, small_blocks):
@@ -234,7 +250,7 @@ def test_scores_go_out_as_the_published_file_and_come_back(config, small_blocks,
     rows = np.arange(len(scores))
     threshold = 0.95  # of 32 tokens: often none, one or two
     hard = positions_of(scores, rows, threshold)
-    file = tmp_path / "token_mask" / "token_masks_merge.pkl"
+    file = tmp_path / "token_masks_merge.pkl"
     assert export_positions(scores, file, threshold, single=single) == sum(map(len, hard))
     published = pickle.loads(file.read_bytes())
     assert list(published) == rows.tolist()
