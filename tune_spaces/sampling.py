@@ -18,9 +18,7 @@ def settings(point: Settings) -> dict[str, object]:
         mixture = {"rule": "fixed", "weights": {"mlm": 1.0}}
     elif rule == "mometas":
         mixture |= {"lr": point["meta_lr"], "gamma": point["gamma"]}
-    elif rule == "hypergradient":
-        mixture |= {"lr": point["meta_lr"], "floor": point["floor"]}
-    elif rule == "famo":
+    elif rule in ("hypergradient", "famo"):
         mixture |= {"lr": point["meta_lr"], "floor": point["floor"]}
     return {
         "meta.rules.mixture": mixture,
