@@ -72,8 +72,11 @@ def test_the_base_itself_and_a_registered_class_have_paths_too():
         ("brought_shapes.more:SIZE", "is not a subclass of"),
         ("brought_shapes.less:Star", "cannot import brought_shapes.less (No module named 'brought_shapes.less')"),
         ("brought_shapes.torn:Star", "cannot import brought_shapes.torn (No module named 'no_such_package_at_all')"),
-        ("brought_shapes.mistyped:Star", "cannot import brought_shapes.mistyped (invalid syntax"),
-        ("brought_shapes.failing:Star", "cannot import brought_shapes.failing (needs a licence"),
+        ("brought_shapes.mistyped:Star", "cannot import brought_shapes.mistyped (SyntaxError: invalid syntax"),
+        (
+            "brought_shapes.failing:Star",
+            "cannot import brought_shapes.failing (RuntimeError: needs a licence and a key)",
+        ),
         ("nowhere:Star", "cannot import nowhere (No module named 'nowhere'); is it on PYTHONPATH?"),
         (":Star", "shape ':Star'"),
         ("brought_shapes.more:", "shape 'brought_shapes.more:'"),
