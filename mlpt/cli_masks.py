@@ -114,15 +114,21 @@ def convert(
         "weight"
     ),
     model: Annotated[str | None, typer.Option(help="the base model, whose hash a file of ours then carries")] = None,
+    another_base: Annotated[
+        bool, typer.Option("--another-base", help="with --model: the masks were made for other weights of these shapes")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Masks from one format to the other: bits with a description, or a published dict of bool tensors."""
     from mlpt.saved import resolve_model
     from mlpt.sparsity import commands
 
+    if another_base and model is None:
+        raise UserError("--another-base says for which weights the masks are meant; name them by --model")
     chosen: Any = f".{one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
     with _place_of_masks(out, overwrite) as place:
-        made = commands.convert(file, str(place), chosen, None if model is None else resolve_model(model, say))
+        base = None if model is None else resolve_model(model, say)
+        made = commands.convert(file, str(place), chosen, base, another_base)
     say(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
 
 

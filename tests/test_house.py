@@ -38,11 +38,13 @@ HEIGHT = {
     "runtime": 9,
     "launch": 10,
     "bench": 11,
+    "studies": 11,
     "cli_options": 12,
     "cli_masks": 12,
     "cli_finetune": 12,
     "cli_suites": 12,
     "cli_question": 12,
+    "cli_study": 12,
     "cli": 12,
     "__main__": 13,
 }

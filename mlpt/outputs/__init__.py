@@ -14,7 +14,7 @@ from mlpt.outputs.folders import (
     new_folder,
     taken_folder,
 )
-from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SCORES, SWEEP, Kind
+from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
 from mlpt.outputs.places import named
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "MULTITASK",
     "RUN",
     "SCORES",
+    "STUDY",
     "SWEEP",
     "Kind",
     "check_file",

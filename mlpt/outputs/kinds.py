@@ -57,6 +57,12 @@ MULTITASK = Kind(
         "predictions",
     ),
 )
+STUDY = Kind(
+    "a study",
+    marks=("declared.json",),
+    results=("runs/*", "measured/*"),
+    contents=(*("declared.json", "study.json", "study.md", "runs", "measured", "asked", "logs", "blocks", "features"),),
+)
 BLOCKS = Kind(
     "prepared text",
     marks=("manifest.json", "manifest.json.unfinished", "shards"),

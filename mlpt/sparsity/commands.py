@@ -105,17 +105,20 @@ def show(files: Sequence[str]) -> list[dict[str, Any]]:
     return [{"file": name, **load_masks(name).description.model_dump(mode="json")} for name in described]
 
 
-def convert(file: str, out: str, suffix: Suffix = ".weight", model: str | None = None) -> dict[str, Any]:
+def convert(
+    file: str, out: str, suffix: Suffix = ".weight", model: str | None = None, another_base: bool = False
+) -> dict[str, Any]:
     """Write the masks in `file` to `out`: a published `.pt`, or this project's format (a `.safetensors` or a folder).
 
     suffix  of the keys in a `.pt`: `.weight` as the published mask training writes them, `.weight_mask` as its pruning.
     model   the base model (folder or hub name) whose hash a file of this project's format then carries; a published
             file names none.
+    another_base  the masks were made for other weights of the same shapes, such as those that trained along with them.
     Returns {file, density, matrices}. Raises `UserError` where the masks are of another model.
     """
     source, target = load_masks(file), Path(out)
     if model is not None:
-        source = _of_base(source, model)
+        source = _of_base(source, model, another_base)
     if target.suffix == ".pt":
         save_published(source.masks, target, suffix)
     else:
@@ -123,10 +126,10 @@ def convert(file: str, out: str, suffix: Suffix = ".weight", model: str | None =
     return {"file": str(target), "density": source.description.density, "matrices": len(source.masks)}
 
 
-def _of_base(file: MaskFile, model: str) -> MaskFile:
+def _of_base(file: MaskFile, model: str, another_base: bool) -> MaskFile:
     encoder = load_encoder(model, {})
     add_pooler(encoder, pretrained_pooler(model))
-    fit(file, encoder)
+    fit(file, encoder, check_base=not another_base)
     known = file.description.model_dump(include={"method", "sparsity", "seed", "step"})
     return MaskFile.of(file.masks, base=model, base_hash=base_hash(encoder, list(file.masks)), **known)
 

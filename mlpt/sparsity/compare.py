@@ -8,10 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from mlpt.errors import UserError
@@ -96,24 +95,6 @@ def distances(
         mean = similarity(reference, masks, pairing).mean
         rows.append({"step": step, "similarity": mean, "distance": 1 - mean})
     return rows
-
-
-def correlation(losses: Sequence[float], scores: Sequence[float]) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation of pretraining losses with downstream scores of the same masks.
-
-    A coefficient is None where one side is constant. Raises `UserError` with fewer than three masks.
-    """
-    if len(losses) != len(scores) or len(losses) < 3:
-        raise UserError(
-            f"a correlation needs a loss and a score of three masks or more, not {len(losses)}, {len(scores)}"
-        )
-    constant = len(set(losses)) == 1 or len(set(scores)) == 1
-    return {
-        "pearson": None if constant else float(stats.pearsonr(losses, scores).statistic),
-        "spearman": None if constant else float(stats.spearmanr(losses, scores).statistic),
-        "masks": len(losses),
-        "points": [{"loss": loss, "score": score} for loss, score in zip(losses, scores, strict=True)],
-    }
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> None:

@@ -237,7 +237,7 @@ class Loop:
         if not self.config.evaluate_every or self.step % self.config.evaluate_every:
             return False
         losses = self._evaluate("dev")
-        self._record(tracker, {"dev": losses})
+        self._record(tracker, {"dev": losses, "seconds": self.training.seconds})
         self.tell({"event": "evaluation", "step": self.step, "dev": losses})
         score = self.work.target_loss(losses)
         is_best = math.isfinite(score) and (self._best is None or score < self._best)

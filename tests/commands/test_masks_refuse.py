@@ -67,6 +67,7 @@ MASKS = [
     ("masks convert masks masks.pt", "masks.pt exists; name a new file"),
     ("masks convert masks user", "is not masks that mlpt made"),
     ("masks convert masks new.pt --suffix mask", "--suffix is one of"),
+    ("masks convert masks new.pt --another-base", "name them by --model"),
     ("masks nothing", "no such command 'nothing'; see `mlpt masks --help`"),
 ]
 

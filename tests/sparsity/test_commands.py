@@ -193,3 +193,16 @@ def test_a_head_mask_among_masks_of_weights_is_said_to_be_one(model, tmp_path):
     heads = prune(model, "magnitude", 0.5, str(tmp_path), structured="heads")["file"]
     with pytest.raises(UserError, match="is a mask of heads or neurons"):
         compare_files([heads, heads])
+
+
+def test_masks_of_weights_that_trained_along_go_onto_others_only_when_asked(model, tmp_path):
+    """The bits stay; the hash becomes that of the weights they are meant for, so that they can be measured there."""
+    tiny_bert(seed=1).save_pretrained(tmp_path / "other")
+    theirs = prune(str(tmp_path / "other"), "magnitude", 0.5, str(tmp_path / "theirs"))["file"]
+    with pytest.raises(UserError, match="another base model"):
+        convert(theirs, str(tmp_path / "ours"), model=model)
+    convert(theirs, str(tmp_path / "ours"), model=model, another_base=True)
+    ours, before = load_masks(tmp_path / "ours"), load_masks(theirs)
+    assert all(torch.equal(ours.masks[name], mask) for name, mask in before.masks.items())
+    own = load_masks(prune(model, "magnitude", 0.5, str(tmp_path / "own"))["file"])
+    assert ours.description.base_hash == own.description.base_hash != before.description.base_hash

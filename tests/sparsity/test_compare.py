@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlpt.errors import UserError
-from mlpt.sparsity.compare import compare, correlation, distances, jaccard, plot_comparison, similarity
+from mlpt.sparsity.compare import compare, distances, jaccard, plot_comparison, similarity
 from mlpt.sparsity.making import random_masks
 
 
@@ -74,13 +74,3 @@ def test_distance_is_one_minus_similarity_at_each_step():
     rows = distances(reference, [(100, reference), (200, {"w": bools(1, 0, 1, 0)})])
     assert rows[0] == {"step": 100, "similarity": 1.0, "distance": 0.0}
     assert rows[1] == {"step": 200, "similarity": pytest.approx(1 / 3), "distance": pytest.approx(2 / 3)}
-
-
-def test_correlation_of_losses_and_scores():
-    found = correlation([1.0, 2, 3, 4], [8.0, 6, 4, 2])
-    assert found["pearson"] == pytest.approx(-1)
-    assert found["spearman"] == pytest.approx(-1)
-    assert found["points"][0] == {"loss": 1.0, "score": 8.0}
-    assert correlation([1.0, 1, 1], [1.0, 2, 3])["pearson"] is None
-    with pytest.raises(UserError, match="three masks or more"):
-        correlation([1.0, 2], [1.0, 2])
