@@ -43,7 +43,7 @@ def value_of(measurement: Measurement, work: Work, folder: Path) -> float | None
 def why_not(measurement: Measurement, work: Work) -> str | None:
     """Why runs of this work can't have a value of the measurement; None if they can."""
     reach, score = measurement.reach, measurement.score
-    wanted = measurement.held_out or (reach and reach.of)
+    wanted = measurement.held_out if reach is None else reach.of
     if wanted is not None:
         if not isinstance(work, Pretraining):
             return f"'{work.name}' trains no objectives"

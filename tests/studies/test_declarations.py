@@ -153,7 +153,10 @@ def test_the_shipped_masks_start_from_the_same_dense_model(tmp_path):
 
 
 def test_a_grid_makes_a_cell_of_every_combination(small_blocks, tmp_path):
-    grid = {"train.optimizer.lr": [1e-3, 3e-3], "meta.rules.mixture": {"even": {"rule": "uniform"}, "exp": {"rule": "exp3"}}}
+    grid = {
+        "train.optimizer.lr": [1e-3, 3e-3],
+        "meta.rules.mixture": {"even": {"rule": "uniform"}, "exp": {"rule": "exp3"}},
+    }
     path = write(tmp_path, small_blocks, {"cells/sweep": {"grid": grid, "settings": {"train.clip": 2}}})
     cells = read_study(str(path)).declared.cells
     made = {name: cell for name, cell in cells.items() if name.startswith("sweep")}
