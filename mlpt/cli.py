@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlpt import cli_finetune, cli_masks, cli_question
+from mlpt import cli_finetune, cli_masks, cli_question, cli_report
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
@@ -39,6 +39,7 @@ for command in (
     cli_masks.evaluate,
     cli_masks.export,
     cli_finetune.finetune,
+    cli_report.report,
 ):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")

@@ -85,6 +85,7 @@ class ReportConfig(Settings):
     """What a run writes besides its results."""
 
     tensorboard: bool = True
+    html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         "auto", description="auto: a bar on a terminal, else lines"
     )

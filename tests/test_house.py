@@ -32,6 +32,7 @@ HEIGHT = {
     "recipes": 7,
     "job": 8,
     "rundir": 8,
+    "writing_up": 9,
     "prepared": 8,
     "saved": 9,
     "resuming": 9,
@@ -43,6 +44,7 @@ HEIGHT = {
     "cli_finetune": 12,
     "cli_suites": 12,
     "cli_question": 12,
+    "cli_report": 12,
     "cli": 12,
     "__main__": 13,
 }
