@@ -1,5 +1,7 @@
 """`mlpt report`, `runs` and `watch`: looking at runs. Parse, call, print."""
 
+from contextlib import suppress
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +9,7 @@ import typer
 
 from mlpt import outputs
 from mlpt.cli_options import Overwrite
-from mlpt.reporting.text import say
+from mlpt.reporting.text import plain_console, say
 
 
 def report(
@@ -30,3 +32,43 @@ def _is_report(path: Path) -> bool:
     from mlpt.reporting.report import is_report
 
     return is_report(path)
+
+
+def runs(
+    folder: Annotated[str, typer.Argument(help="a folder or URI that runs are in")] = "runs",
+    json: Annotated[bool, typer.Option("--json", help="print a list of JSON objects instead of a table")] = False,
+) -> None:
+    """The runs below a folder: state, steps, tokens, time, losses and mixture of each."""
+    from mlpt.reporting.run_list import described, find_runs, table_of
+
+    found = described(find_runs(folder))
+    if json:
+        say(dumps(found, indent=1), whole=True)
+    else:
+        console = plain_console()
+        if not console.is_terminal:  # a file has no width
+            console.width = 400
+        console.print(table_of(found, folder))
+
+
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="the folder or URI of a run, or of a sweep with --html")],
+    html: Annotated[
+        bool, typer.Option("--html", help="serve the report on this machine's loopback address, until Ctrl-C")
+    ] = False,
+    port: Annotated[int, typer.Option(help="with --html: the port; 0: one that is free", min=0, max=65535)] = 0,
+) -> None:
+    """Follow a run from any terminal, until it ends; what watches does not disturb it."""
+    if not html:
+        from mlpt.reporting.display import Display
+        from mlpt.reporting.following import follow
+
+        with Display() as display:
+            follow(run, display)
+        return
+    from mlpt.reporting.serving import ReportServer
+
+    with ReportServer([run], port) as server:
+        say(f"open {server.url} in a browser of this machine; Ctrl-C ends it", whole=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

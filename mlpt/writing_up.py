@@ -24,6 +24,7 @@ def written_up(run: RunDir, step: int, html: bool, console: Console) -> Iterator
             Store(run.remote.uri).download(HISTORY, history)
     try:
         with recorded(run.folder, step):
+            _send(run, HISTORY, console)
             yield
     finally:
         if history.exists() and run.has_begun():

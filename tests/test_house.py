@@ -13,6 +13,7 @@ HEIGHT = {
     "storage": 0,
     "setting_names": 0,
     "settings": 0,
+    "setting_list": 0,
     "outputs": 0,
     "randomness": 0,
     "logs": 0,
@@ -33,6 +34,7 @@ HEIGHT = {
     "job": 8,
     "rundir": 8,
     "writing_up": 9,
+    "planning": 9,
     "prepared": 8,
     "saved": 9,
     "resuming": 9,
@@ -45,6 +47,7 @@ HEIGHT = {
     "cli_suites": 12,
     "cli_question": 12,
     "cli_report": 12,
+    "cli_settings": 12,
     "cli": 12,
     "__main__": 13,
 }

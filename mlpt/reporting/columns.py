@@ -1,7 +1,7 @@
 """The figures of a run as columns: read from `metrics.jsonl`, put over tokens or time, thinned without losing extremes.
 
-A line of that file is any JSON object with a `step`; every number in it, however deep, becomes a column `a/b/c`. A slash
-in a name becomes a division slash, which looks alike.
+A line of that file is any JSON object with a `step`; every number in it, however deep, becomes a column `a/b/c`. A
+slash in a name becomes a division slash, which looks alike.
 """
 
 import json

@@ -74,7 +74,9 @@ def state_of(folder: Path | None, starts: list[dict[str, Any]], has_ended: bool)
         return "finished"
     if end == "stopped":
         return "stopped"
-    return "running" if folder is not None and _is_alive(folder, bool(starts)) else "stopped"
+    if folder is None:
+        return "running" if starts else "stopped"  # nobody has noted an end: whoever was killed could not
+    return "running" if _is_alive(folder, bool(starts)) else "stopped"
 
 
 def environment() -> dict[str, Any]:

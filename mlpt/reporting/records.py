@@ -20,7 +20,7 @@ from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
 
 CONFIG = "config.yaml"
-_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class Place:
@@ -116,7 +116,7 @@ def read_run(name: str, with_logs: bool = False) -> Record:
         there = "" if place.folder is None or place.folder.exists() else " (there is no such folder)"
         raise UserError(f"{name} holds no run: it has no {CONFIG}{there}; name the folder or URI of a run")
     starts = read_history(place.read(HISTORY))
-    metrics = read_metrics(place.read(_METRICS) or b"")
+    metrics = read_metrics(place.read(METRICS) or b"")
     summary = _mapping(place.read("summary.json"))
     ended = bool(summary) or bool(metrics.under("held_out"))
     return Record(
@@ -168,7 +168,7 @@ def fingerprint(places: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name in places:
         place = Place(name)
-        for file in (_METRICS, HISTORY, "summary.json"):
+        for file in (METRICS, HISTORY, "summary.json"):
             digest.update(_mark(place, file))
     return digest.hexdigest()
 
