@@ -9,7 +9,7 @@ import typer
 
 from mlpt import outputs
 from mlpt.cli_options import Overwrite
-from mlpt.reporting.text import plain_console, say
+from mlpt.reporting.text import say, show_table
 
 
 def report(
@@ -45,10 +45,7 @@ def runs(
     if json:
         say(dumps(found, indent=1), whole=True)
     else:
-        console = plain_console()
-        if not console.is_terminal:  # a file has no width
-            console.width = 400
-        console.print(table_of(found, folder))
+        show_table(table_of(found, folder), stderr=False)
 
 
 def watch(

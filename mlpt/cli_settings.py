@@ -7,7 +7,7 @@ import typer
 
 from mlpt.cli_masks import one_of
 from mlpt.errors import UserError
-from mlpt.reporting.text import plain_console, say
+from mlpt.reporting.text import say, show_table
 
 # The classes are imported when they are asked for: some of them bring Ray.
 _TREES = {
@@ -72,7 +72,7 @@ def recipes(
         table.add_column(heading)
     for one in described():
         table.add_row(*(Text(cell) for cell in (one.name, one.command, one.about)))
-    plain_console().print(table)
+    show_table(table, stderr=False)
 
 
 def complete_recipes(incomplete: str) -> list[str]:

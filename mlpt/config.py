@@ -86,6 +86,7 @@ class ReportConfig(Settings):
 
     tensorboard: bool = True
     html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
+    licence: str = Field("unknown", description="of the model, for its card: an id that hubs know, such as apache-2.0")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         "auto", description="auto: a bar on a terminal, else lines"
     )

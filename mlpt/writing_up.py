@@ -1,4 +1,4 @@
-"""What is written about a run beside its results: its history while it goes on, and its report at the end."""
+"""What is written about a run beside its results: its history while it goes on, then its report and model card."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,16 +7,19 @@ from rich.console import Console
 
 from mlpt.data.store import Store
 from mlpt.errors import UserError, one_line
+from mlpt.reporting.card import CARD, write_card
 from mlpt.reporting.history import HISTORY, REPORT, recorded
+from mlpt.reporting.records import read_run
 from mlpt.reporting.text import say
 from mlpt.rundir import RunDir
 
 
 @contextlib.contextmanager
 def written_up(run: RunDir, step: int, html: bool, console: Console) -> Iterator[None]:
-    """Keep the history of `run`, which goes on from `step`, while the block lasts; then, with `html`, make its report.
+    """Keep the history of `run`, which goes on from `step`, while the block lasts; then write its
+    model's card and, with `html`, its report.
 
-    Neither is a reason for a run to fail: what cannot be written is one line of warning.
+    None of it is a reason for a run to fail: what cannot be written is one line of warning.
     """
     history = run.folder / HISTORY
     if step and run.remote is not None and not history.exists():
@@ -29,8 +32,19 @@ def written_up(run: RunDir, step: int, html: bool, console: Console) -> Iterator
     finally:
         if history.exists() and run.has_begun():
             _send(run, HISTORY, console)
+            if (run.folder / "model" / "config.json").is_file():
+                _card(run, console)
             if html:
                 _report(run, console)
+
+
+def _card(run: RunDir, console: Console) -> None:
+    try:
+        write_card(run.folder / "model", read_run(run.name))
+    except (OSError, UserError) as error:
+        say(f"warning: no model card was written ({one_line(error)})", console)
+        return
+    _send(run, f"model/{CARD}", console)
 
 
 def _report(run: RunDir, console: Console) -> None:

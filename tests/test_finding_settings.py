@@ -1,4 +1,4 @@
-"""Finding settings: `mlpt settings`, `recipes`, `--dry-run`, `--version`, completion; what they say is what the classes say."""
+"""Finding settings: `mlpt settings`, `recipes`, `--dry-run`, `--version`, completion."""
 
 import json
 import os
