@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 
+import fsspec
 import pytest
 from made_runs import make_run
 from typer.testing import CliRunner
@@ -17,6 +18,8 @@ from mlpt.reporting.display import Display
 from mlpt.reporting.following import follow
 from mlpt.reporting.history import HISTORY, recorded
 from mlpt.reporting.records import read_run
+from mlpt.reporting.report import report_page
+from mlpt.reporting.run_list import described, find_runs
 from mlpt.reporting.serving import ReportServer
 from mlpt.reporting.text import plain_console
 
@@ -136,3 +139,19 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} cannot be used"):
             ReportServer([str(folder)], port)
+
+
+def test_a_run_at_a_uri_is_listed_and_read_like_one_in_a_folder(tmp_path):
+    folder = make_run(tmp_path / "run")
+    files = fsspec.filesystem("memory")
+    files.put(f"{folder}/", "/watched/run/", recursive=True)
+    try:
+        (there,) = described(find_runs("memory://watched"))
+        (here,) = described(find_runs(str(folder)))
+        assert there == here | {"run": "memory://watched/run"}
+        assert "Loss of mlm" in report_page(["memory://watched/run"])
+        output = io.StringIO()
+        follow("memory://watched/run", Display("lines", plain_console(file=output)))
+        assert "run is finished: 200 steps" in output.getvalue()
+    finally:
+        files.rm("/watched", recursive=True)

@@ -9,6 +9,7 @@ from mlpt.reporting.html.parts import Picture, band, course, faint, layout, look
 
 POINTS = 1200  # of a curve on a page of one run
 _MANY = 60  # values from which on a running mean is drawn over the values themselves
+_NOISY = 8  # estimates from which on their spread is drawn
 TOKENS = "tokens"
 
 
@@ -80,7 +81,7 @@ def with_noise(title: str, metrics: Metrics, columns: Mapping[str, Column], y_ti
     data, told = [], []
     for at, (name, column) in enumerate(columns.items()):
         xs, colour = metrics.tokens_at(column.steps), look(at)["color"]
-        if len(column) < 8:
+        if len(column) < _NOISY:
             data.append(trace(name, xs, column.values, look(at), mode="lines+markers"))
         else:
             window = max(5, len(column) // 20)
@@ -92,7 +93,8 @@ def with_noise(title: str, metrics: Metrics, columns: Mapping[str, Column], y_ti
             f"{name}: mean {number(float(column.values.mean()))}, standard deviation "
             f"{number(float(column.values.std()))} over {len(column)} updates, last {number(float(column.values[-1]))}."
         )
-    return Picture(title, {"data": data, "layout": layout(TOKENS, y_title)}, "\n".join(told), about)
+    shown = about if any(len(column) >= _NOISY for column in columns.values()) else ""
+    return Picture(title, {"data": data, "layout": layout(TOKENS, y_title)}, "\n".join(told), shown)
 
 
 def stacked(title: str, metrics: Metrics, columns: Mapping[str, Column], first: Mapping[str, float]) -> Picture:

@@ -159,7 +159,7 @@ def course(name: str, xs: np.ndarray, ys: np.ndarray, unit: str = "", along: str
         return f"{name}: {last}{after} throughout."
     told = [f"{name}: {first} → {last}{after}"]
     for word, at in (("least", int(np.argmin(ys))), ("largest", int(np.argmax(ys)))):
-        if at not in (0, len(ys) - 1):
+        if ys[at] not in (ys[0], ys[-1]):
             told.append(f"{word} {number(float(ys[at]))} at {number(float(xs[at]))} {along}")
     return f"{', '.join(told)}."
 
