@@ -10,7 +10,7 @@ from mlpt.errors import UserError
 from mlpt.reporting.text import say, show_table
 
 # The classes are imported when they are asked for: some of them bring Ray.
-_TREES = {
+TREES = {
     "pretrain": "mlpt.config:RunConfig",
     "prepare": "mlpt.data.config:DataConfig",
     "finetune": "mlpt.downstream.config:FinetuneConfig",
@@ -21,7 +21,7 @@ _TREES = {
 
 def settings(
     key: Annotated[str | None, typer.Argument(help="a key or a section, as train.optimizer.lr; default: all")] = None,
-    of: Annotated[str, typer.Option(help=f"the command: {', '.join(_TREES)}")] = "pretrain",
+    of: Annotated[str, typer.Option(help=f"the command: {', '.join(TREES)}")] = "pretrain",
     json: Annotated[bool, typer.Option("--json", help="print a list of JSON objects instead")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print a table for a page instead")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of a recipe, for editors")] = False,
@@ -34,8 +34,7 @@ def settings(
 
     if json + markdown + schema > 1:
         raise UserError("give one of --json, --markdown and --schema")
-    module, _, name = _TREES[one_of("of", of, tuple(_TREES))].partition(":")
-    tree: Any = getattr(import_module(module), name)
+    tree = tree_of(one_of("of", of, tuple(TREES)))
     if schema:
         if key is not None:
             raise UserError("the schema is that of the whole tree; leave the key out")
@@ -53,6 +52,12 @@ def settings(
             say(f"{entry.key}{default}  ({known})")
             if entry.meaning:
                 say(f"    {entry.meaning}")
+
+
+def tree_of(command: str) -> Any:
+    """The class that holds the settings of a command."""
+    module, _, name = TREES[command].partition(":")
+    return getattr(import_module(module), name)
 
 
 def recipes(

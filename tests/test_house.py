@@ -49,6 +49,7 @@ HEIGHT = {
     "cli_report": 12,
     "cli_settings": 12,
     "cli": 12,
+    "reference": 13,
     "__main__": 13,
 }
 
