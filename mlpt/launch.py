@@ -34,7 +34,7 @@ from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group, default_device
 from mlpt.training.mirror import fetch_log, send_log
-from mlpt.writing_up import written_up
+from mlpt.writing_up import say_report, written_up
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def pretrain(
         say("the run is finished; with train.steps=N it goes on to N steps", console)
         print_summary(finished, run.name, console)
         run.fetch_model()
+        say_report(run, console)
         return Run(run.folder, finished, run.name)
     step = newest_step(run, config, restart)
     if restart:

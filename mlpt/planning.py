@@ -13,7 +13,7 @@ from mlpt.data.manifest import Manifest, read_manifest
 from mlpt.data.store import is_uri
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.job import learns, mixture_rule
+from mlpt.job import learns
 from mlpt.models.config import hugging_face_config
 from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
@@ -24,7 +24,6 @@ _MIB = 2**20
 
 def plan(config: RunConfig) -> list[str]:
     """Lines for people. Raises `UserError` for what the run itself would refuse before its first step."""
-    mixture_rule(config)
     manifest = _manifest(config)
     length = manifest.block_size if manifest is not None else config.data.block_size
     parameters = _parameters(config, manifest, length)
@@ -40,12 +39,12 @@ def plan(config: RunConfig) -> list[str]:
 
 def _manifest(config: RunConfig) -> Manifest | None:
     """Of blocks that are there already."""
-    places = [*(config.data.sources if len(config.data.sources) == 1 else []), *filter(None, [config.blocks])]
+    places = [*(config.data.places if len(config.data.places) == 1 else []), *filter(None, [config.blocks])]
     return next((found for place in places if (found := read_manifest(place)) is not None), None)
 
 
 def _about_data(config: RunConfig, manifest: Manifest | None) -> Iterator[str]:
-    sources = ", ".join(map(str, config.data.sources))
+    sources = ", ".join(config.data.places)
     if manifest is None:
         yield f"text: {sources}, prepared first unless it lies in the cache: blocks of {config.data.block_size} tokens"
         return

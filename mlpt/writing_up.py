@@ -38,6 +38,12 @@ def written_up(run: RunDir, step: int, html: bool, console: Console) -> Iterator
                 _report(run, console)
 
 
+def say_report(run: RunDir, console: Console) -> None:
+    """Say where the report is, if this machine has it."""
+    if (run.folder / REPORT).is_file():
+        say(f"report: {run.name}/{REPORT}", console, whole=True)
+
+
 def _card(run: RunDir, console: Console) -> None:
     try:
         write_card(run.folder / "model", read_run(run.name))
@@ -56,7 +62,7 @@ def _report(run: RunDir, console: Console) -> None:
         say(f"warning: no report was made ({one_line(error)}); try `mlpt report {run.name}`", console)
         return
     _send(run, REPORT, console)
-    say(f"report: {run.name}/{REPORT}", console, whole=True)
+    say_report(run, console)
 
 
 def _send(run: RunDir, file: str, console: Console) -> None:

@@ -89,8 +89,8 @@ def _exported_sizes(exported: Mapping[str, Any]) -> str:
 
 def _training(record: Record) -> Iterator[str]:
     data, train, model = (record.config.get(key) or {} for key in ("data", "train", "model"))
-    source = data.get("source")
-    sources = ", ".join(map(str, source)) if isinstance(source, list) else str(source)
+    named = data.get("sources") or {"": data.get("source")}
+    sources = "; ".join(f"{name}: {_told(source)}" if name else _told(source) for name, source in named.items())
     optimizer = train.get("optimizer") or {}
     rows = {
         "text": sources,
@@ -175,6 +175,10 @@ def _licence(name: str) -> str:
         "## Licence\n\nNot stated. It depends on the text and on the model it started from; state it in the first "
         "lines of this file, or by `report.licence` of a run.\n"
     )
+
+
+def _told(source: Any) -> str:
+    return ", ".join(map(str, source)) if isinstance(source, list) else str(source)
 
 
 def _list(rows: Mapping[str, Any]) -> str:
