@@ -1,14 +1,16 @@
 """The command line: parse, call, print; no logic. Errors are one line and exit code 2; `--debug` shows more."""
 
 import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mlpt import cli_finetune, cli_masks, cli_question, cli_study
+from mlpt import cli_finetune, cli_masks, cli_question, cli_report, cli_settings, cli_study
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
@@ -28,8 +30,10 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     help="Pretrain encoder language models while learning how to pretrain them.",
+    epilog="Exit codes: 0 done; 2 one line says what is wrong; 130 and 143 stopped by Ctrl-C or SIGTERM; 1 mlpt doctor "
+    "found what will not work.",
     no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -40,6 +44,11 @@ for command in (
     cli_masks.export,
     cli_finetune.finetune,
     cli_study.study,
+    cli_report.report,
+    cli_report.runs,
+    cli_report.watch,
+    cli_settings.settings,
+    cli_settings.recipes,
 ):
     app.command()(command)
 app.add_typer(cli_masks.masks_app, name="masks")
@@ -49,9 +58,15 @@ app.add_typer(cli_question.hard_tokens_app, name="hard-tokens")
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks and Ray's own logs")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="show the versions of mlpt, Python, torch and Ray")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["MLPT_DEBUG"] = "1"
+    if version:
+        say(_versions())
+        raise typer.Exit
 
 
 @app.command()
@@ -85,11 +100,19 @@ def prepare(
 @app.command()
 def pretrain(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[RECIPE] [key=value ...]", help="a packaged recipe or a YAML file")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [key=value ...]",
+            help="a packaged recipe or a YAML file",
+            autocompletion=cli_settings.complete_recipes,
+        ),
     ] = None,
     resume: Annotated[str | None, typer.Option(help="go on with the run in this folder")] = None,
     overwrite: Overwrite = False,
     restart: Annotated[bool, typer.Option("--restart", help="with --resume: begin the run again at step 0")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the resolved settings and what the run would do and cost; no more")
+    ] = False,
 ) -> None:
     """The main job: pretrain an encoder while its mixture of objectives is learned."""
     from mlpt.config import WHOLE
@@ -101,6 +124,9 @@ def pretrain(
     recipes, settings = split_words(words or [])
     if len(recipes) > 1:
         raise UserError(f"give one recipe, not {len(recipes)}: {', '.join(recipes)}")
+    if dry_run:
+        _show_plan(recipes[0] if recipes else None, parse_overrides(settings, whole=WHOLE), resume)
+        return
     try:
         run(
             recipes[0] if recipes else None,
@@ -114,6 +140,22 @@ def pretrain(
     except Stopped as stopped:  # here, because the library of the command line would swallow it
         say_error(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
+
+
+def _show_plan(recipe: str | None, given: dict[str, Any], resume: str | None) -> None:
+    from mlpt.config import load_run_config
+    from mlpt.planning import plan
+    from mlpt.reporting.text import plain_console
+
+    if resume is not None:
+        raise UserError(
+            "--dry-run is for new runs; `mlpt watch RUN` shows how far one is, RUN/config.yaml its settings"
+        )
+    config = load_run_config(recipe, given)
+    lines = plan(config)
+    say(config.to_yaml().rstrip(), whole=True)
+    for line in lines:
+        say(line, plain_console(stderr=True))
 
 
 @app.command()
@@ -182,6 +224,11 @@ def doctor() -> None:
         say(f"{marks[finding.state]}  {finding.subject:{width}}  {finding.text}")
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def _versions() -> str:
+    names = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "transformers"))
+    return f"mlpt {metadata.version('mlpt')} (Python {platform.python_version()}, {names})"
 
 
 def _debugging() -> bool:

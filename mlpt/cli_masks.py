@@ -213,12 +213,15 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """A folder that other programs load. Zeros make no model faster; removed heads and neurons do."""
+    from mlpt.reporting.card import run_of_model, write_card
     from mlpt.saved import resolve_model
     from mlpt.sparsity.commands import export_files
 
     file = json_file(json, overwrite, "folder", "loader")
     with outputs.new_folder(out, outputs.EXPORT, overwrite, EXPORTED) as folder:
-        made = export_files(resolve_model(model, say), str(folder), masks, heads, neurons, dense)
+        source = resolve_model(model, say)
+        made = export_files(source, str(folder), masks, heads, neurons, dense)
+        write_card(folder, run_of_model(Path(source)), made)
         outputs.write_json(folder / f"{EXPORTED}.unfinished", {"model": model, **made})
     say(f"{made['folder']}: load it with {made['loader']}")
     if made["masks"] is not None:

@@ -85,6 +85,8 @@ class ReportConfig(Settings):
     """What a run writes besides its results."""
 
     tensorboard: bool = True
+    html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
+    licence: str = Field("unknown", description="of the model, for its card: an id that hubs know, such as apache-2.0")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         "auto", description="auto: a bar on a terminal, else lines"
     )

@@ -34,6 +34,7 @@ from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group, default_device
 from mlpt.training.mirror import fetch_log, send_log
+from mlpt.writing_up import say_report, written_up
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def pretrain(
         say("the run is finished; with train.steps=N it goes on to N steps", console)
         print_summary(finished, run.name, console)
         run.fetch_model()
+        say_report(run, console)
         return Run(run.folder, finished, run.name)
     step = newest_step(run, config, restart)
     if restart:
@@ -99,7 +101,7 @@ def pretrain(
 
 def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
-    with _told_how_to_go_on(run):
+    with _told_how_to_go_on(run), written_up(run, step, config.report.html, console):
         with Display(config.report.progress, console) as display, _stopped_with_advice(run, step, display) as stop:
             display.say(f"run: {run.name}")
             if run.remote is not None:

@@ -8,6 +8,7 @@ from mlpt.config import RunConfig
 from mlpt.data.manifest import read_manifest
 from mlpt.data.store import Store
 from mlpt.errors import UserError, pretrain_command, resume_command
+from mlpt.reporting.history import REPORT
 from mlpt.rundir import CONFIG, RunDir
 from mlpt.settings import load_settings, merge
 from mlpt.training.checkpoint import write_whole
@@ -29,7 +30,7 @@ _FROM_HERE = (
     "train.optimizer.lr",
     "train.schedule.length",
 )
-_LEFT_BEHIND = ("checkpoints", "metrics.jsonl", SUMMARY, "policies", "masks", "model", "tensorboard")
+_LEFT_BEHIND = ("checkpoints", "metrics.jsonl", SUMMARY, REPORT, "policies", "masks", "model", "tensorboard")
 
 
 def summary_of(run: RunDir, config: RunConfig) -> dict[str, Any] | None:

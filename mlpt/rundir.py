@@ -16,6 +16,7 @@ from mlpt import outputs
 from mlpt.config import RunConfig
 from mlpt.data.store import StorageError, Store, is_uri
 from mlpt.errors import CrashError, UserError, reason, resume_command
+from mlpt.reporting.history import HISTORY, REPORT
 from mlpt.settings import load_settings
 from mlpt.training.mirror import Remote
 
@@ -140,7 +141,7 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
     except BaseException:
         with contextlib.suppress(StorageError):  # it is not the error to tell of
             if not any(store.has(result) for result in outputs.RUN.results):
-                for name in (CONFIG, _RUN_ID, _BLOCKS, "logs"):
+                for name in (CONFIG, _RUN_ID, _BLOCKS, HISTORY, REPORT, "logs"):
                     store.remove(name)
                 shutil.rmtree(remote.place, ignore_errors=True)
         raise

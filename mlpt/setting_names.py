@@ -96,7 +96,7 @@ def _told(key: Key) -> str:
 
 def keys_of(cls: type[BaseModel], prefix: str = "", conditional: bool = False) -> Iterator[Key]:
     """All keys of a tree of settings: sections first, then what stands in them."""
-    described = _docstring_entries(cls)
+    described = docstring_entries(cls)
     for name, field in cls.model_fields.items():
         inner = settings_in(field.annotation)
         meaning = "" if inner else _short(field.description or described.get(name, "") or _values(field.annotation))
@@ -143,7 +143,7 @@ def _values(annotation: Any) -> str:
     return " or ".join(map(str, typing.get_args(annotation))) if is_literal else ""
 
 
-def _docstring_entries(cls: type[BaseModel]) -> dict[str, str]:
+def docstring_entries(cls: type[BaseModel]) -> dict[str, str]:
     """`name   meaning` lines of a class docstring, as the house writes them; a meaning may go on in deeper lines."""
     entries: dict[str, str] = {}
     names: list[str] = []

@@ -13,6 +13,7 @@ HEIGHT = {
     "storage": 0,
     "setting_names": 0,
     "settings": 0,
+    "setting_list": 0,
     "outputs": 0,
     "randomness": 0,
     "logs": 0,
@@ -32,6 +33,8 @@ HEIGHT = {
     "recipes": 7,
     "job": 8,
     "rundir": 8,
+    "writing_up": 9,
+    "planning": 9,
     "prepared": 8,
     "saved": 9,
     "resuming": 9,
@@ -45,7 +48,10 @@ HEIGHT = {
     "cli_suites": 12,
     "cli_question": 12,
     "cli_study": 12,
+    "cli_report": 12,
+    "cli_settings": 12,
     "cli": 12,
+    "reference": 13,
     "__main__": 13,
 }
 

@@ -27,6 +27,7 @@ RUN = Kind(
     results=("metrics.jsonl", "checkpoints/step_*", "model/*", "summary.json"),
     contents=(
         *("config.yaml", "metrics.jsonl", "summary.json", "blocks.json", "run.json", "report.html", "mixture.json"),
+        "history.json",
         *("tensorboard", "policies", "checkpoints", "model", "models", "masks", "logs"),
     ),
 )
@@ -34,7 +35,10 @@ SWEEP = Kind(
     "a sweep",
     marks=("sweep.yaml",),
     results=("trials/*", "tune/*", "trials.parquet"),
-    contents=("sweep.yaml", "trials", "tune", "features", "blocks.json", "trials.parquet", "best.yaml", "front"),
+    contents=(
+        *("sweep.yaml", "trials", "tune", "features", "blocks.json", "trials.parquet", "best.yaml", "front"),
+        "report.html",
+    ),
 )
 FINE_TUNING = Kind(
     "a fine-tuning",

@@ -29,9 +29,12 @@ def say(text: str, console: Console | None = None, whole: bool = False) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def show_table(table: Table) -> None:
-    """Print a table on standard error; its cells are `Text` wherever users named what stands in them."""
-    plain_console(stderr=True).print(table)
+def show_table(table: Table, stderr: bool = True) -> None:
+    """Print a table; its cells are `Text` wherever users named what stands in them. A file has no width."""
+    console = plain_console(stderr=stderr)
+    if not stderr and not console.is_terminal:
+        console.width = 400
+    console.print(table)
 
 
 def say_error(text: str) -> None:

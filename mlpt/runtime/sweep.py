@@ -92,7 +92,8 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
         )
     _sample(sweep)  # before there is a folder
     with outputs.taken_folder(folder, outputs.SWEEP, overwrite, private=True):
-        asked = {"space": str(Path(name).resolve()) if name.endswith(".py") else name, "words": list(words)}
+        asked: dict[str, Any] = {"space": str(Path(name).resolve()) if name.endswith(".py") else name}
+        asked |= {"words": list(words), "metrics": dict(sweep.space.metrics)}  # the metrics are for reports
         outputs.write_file(folder / SWEEP, yaml.safe_dump(asked).encode())
         return _run(sweep, say, debug)
 

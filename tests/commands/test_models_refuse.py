@@ -38,7 +38,7 @@ EXPORT = [
     ("export run --out file/new", "file is a file, not a folder; check the path"),
     ("export run --out user", "user is not empty (it holds notes.md) and is not an exported model that mlpt made"),
     ("export run --out user --overwrite", "is not empty (it holds notes.md)"),
-    ("export run --out run/model", "run/model is not empty (it holds config.json) and is not an exported model"),
+    ("export run --out run/model", "run/model is not empty (it holds README.md) and is not an exported model"),
     ("export run --masks masks --out run/model", "run/model is not empty"),
     ("export run --masks masks --out run/model --overwrite", "is not an exported model that mlpt made"),
     (

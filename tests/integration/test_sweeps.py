@@ -8,6 +8,8 @@ import pytest
 import yaml
 from real_runs import kill_the_process_that_writes, metrics_of, wait_until
 
+from mlpt.reporting.report import report_page
+
 SPACE = '''"""{question}?"""
 from ray import tune
 from mlpt.runtime.space import Space
@@ -48,6 +50,7 @@ def test_a_sweep_leaves_a_table_of_trials_and_a_recipe_that_pretrain_takes(mlpt,
     recipe = yaml.safe_load((folder / "best.yaml").read_text())
     assert recipe["train"]["optimizer"]["lr"] == winner["parameter/train.optimizer.lr"]
     assert recipe["train"]["tokens"] == 8_000
+    assert "min dev/mlm" in report_page([str(folder)])
     code, output = mlpt.run(
         "pretrain", folder / "best.yaml", "train.tokens=null", "train.steps=2", "runtime.num_workers=0"
     )

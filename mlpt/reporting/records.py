@@ -1,0 +1,183 @@
+"""A run's folder or URI as plain values: what the report, the list of runs and `mlpt watch` look at.
+
+Nothing here knows a key of the configuration or of the metrics that it can do without: runs of other versions, runs
+that are under way and runs that broke off are read as far as they go.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlpt.data.store import Store, is_uri
+from mlpt.errors import UserError, reason
+from mlpt.reporting.columns import Metrics, read_metrics
+from mlpt.reporting.history import HISTORY, State, read_history, state_of
+from mlpt.reporting.logs import LogEvent, read_log
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+
+
+class Place:
+    """A folder of this machine or one behind a URI, read by name."""
+
+    def __init__(self, place: str):
+        self.name = place.rstrip("/") if is_uri(place) else str(Path(place).expanduser().resolve())
+        self.folder = None if is_uri(place) else Path(self.name)
+        self._store = Store(self.name) if is_uri(place) else None
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None if there is none."""
+        if self._store is not None:
+            return self._store.read(name)
+        assert self.folder is not None
+        try:
+            return (self.folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder / name}: {reason(error)}") from error
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly in `folder`, sorted."""
+        if self._store is not None:
+            return self._store.names(folder)
+        assert self.folder is not None
+        path = self.folder / folder
+        return sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as it is now.
+
+    place     its folder or URI. name: the last part of it, which may not be unique.
+    masks     step -> fraction kept by weight name, of every mask file that the run has left.
+    events    what its logs say, oldest first; empty unless asked for.
+    """
+
+    place: str
+    name: str
+    state: State
+    config: Mapping[str, Any]
+    metrics: Metrics
+    summary: Mapping[str, Any]
+    starts: list[dict[str, Any]]
+    first_mixture: Mapping[str, float]
+    masks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    events: list[LogEvent] = field(default_factory=list)
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed")
+
+    @property
+    def steps(self) -> int:
+        return self.metrics.last_step()
+
+    @property
+    def tokens(self) -> int:
+        """Trained on so far."""
+        column = self.metrics.columns.get("tokens")
+        return int(column.values[-1]) if column is not None else int(self.summary.get("tokens") or 0)
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far."""
+        column = self.metrics.columns.get("tokens")
+        logged = float(self.metrics.seconds_at(column.steps[-1:])[0]) if column is not None else 0.0
+        return float(self.summary.get("seconds") or logged) if self.state == "finished" else logged
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The newest one."""
+        return self.newest("mixture") or dict(self.first_mixture)
+
+    def newest(self, group: str) -> dict[str, float]:
+        """The last values of the columns `group/NAME`."""
+        return {name: float(column.values[-1]) for name, column in self.metrics.under(group).items()}
+
+
+def is_run(place: Place) -> bool:
+    """True if there is a run, however far it came."""
+    return place.read(CONFIG) is not None
+
+
+def read_run(name: str, with_logs: bool = False) -> Record:
+    """The run in a folder or at a URI. Raises `UserError` in one line where there is none."""
+    place = Place(name)
+    content = place.read(CONFIG)
+    if content is None:
+        there = "" if place.folder is None or place.folder.exists() else " (there is no such folder)"
+        raise UserError(f"{name} holds no run: it has no {CONFIG}{there}; name the folder or URI of a run")
+    starts = read_history(place.read(HISTORY))
+    metrics = read_metrics(place.read(METRICS) or b"")
+    summary = _mapping(place.read("summary.json"))
+    ended = bool(summary) or bool(metrics.under("held_out"))
+    return Record(
+        place=place.name,
+        name=place.name.rstrip("/").rpartition("/")[2],
+        state=state_of(place.folder, starts, ended),
+        config=_config(content),
+        metrics=metrics,
+        summary=summary,
+        starts=starts,
+        first_mixture=_mapping(place.read("policies/policy_000000.json")).get("mixture") or {},
+        masks=dict(sorted(_masks(place))),
+        events=list(_events(place)) if with_logs else [],
+    )
+
+
+def _config(content: bytes) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _mapping(content: bytes | None) -> dict[str, Any]:
+    try:
+        values = json.loads(content or b"{}")
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _masks(place: Place) -> Iterator[tuple[int, Mapping[str, float]]]:
+    files = [f"masks/{name}/sparsity.json" for name in place.names("masks")]
+    for file in [*files, "model/sparsity.json"]:
+        said = _mapping(place.read(file))
+        layers, step = said.get("layers"), said.get("step")
+        if isinstance(layers, Mapping) and isinstance(step, int):
+            yield step, {name: float(one["density"]) for name, one in layers.items() if "density" in one}
+
+
+def _events(place: Place) -> Iterator[LogEvent]:
+    found = [event for name in place.names("logs") for event in read_log(name, place.read(f"logs/{name}") or b"")]
+    yield from sorted(found, key=lambda event: event.at)
+
+
+def fingerprint(places: list[str]) -> str:
+    """Changes whenever one of the runs has written figures; for whoever waits for news."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in places:
+        place = Place(name)
+        for file in (METRICS, HISTORY, "summary.json"):
+            digest.update(_mark(place, file))
+    return digest.hexdigest()
+
+
+def _mark(place: Place, file: str) -> bytes:
+    if place.folder is None:
+        return place.read(file) or b""
+    try:
+        said = (place.folder / file).stat()
+    except OSError:
+        return b"-"
+    return f"{said.st_size} {said.st_mtime_ns};".encode()

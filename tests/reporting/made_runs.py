@@ -1,0 +1,60 @@
+"""Folders that look like runs, made from curves: for tests of what reads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+TOKENS = 1024  # of a step
+RATE = 2000.0  # tokens a second
+
+
+def make_run(
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    steps: int = 200,
+    every: int = 10,
+    lift: float = 0.0,
+    finished: bool = True,
+) -> Path:
+    """A run with losses of two objectives that fall, `lift` nats higher than others; a line each `every` steps."""
+    folder.mkdir(parents=True)
+    config = {"name": "made", "seed": seed, "run_dir": str(folder), **(settings or {}), "report": {"html": True}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "policies").mkdir()
+    first = {"version": 0, "mixture": {"mlm": 0.5, "cse": 0.5}, "adopted_at_step": 0}
+    (folder / "policies/policy_000000.json").write_text(json.dumps(first))
+    noise = np.random.default_rng(seed).normal(0, 0.05, (steps // every, 2))
+    lines = [{"step": 0, "held_out_before": {"mlm": 9.0 + lift, "cse": 4.0}}]
+    for at, step in enumerate(range(every, steps + 1, every)):
+        share = 0.5 + 0.4 * step / steps
+        lines.append(
+            {
+                "step": step,
+                "tokens": step * TOKENS,
+                "loss": {
+                    "mlm": 3 + lift + 6 * float(np.exp(-3 * step / steps)) + float(noise[at, 0]),
+                    "cse": 1 + 3 * float(np.exp(-3 * step / steps)) + float(noise[at, 1]),
+                },
+                "learning_rate": 1e-3 * (1 - step / steps),
+                "mixture": {"mlm": share, "cse": 1 - share},
+                "gradient_norm": None if at == 3 else 1.0 + abs(float(noise[at, 0])),
+                "skipped_steps": 0,
+                "tokens_per_second": RATE,
+                "meta_stall_seconds": 0.01 * at,
+            }
+        )
+        if at % 5 == 4:
+            gradient = {"mlm": -0.01 + 0.02 * float(noise[at, 0]), "cse": 0.01}
+            meta = {"hypergradient": gradient, "entropy": 0.69, "peak_bytes": 2**29 + at, "seconds": 0.2}
+            lines.append({"step": step, "meta": meta, "mixture": {"mlm": share, "cse": 1 - share}, "policy": at // 5})
+            lines.append({"step": step, "dev": {"mlm": 3.1 + lift + 1 / step + float(noise[at, 0]) / 10, "cse": 1.2}})
+    if finished:
+        lines.append({"step": steps, "held_out": {"mlm": 3.2 + lift + float(noise[-1, 0]) / 10, "cse": 1.1}})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return folder

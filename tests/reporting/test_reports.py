@@ -1,0 +1,221 @@
+"""`mlpt report`: one page of a run, of several, of a sweep; also of what is torn, half-written or empty."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from made_runs import make_run
+from plotly.offline import get_plotlyjs
+from typer.testing import CliRunner
+
+from mlpt.cli import app
+from mlpt.errors import UserError
+from mlpt.launch import pretrain
+from mlpt.reporting.report import report_page
+
+RECIPE = {
+    "model": {"hidden_size": 32, "layers": 2, "heads": 2},
+    "objectives": {"mlm": {}, "cse": {}},
+    "meta": {"interval": 3, "lag": 1, "mixture": {"rule": "exp3"}},
+    "train": {"steps": 12, "batch_size": 8, "evaluate_batches": 1, "log_every": 1, "evaluate_every": 4},
+    "runtime": {"num_workers": 0},
+    "report": {"progress": "off", "tensorboard": False},
+}
+
+
+@pytest.fixture(scope="module")
+def run(small_blocks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports") / "run"
+    recipe = folder.parent / "recipe.yaml"
+    recipe.write_text(json.dumps(RECIPE | {"data": {"source": small_blocks}, "run_dir": str(folder), "seed": 3}))
+    return pretrain(str(recipe)).folder
+
+
+def own(page: str) -> str:
+    """The page without the plotting library."""
+    assert page.count(get_plotlyjs()) == 1
+    return page.replace(get_plotlyjs(), "")
+
+
+def titles(page: str) -> list[str]:
+    return re.findall(r"<h[123][^>]*>([^<]*)</h[123]>", own(page))
+
+
+def figures(page: str) -> list[dict]:
+    found = re.findall(r'<script type="application/json" id="f\d+-d">(.*?)</script>', page, re.DOTALL)
+    return [json.loads(one) for one in found]
+
+
+def mlpt(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_a_run_ends_with_its_report(run):
+    page = (run / "report.html").read_text()
+    assert {
+        *("Loss of mlm", "Loss of cse", "Held-out losses", "Mixture", "Rewards", "Learning rate", "Gradient norm"),
+        *("Speed", "Peak memory", "What happened when", "Starts of this run", "Repeat this run", "Environment"),
+    } <= set(titles(page))
+    assert "finished" in page
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['held_out']['mlm']:.4g} nats" in page
+
+
+def test_a_report_holds_no_path_but_the_runs_own_and_asks_for_nothing_outside(run, small_blocks):
+    page = own((run / "report.html").read_text())
+    assert small_blocks not in page
+    assert str(run) in page
+    paths = set(re.findall(r"(?<![\w:<.…])/(?:[\w.-]+/)+[\w.-]+", page.replace(str(run), "")))
+    assert not {path for path in paths if path.startswith(("/home", "/root", "/tmp", "/usr", "/work", "/private"))}
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", page)
+
+
+def test_every_figure_is_told_in_words_and_every_page_is_well_formed(run):
+    page = own((run / "report.html").read_text())
+    captions = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page, re.DOTALL)
+    assert len(captions) == len(figures(page))
+    assert all(len(caption) > 10 for caption in captions)
+    balance = _Balance()
+    balance.feed(page)
+    assert balance.open == []
+
+
+class _Balance(HTMLParser):
+    """Which elements are open; raises where another one is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "link", "br", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_can_be_switched_off_and_its_failure_is_a_warning(run, monkeypatch, capsys, tmp_path):
+    config = run / "config.yaml"
+    off = {"run_dir": str(tmp_path / "off"), "report": {"html": False, "progress": "off"}, "train": {"steps": 2}}
+    assert not (pretrain(str(config), off).folder / "report.html").exists()
+    monkeypatch.setattr("mlpt.reporting.report.render", lambda *words: 1 / 0)
+    broken = {**off, "run_dir": str(tmp_path / "broken"), "report": {"html": True, "progress": "off"}}
+    folder = pretrain(str(config), broken).folder
+    assert (folder / "model/config.json").is_file()
+    assert "warning: no report was made (division by zero)" in capsys.readouterr().err
+
+
+def test_objectives_named_like_markup_are_shown_as_they_are(tmp_path):
+    folder = make_run(tmp_path / "odd <b>")
+    text = (folder / "metrics.jsonl").read_text().replace('"mlm"', '"</script><b>"')
+    (folder / "metrics.jsonl").write_text(text)
+    page = report_page([str(folder)])
+    assert "Loss of &lt;∕script&gt;&lt;b&gt;" in page
+    assert "<b>" not in own(page)
+
+
+def test_a_run_under_way_a_torn_line_and_damage_are_shown_as_far_as_they_go(tmp_path):
+    folder = make_run(tmp_path / "run", finished=False)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('garbage\n{"step": 99999, "loss": {"ml')
+    page = report_page([str(folder)])
+    assert "1 lines of metrics.jsonl could not be read" in page
+    assert "99,999" not in page
+    assert "Loss of mlm" in titles(page)
+
+
+def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: new\nseed: 1\n")
+    assert "Nothing is logged yet" in report_page([str(folder)])
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_what_is_no_run_is_one_line(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no run: it has no config.yaml") as error:
+        mlpt("report", tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_several_runs_are_compared_by_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for rule, lift in (("uniform", 0.0), ("exp3", -0.5)):
+        for seed in range(3):
+            make_run(tmp_path / f"{rule}-{seed}", {"rule": rule}, seed, lift=lift)
+    names = [f"{rule}-{seed}" for rule in ("uniform", "exp3") for seed in range(3)]
+    assert mlpt("report", *names).strip() == str(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    # Equal seeds have equal noise, so that the lift alone is left between them.
+    assert "held_out/mlm: rule=exp3 is lower than rule=uniform." in page
+    assert page.count('role="tab"') >= 2 * 4
+    with pytest.raises(UserError, match="exists"):
+        mlpt("report", *names)
+    mlpt("report", *names, "--overwrite")
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match="no earlier result"):
+        mlpt("report", *names, "--overwrite")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    asked = {"space": "sparsity", "words": ["sweep.trials=4"], "metrics": {"dev/mean": "min", "sparsity": "max"}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(asked))
+    table = [("a", 1e-4, 3.0, 0.5), ("b", 1e-3, 2.0, 0.3), ("c", 1e-2, 2.5, 0.4), ("d", 3e-3, 3.5, 0.2)]
+    rows = [
+        {"trial_id": name, "status": "finished", "error": None, "seed": 0, "tokens": 1000, "seconds": 1.0}
+        | {"run_dir": "/elsewhere", "parameter/train.optimizer.lr": lr, "dev/mean": loss, "sparsity": kept}
+        for name, lr, loss, kept in table
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+    return folder
+
+
+def test_a_sweep_shows_its_trials_and_its_front(sweep):
+    mlpt("report", sweep)
+    page = (sweep / "report.html").read_text()
+    assert {"All trials", "train.optimizer.lr", "dev/mean against sparsity"} <= set(titles(page))
+    assert "The best trial is b: train.optimizer.lr=0.001" in page
+    assert "3 of 4 trials are beaten by none in both: b, c, a." in page
+    assert "/elsewhere" not in page
+
+
+def test_a_sweep_under_way_shows_the_runs_it_has(sweep):
+    (sweep / "trials.parquet").unlink()
+    for seed, rate in enumerate((1e-3, 1e-2)):
+        make_run(sweep / f"trials/t{seed}", {"train": {"lr": rate}}, seed, lift=rate)
+    page = report_page([str(sweep)])
+    assert "The best trial is t" in page
+    assert "train.lr" in titles(page)
+
+
+def test_fifty_long_runs_fit_into_a_page_that_can_be_sent(tmp_path):
+    """50 runs of 100,000 logged steps, as columns: reading as many lines is a matter of the disk."""
+    from mlpt.reporting import report
+    from mlpt.reporting.columns import Column, Metrics
+    from mlpt.reporting.records import read_run
+
+    record = read_run(str(make_run(tmp_path / "run")))
+    steps = np.arange(1, 100_001, dtype=float)
+    records = []
+    for seed in range(50):
+        noise = np.random.default_rng(seed).normal(size=len(steps))
+        names = ("loss/mlm", "loss/cse", "loss/atd", "loss/dtd", "dev/mlm", "dev/cse", "gradient_norm", "learning_rate")
+        columns = {name: Column(steps, 3 + noise) for name in (*names, "mixture/mlm", "mixture/cse")}
+        columns |= {"tokens": Column(steps, steps * 1024), "tokens_per_second": Column(steps, 2000 + noise)}
+        config = {"seed": seed % 10, "rule": seed // 10}
+        records.append(type(record)(**{**vars(record), "metrics": Metrics(columns), "config": config}))
+    page = report._of_runs(records, False)
+    assert len(page.encode()) < 15e6
