@@ -130,7 +130,7 @@ class PairWriter:
         real = tokens != self._vocabulary.pad
         written = [one[real].float().log_softmax(-1) for one in self._logits(tokens)]
         kept = written if self._writes_targets else written[:1]
-        return torch.stack([-torch.where(one > -torch.inf, one.exp() * one, 0.0).sum(-1).mean() for one in kept]).mean()
+        return torch.stack([entropy_of(one).mean() for one in kept]).mean()
 
     def describe(self, tokens: Tensor) -> dict[str, float]:
         with torch.no_grad():
@@ -174,8 +174,8 @@ class MaskingWriter:
         return None
 
     def entropy(self, tokens: Tensor) -> Tensor:
-        logs = self._logs(tokens)  # of the first position drawn
-        return -torch.where(logs > -torch.inf, logs.exp() * logs, 0.0).sum(1).mean()
+        logs = self._logs(tokens)  # (batch, length) of the first position drawn
+        return entropy_of(logs).mean()
 
     def describe(self, tokens: Tensor) -> dict[str, float]:
         with torch.no_grad():
@@ -201,6 +201,12 @@ class MaskingWriter:
 def make_writer(config: TeacherMadeConfig, vocabulary: Vocabulary) -> BatchWriter:
     """The writer that the objective's settings ask for, with its starting weights."""
     return MaskingWriter(config, vocabulary) if config.teacher == "masker" else PairWriter(config, vocabulary)
+
+
+def entropy_of(logs: Tensor) -> Tensor:
+    """(...) entropy in nats of distributions given by their logarithms (..., n), which may be -inf."""
+    finite = logs.masked_fill(logs == -torch.inf, 0.0)  # before the product: 0 * inf has no gradient
+    return -(logs.exp() * finite).sum(-1)
 
 
 def flat_weights(network: nn.Module) -> Tensor:
