@@ -58,12 +58,10 @@ def soft_loss(model: Any, inputs: SoftInputs) -> Tensor:
 class BatchWriter(Protocol):
     """Makes batches of text with a network.
 
-    network  its module: in evaluation mode, no part of any model.
-    soft     whether `soft` can be had.
+    network  its module: in evaluation mode, on the CPU as texts are, no part of any model.
     """
 
     network: nn.Module
-    soft_samples: bool
 
     def write(self, tokens: Tensor, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         """A hard sample of the text (batch, length), and minus its log-probability in nats a token: a scalar with the
@@ -94,8 +92,6 @@ class BatchWriter(Protocol):
 
 class PairWriter:
     """MetaLMO's teacher: it writes the input, and the target too unless that stays the text."""
-
-    soft_samples = True
 
     def __init__(self, config: TeacherMadeConfig, vocabulary: Vocabulary):
         self.network: nn.Module = build_teacher(config.network, vocabulary, config.seed, config.may_write_padding)
@@ -150,8 +146,6 @@ class PairWriter:
 
 class MaskingWriter:
     """The masker: it chooses positions, and masked language modelling does the rest."""
-
-    soft_samples = False
 
     def __init__(self, config: TeacherMadeConfig, vocabulary: Vocabulary):
         how = config.masking
