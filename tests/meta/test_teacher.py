@@ -21,6 +21,7 @@ from mlpt.models import writers
 from mlpt.models.pairs import draw_pair
 from mlpt.models.teacher import NetworkConfig, Pair, build_student, build_teacher
 from mlpt.models.writers import load_flat
+from mlpt.objectives import OBJECTIVES
 from mlpt.objectives.counted_masking import CountedMaskingConfig, mask_counted
 from mlpt.randomness import torch_generator, training_noise
 from mlpt.settings import load_settings, merge
@@ -381,3 +382,11 @@ def test_answers_that_are_in_no_window_are_a_warning(moons_blocks, monkeypatch):
     first, second = (learner.update(snapshot, Evidence()).report for _ in range(2))
     assert "the answers of 1 of 3 rows" in first["warnings"][0]
     assert "warnings" not in second
+
+
+def test_only_objectives_that_load_models_name_some():
+    """A teacher of batches is made, not loaded: the check of tokenizers has nothing to look up for it."""
+    settings = {"teacher": "FOLDER"}
+    found = {name: OBJECTIVES[name].saved_models(settings) for name in ("distill", "teacher_made", "mlm")}
+    assert found == {"distill": ["FOLDER"], "teacher_made": [], "mlm": []}
+    assert OBJECTIVES["combined"].saved_models({"distill": settings}) == ["FOLDER"]
