@@ -27,7 +27,7 @@ def settings(point: Settings) -> dict[str, object]:
         rule["inner_steps"] = point["inner_steps"]
     kind = "masker" if teacher == "masker" else "inputs"
     return {
-        "objectives.teacher_made": {"teacher": kind, "network": _SMALL, "masking": {"rate": point["budget"]}},
+        "objectives.teacher_made": {"teacher": kind, "network": _SMALL, "masking": {"budget": point["budget"]}},
         "meta.rules.mixture": {"rule": "fixed", "weights": {"teacher_made": point["share"], "mlm": 1.0}},
         "meta.rules.teacher": rule,
         "meta.interval": point["interval"],

@@ -154,7 +154,7 @@ class MaskingWriter:
 
     def write(self, tokens: Tensor, generator: torch.Generator) -> tuple[Inputs, Tensor]:
         scores, among = self._scores(tokens), ~self._vocabulary.is_special(tokens)
-        counts = drawn_count(among.cpu(), self._config.rate, generator)
+        counts = drawn_count(among.cpu(), self._config.budget, generator)
         turns = draw_positions(scores, among, counts, generator)
         text = tokens.cpu()
         fate = torch.rand(text.shape, generator=generator)
@@ -176,7 +176,7 @@ class MaskingWriter:
             scores, among = self._scores(tokens), ~self._vocabulary.is_special(tokens)
             found = scores[among].float()
             figures = {"entropy_positions": self.entropy(tokens).item()}
-            return figures | {"score_spread": found.std(correction=0).item(), "rate": self._config.rate}
+            return figures | {"score_spread": found.std(correction=0).item(), "budget": self._config.budget}
 
     def collapsed(self, figures: dict[str, float]) -> str | None:
         if figures["entropy_positions"] < 0.1:

@@ -12,7 +12,7 @@ from mlpt.settings import Settings
 class MaskerConfig(MaskingConfig):
     """Of `teacher: masker`: what becomes of the positions that it chooses is as in masked language modelling."""
 
-    rate: float = Field(default=0.15, gt=0, le=1, description="the budget: share of a row's tokens that is chosen")
+    budget: float = Field(default=0.15, gt=0, le=1, description="share of a row's tokens that is chosen")
     network: bool = Field(
         default=False, description="score positions by a network that reads the text, beside the table of token types"
     )
