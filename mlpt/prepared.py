@@ -16,6 +16,7 @@ from mlpt.data.files import cache_directory, readable_errors
 from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
 from mlpt.errors import UserError
+from mlpt.objectives import objective_class
 from mlpt.outputs import read_json, write_json
 from mlpt.reporting.display import Display
 from mlpt.settings import load_settings
@@ -41,9 +42,11 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     if remembered.is_file() and read_json(remembered)["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
     write_json(remembered, current)
-    # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each teacher.
-    teachers = [settings.get("teacher") for settings in config.objectives.values()]
-    models = [model for model in (config.model.pretrained, *teachers) if model is not None]
+    # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each
+    # that an objective loads.
+    models = [] if config.model.pretrained is None else [config.model.pretrained]
+    for name, settings in config.objectives.items():
+        models += objective_class(name, settings).saved_models(settings)
     if models:
         train = Blocks.open(blocks, "train")
         for model in models:

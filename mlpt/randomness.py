@@ -25,6 +25,11 @@ def torch_generator(seed: int, purpose: str, step: int = 0, rank: int = 0) -> "t
     return torch.Generator().manual_seed(address(seed, purpose, step, rank))
 
 
+def training_noise(seed: int, arm: str, step: int, slot: int) -> "torch.Generator":
+    """The stream that corrupts micro-batch `slot` of global step `step`: whoever has its rows can redraw it."""
+    return torch_generator(seed, f"noise/{arm}", step, slot)
+
+
 def numpy_generator(seed: int, purpose: str, step: int = 0, rank: int = 0) -> np.random.Generator:
     """A NumPy generator at the start of the stream (seed, purpose, step, rank)."""
     return np.random.Generator(np.random.PCG64(address(seed, purpose, step, rank)))

@@ -17,7 +17,7 @@ CASES = {
     "multitask": ("mlpt.bench.multitask",),
     "suites": ("mlpt.bench.suites",),
     "masks": ("mlpt.bench.masks",),
-    "teacher": ("mlpt.bench.many",),
+    "teacher": ("mlpt.bench.many", "mlpt.bench.teacher"),
     "question": ("mlpt.bench.question",),
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from mlpt.data.batch import Arm, Rows, Source
+from mlpt.data.batch import Arm, Batch, Rows, Source
+from mlpt.meta.policy import Planned
 from mlpt.objectives.base import Inputs
-from mlpt.randomness import numpy_generator, torch_generator
+from mlpt.randomness import numpy_generator, torch_generator, training_noise
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,24 @@ class MetaContext:
     step: int
     report: dict[str, Any] = field(default_factory=dict)
 
+    def coming_batch(self, planned: Planned) -> tuple[Batch, torch.Generator]:
+        """The rows of a micro-batch of the step to come, and the noise from which a worker corrupts them."""
+        batch = self.sources[self.arms[planned.arm].source].train.batch(planned.rows).for_arm(planned.arm)
+        return batch, training_noise(self.seed, planned.arm, self.step, planned.slot)
+
     def train_inputs(self, arm: str, size: int, index: int) -> Inputs:
         """Batch `index` of `size` meta-train rows of an arm, corrupted by its objective."""
+        return self._corrupted(arm, *self.train_batch(arm, size, index))
+
+    def train_batch(self, arm: str, size: int, index: int) -> tuple[Batch, torch.Generator]:
+        """The rows and the noise of `train_inputs`."""
         rows = self.sources[self.arms[arm].source].train
-        return self._inputs(rows, f"meta-train/{arm}", arm, size, self.step, self.step, index)
+        return self._batch(rows, f"meta-train/{arm}", arm, size, self.step, self.step, index)
 
     def dev_inputs(self, arm: str, size: int, index: int, texts: int, noise: int) -> Inputs:
         """Batch `index` of `size` meta-dev rows; the steps `texts` and `noise` address what is drawn."""
         rows = self.sources[self.arms[arm].source].dev
-        return self._inputs(rows, f"meta-dev/{arm}", arm, size, texts, noise, index)
+        return self._corrupted(arm, *self._batch(rows, f"meta-dev/{arm}", arm, size, texts, noise, index))
 
     @torch.no_grad()
     def dev_losses(self, batches: int, size: int | None, texts: int, noise: int) -> dict[str, float]:
@@ -58,11 +68,19 @@ class MetaContext:
             losses[arm] = sum(float(self.model(objective, one)) for one in inputs) / batches
         return losses
 
-    def _inputs(self, rows: Rows, purpose: str, arm: str, size: int, texts: int, noise: int, index: int) -> Inputs:
+    def _batch(
+        self, rows: Rows, purpose: str, arm: str, size: int, texts: int, noise: int, index: int
+    ) -> tuple[Batch, torch.Generator]:
         drawn = numpy_generator(self.seed, f"{purpose}/texts", texts, index)
         # A data set smaller than the batch gives some of its rows twice.
         chosen = drawn.choice(len(rows), size, replace=len(rows) < size)
-        generator = torch_generator(self.seed, f"{purpose}/noise", noise, index)
-        objective = self.model.objectives[self.arms[arm].objective]
-        inputs: Inputs = objective.corrupt(rows.batch(chosen).for_arm(arm), generator)
+        return rows.batch(chosen).for_arm(arm), torch_generator(self.seed, f"{purpose}/noise", noise, index)
+
+    def _corrupted(self, arm: str, batch: Batch, generator: torch.Generator) -> Inputs:
+        inputs: Inputs = self.model.objectives[self.arms[arm].objective].corrupt(batch, generator)
         return inputs.to(next(self.model.parameters()).device)
+
+
+def each_share(rows: int, arms: int) -> int:
+    """Rows for each of `arms`; at least two, which is what contrastive objectives need."""
+    return max(2, rows // arms)

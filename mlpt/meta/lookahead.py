@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.errors import UserError
-from mlpt.meta.context import MetaContext
+from mlpt.meta.context import MetaContext, each_share
 from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer
 from mlpt.meta.policy import MIXTURE, Policy
@@ -104,11 +104,6 @@ class LookAhead:
     def _held_out(self, context: MetaContext) -> dict[str, Inputs]:
         size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target))
         return {arm: context.dev_inputs(arm, size, 0, context.step, context.step) for arm in context.target}
-
-
-def each_share(rows: int, arms: int) -> int:
-    """Rows for each of `arms`; at least two, which is what contrastive objectives need."""
-    return max(2, rows // arms)
 
 
 def _arm_weights(policy: Policy, shares: Mapping[str, Share], context: MetaContext) -> dict[str, float]:

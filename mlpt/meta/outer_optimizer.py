@@ -14,12 +14,21 @@ EPS = 1e-12  # hypergradients are small numbers
 class OuterOptimizer:
     """One step at a time on named tensors; nothing that it is given is written to.
 
-    kind   `adam` takes steps of about lr whatever the scale of the gradient, `sgd` follows it.
-    betas  of Adam.
+    kind   `adam` and `adamw` take steps of about lr whatever the scale of the gradient, `sgd` follows it.
+    lr     may be set anew before every step.
+    betas, eps, weight_decay   of Adam and AdamW.
     """
 
-    def __init__(self, kind: Literal["adam", "sgd"], lr: float, betas: tuple[float, float]):
+    def __init__(
+        self,
+        kind: Literal["adam", "adamw", "sgd"],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = EPS,
+        weight_decay: float = 0.0,
+    ):
         self.kind, self.lr, self.betas = kind, lr, betas
+        self.eps, self.weight_decay = eps, weight_decay
         self._moments: dict[str, Tensor] = {}  # exp_avg/<name>, exp_avg_sq/<name>
         self._steps = 0
 
@@ -35,10 +44,12 @@ class OuterOptimizer:
         if self.kind == "sgd":
             optimizer = torch.optim.SGD(moved.values(), lr=self.lr)
         else:
-            optimizer = torch.optim.Adam(moved.values(), lr=self.lr, betas=self.betas, eps=EPS, foreach=False)
+            made = torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW
+            decay = self.weight_decay
+            optimizer = made(moved.values(), self.lr, self.betas, self.eps, weight_decay=decay, foreach=False)
         for name, one in moved.items():
             one.grad = gradients[name].to(one)
-            if self.kind == "adam" and self._steps:
+            if self.kind != "sgd" and self._steps:
                 optimizer.state[one] = {
                     "step": torch.tensor(float(self._steps)),
                     "exp_avg": self._moments[f"exp_avg/{name}"].to(one, copy=True),
@@ -48,7 +59,7 @@ class OuterOptimizer:
         moments = {
             f"{key}/{name}": optimizer.state[one][key]
             for name, one in moved.items()
-            if self.kind == "adam"
+            if self.kind != "sgd"
             for key in ("exp_avg", "exp_avg_sq")
         }
         for one in moved.values():

@@ -1,10 +1,12 @@
 """Everything the workers obey is a `Policy`: a version and named parts; and what is said between loop and learner."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlpt.storage.state import State
@@ -39,6 +41,17 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """A micro-batch of the step to come: its arm, its slot in the step, its rows (n,) int64 among the training rows of
+    the arm's source, and what its mean loss is multiplied by in the step's loss."""
+
+    arm: str
+    slot: int
+    rows: NDArray[np.int64]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What the workers saw since the last update, by arm; on-policy, because it says what was in force.
 
@@ -48,6 +61,8 @@ class Evidence:
     expected  the probability of each arm that was in force at each of those steps, summed: how many draws were to be
               expected. With a lag some steps, or all, were drawn from the policy before, so a rule that centres or
               weights the draws must do it by these, never by its newest mixture.
+    coming    the micro-batches of the snapshot's own step, which training takes next (with lag 0: as the policy before
+              the answer draws them); only where a rule asks for them.
 
     Raises `ValueError` when draws and expected draws do not sum to the same number of steps.
     """
@@ -55,6 +70,7 @@ class Evidence:
     draws: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
+    coming: Sequence[Planned] = ()
 
     def __post_init__(self) -> None:
         steps = sum(self.draws.values())

@@ -6,46 +6,18 @@ other its target, each token on its own given the text.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.models.soft import soft_embedding
+from mlpt.objectives.networks import NetworkConfig
 from mlpt.randomness import address
-from mlpt.settings import Settings
 
 N = TypeVar("N", bound=nn.Module)
-
-
-class NetworkConfig(Settings):
-    """Sizes of a teacher or a student; the defaults are those of the published runs on text."""
-
-    hidden_size: int = Field(default=256, gt=0)
-    layers: int = Field(default=6, gt=0)
-    heads: int = Field(default=4, gt=0)
-    intermediate_size: int = Field(default=1024, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="of embeddings and of each layer's two branches")
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
-    activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="inside the feed-forward layers")
-    activation: Literal["gelu", "relu"] = "gelu"
-    norm: Literal["pre", "post"] = Field(
-        default="pre", description="where each branch is normalised; every reported run uses 'pre'"
-    )
-    positions: int = Field(default=128, gt=0, description="longest sequence, in tokens")
-    attention: Literal["sdpa", "eager"] = Field(
-        default="sdpa",
-        description="fast kernels; or plain products, which small networks in great number run faster on",
-    )
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}; change one")
-        return self
 
 
 class Pair(NamedTuple):

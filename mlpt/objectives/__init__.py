@@ -7,11 +7,13 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.atd import AddedTokenDetection
 from mlpt.objectives.base import Objective
 from mlpt.objectives.combined import Combined
+from mlpt.objectives.counted_masking import CountedMaskedLM
 from mlpt.objectives.cse import ContrastiveSentences
 from mlpt.objectives.distill import Distillation
 from mlpt.objectives.dtd import DeletedTokenDetection
 from mlpt.objectives.guided import GuidedMaskedLM
 from mlpt.objectives.mlm import MaskedLM
+from mlpt.objectives.teacher_made import TeacherMade
 from mlpt.registry import find_class
 from mlpt.settings import load_settings
 
@@ -25,6 +27,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
         ContrastiveSentences,
         Distillation,
         Combined,
+        CountedMaskedLM,
+        TeacherMade,
     )
 }
 

@@ -3,6 +3,7 @@
 An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dict that names them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -91,6 +92,12 @@ class Objective:
     def __init__(self, config: Any, vocabulary: Vocabulary):
         self.config = config
         self.vocabulary = vocabulary
+
+    @classmethod
+    def saved_models(cls, settings: Mapping[str, Any]) -> list[str]:
+        """Folders or hub names of the models that an objective with these settings loads; their tokenizer must be that
+        of the text."""
+        return []
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """Make a training input of a batch of rows, `vocabulary.pad` where padded.

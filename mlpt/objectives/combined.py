@@ -3,6 +3,7 @@
 Liu et al., NAACL 2022: L = L_MLM + L_rep. Unlike a mixture of the two objectives, both losses see the same inputs.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ class Combined(Objective):
         super().__init__(config, vocabulary)
         self._mlm = MaskedLM(config.mlm, vocabulary)
         self._distill = Distillation(config.distill, vocabulary)
+
+    @classmethod
+    def saved_models(cls, settings: Mapping[str, Any]) -> list[str]:
+        return Distillation.saved_models(settings.get("distill") or {})
 
     def prepare(self, model: Any) -> None:
         self._mlm.prepare(model)

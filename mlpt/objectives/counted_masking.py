@@ -6,8 +6,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.objectives.base import Inputs, Objective, PretrainingModel, attention_mask_of
 from mlpt.objectives.mlm import skip_ids
+from mlpt.objectives.prediction import predicted_tokens_loss
 from mlpt.settings import Settings
 
 
@@ -23,6 +26,29 @@ class CountedMaskingConfig(Settings):
         if self.keep_share + self.random_share > 1:
             raise ValueError("keep_share and random_share together exceed 1; lower one")
         return self
+
+
+class CountedMaskedLM(Objective):
+    """Masked language modelling as MetaLMO has it: the first token of the text becomes the task token of masking, where
+    the tokenizer has task tokens."""
+
+    name = "counted_mlm"
+
+    class Config(CountedMaskingConfig):
+        """As of `mask_counted`."""
+
+    def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        inputs, labels = mask_counted(batch.tokens, self.vocabulary, generator, self.config, mlm_token(self.vocabulary))
+        positions = (labels != self.vocabulary.pad).view(-1).nonzero().squeeze(1)
+        return Inputs(inputs, attention_mask_of(inputs, self.vocabulary.pad), positions, labels.view(-1)[positions])
+
+    def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
+        return predicted_tokens_loss(model, inputs)
+
+
+def mlm_token(vocabulary: Vocabulary) -> int | None:
+    """The task token of masked language modelling: the first special token beyond the usual; None: there is none."""
+    return vocabulary.extra[0] if vocabulary.extra else None
 
 
 def mask_counted(

@@ -5,6 +5,7 @@ TinyBERT (Jiao et al., 2020). The embedding output is left out.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -74,6 +75,10 @@ class Distillation(Objective):
     def __init__(self, config: Config, vocabulary: Vocabulary):
         super().__init__(config, vocabulary)
         self._teacher: Any = None
+
+    @classmethod
+    def saved_models(cls, settings: Mapping[str, Any]) -> list[str]:
+        return [settings["teacher"]] if settings.get("teacher") else []
 
     def prepare(self, model: Any) -> None:
         if self.config.teacher is None:

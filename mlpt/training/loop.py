@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.data.batch import Split
 from mlpt.errors import UserError, resume_command
-from mlpt.meta.policy import MIXTURE
+from mlpt.meta.policy import MIXTURE, Planned
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address
 from mlpt.stopping import RunStopped
@@ -146,7 +146,10 @@ class Loop:
                 raise RunStopped(self.step)
             if self.outer.launch_due(self.step):
                 self._flush()
-                self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered)
+                coming: list[Planned] = []
+                if self.outer.needs_coming:
+                    coming = self.work.coming(self.step, self.outer.mixture(self.work.exhausted()))
+                self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered, coming)
                 self._adopt(tracker)  # lag 0: the answer counts from this very step
             self.train_step()
             if self.step % self.config.log_every == 0 or self.step == self.total_steps:
@@ -199,6 +202,8 @@ class Loop:
         report = self.outer.adopt_if_due(self.step, self.model)
         if report is not None and tracker is not None:
             policy = self.outer.policy
+            for text in report.get("warnings", ()):
+                self._warn(text)
             tracker.policy(policy, self.step)
             report = {"meta": dict(report), "mixture": dict(policy.values(MIXTURE)), "policy": policy.version}
             self._record(tracker, report)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from mlpt.meta.learner import MetaConfig, MetaLearner, first_policy
-from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
+from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Planned, Policy
 from mlpt.meta.rules import make_rules
 from mlpt.meta.snapshot import Snapshot, take_snapshot
 from mlpt.storage.state import State
@@ -77,6 +77,7 @@ class Outer:
         self.stall_seconds = 0.0  # waiting for answers
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
+        self.needs_coming = any(rule.needs_coming for rule in self.rules.values())
         self._source = source
         self._moments = any(rule.needs_moments for rule in self.rules.values())
         self._snapshot: Snapshot | None = None  # reused buffers
@@ -96,7 +97,14 @@ class Outer:
             self._source.start(newest, state)
 
     def draw(self, exhausted: Collection[str] = ()) -> Mapping[str, float]:
-        """The mixture of the coming step, which counts in the next update's evidence as the one in force.
+        """The mixture of the coming step, which counts in the next update's evidence as the one in force."""
+        mixture = self.mixture(exhausted)
+        for name, probability in mixture.items():
+            self._expected[name] = self._expected.get(name, 0.0) + probability
+        return mixture
+
+    def mixture(self, exhausted: Collection[str] = ()) -> Mapping[str, float]:
+        """The mixture in force.
 
         exhausted  arms that may not be drawn any more; the others keep their proportions.
         """
@@ -108,8 +116,6 @@ class Outer:
             mixture = {
                 name: share / total if total else float(name not in exhausted) / left for name, share in mixture.items()
             }
-        for name, probability in mixture.items():
-            self._expected[name] = self._expected.get(name, 0.0) + probability
         return mixture
 
     def observe(self, seen: Mapping[str, Seen]) -> None:
@@ -130,17 +136,19 @@ class Outer:
         optimizer: torch.optim.AdamW,
         rate: float,
         altered: Sequence[str] = (),
+        coming: Sequence[Planned] = (),
     ) -> None:
         """Send the snapshot of `step` to the learner and begin to count the lag.
 
         altered  names of the frozen parameters that step hooks may change.
+        coming   the micro-batches of step `step`, where a rule `needs_coming`.
         """
         begun = time.perf_counter()
         if self._source is not None:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered)
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
-            self._source.launch(self._snapshot, Evidence(draws, losses, dict(self._expected)))
+            self._source.launch(self._snapshot, Evidence(draws, losses, dict(self._expected), coming))
         self._seen, self._expected = {}, {}
         self._adopt_at = step + self.config.lag
         self.launch_seconds += time.perf_counter() - begun

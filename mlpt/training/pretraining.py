@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from mlpt.data.batch import Arm, Split
 from mlpt.data.sources import ALL, Sources
 from mlpt.errors import UserError
+from mlpt.meta.policy import Planned
 from mlpt.models.encoder import Encoder
 from mlpt.objectives.base import Inputs
-from mlpt.randomness import torch_generator
+from mlpt.randomness import training_noise
 from mlpt.storage.state import State
 from mlpt.training.config import TrainConfig
 from mlpt.training.draw import draw_arms
@@ -124,6 +125,14 @@ class Pretraining:
             for name, weight in arms
         ]
 
+    def coming(self, step: int, mixture: Mapping[str, float]) -> list[Planned]:
+        """What `plan` will say of the step to come, for the meta-learner; nothing is taken."""
+        taken = dict(self._taken)
+        planned = self.plan(step, mixture)
+        self._taken = taken
+        size = self.config.batch_size
+        return [Planned(one.arm.name, one.slot, one.rows, one.weight * len(one.rows) / size) for one in planned]
+
     def _take(self, wanted: Sequence[Sequence[str]]) -> list[dict[str, NDArray[np.int64]]]:
         """For each slot, the next rows of every source that it wants; a source's rows of a step are dealt in turn."""
         found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
@@ -142,7 +151,7 @@ class Pretraining:
         """The inputs of one micro-batch, on the CPU; pure."""
         arm = micro_batch.arm
         batch = self.sources[arm.source].train.batch(micro_batch.rows).for_arm(arm.name)
-        noise = torch_generator(self.seed, f"noise/{arm.name}", step, micro_batch.slot)
+        noise = training_noise(self.seed, arm.name, step, micro_batch.slot)
         return self.model.objectives[arm.objective].corrupt(batch, noise)
 
     def tokens(self, steps: int) -> int:

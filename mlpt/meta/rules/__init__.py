@@ -11,11 +11,23 @@ from mlpt.meta.rules.fixed import Fixed
 from mlpt.meta.rules.hypergradient import Hypergradient
 from mlpt.meta.rules.mask_scores import MaskScores
 from mlpt.meta.rules.mometas import Mometas
+from mlpt.meta.rules.teacher_hard import TeacherHard
+from mlpt.meta.rules.teacher_soft import TeacherSoft
 from mlpt.meta.rules.uniform import Uniform
 from mlpt.registry import find_class
 from mlpt.settings import load_settings
 
-_RULES: tuple[type[Rule], ...] = (Fixed, Uniform, Mometas, Exp3, Famo, Hypergradient, MaskScores)
+_RULES: tuple[type[Rule], ...] = (
+    Fixed,
+    Uniform,
+    Mometas,
+    Exp3,
+    Famo,
+    Hypergradient,
+    MaskScores,
+    TeacherHard,
+    TeacherSoft,
+)
 RULES: dict[str, dict[str, type[Rule]]] = {}
 for _rule in _RULES:
     RULES.setdefault(_rule.part, {})[_rule.name] = _rule

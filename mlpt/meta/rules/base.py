@@ -27,6 +27,7 @@ class Rule:
     learns         False: the part never changes, so that no learner need run for it.
     needs_weights  `update` forwards the model: the learner loads the snapshot first.
     needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
+    needs_coming   `update` reads `evidence.coming`, the micro-batches of the step to come.
     learns_from_draws  what it learns lies in how far chance took the draws from their probabilities; a run whose steps
                        train every arm by its share (train.draw=weighted) has nothing for it.
 
@@ -40,6 +41,7 @@ class Rule:
     learns: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
+    needs_coming: ClassVar[bool] = False
     learns_from_draws: ClassVar[bool] = False
 
     class Config(RuleConfig):
