@@ -47,10 +47,8 @@ def test_its_gradient_is_finite_beside_positions_that_cannot_be_drawn_and_agrees
 
 @pytest.mark.parametrize("network", [False, True])
 def test_a_budget_of_positions_is_masked_never_a_special_one(network):
-    settings = {
-        "teacher": "masker",
-        "masking": {"budget": 0.25, "mask_share": 1, "random_share": 0, "network": network},
-    }
+    masking = {"budget": 0.25, "mask_share": 1, "random_share": 0, "network": network}
+    settings = {"teacher": "masker", "masking": masking}
     sizes = NetworkConfig(hidden_size=8, heads=2, layers=1, intermediate_size=16, positions=12)
     writer = make_writer(TeacherMadeConfig.model_validate({**settings, "network": sizes}), VOCABULARY)
     tokens = torch.randint(5, 30, (6, 12), generator=torch.Generator().manual_seed(1))
