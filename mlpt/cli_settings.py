@@ -30,7 +30,7 @@ def settings(
     from dataclasses import asdict
     from json import dumps
 
-    from mlpt.setting_list import as_markdown, chosen
+    from mlpt.setting_list import as_markdown, chosen, schema_of
 
     if json + markdown + schema > 1:
         raise UserError("give one of --json, --markdown and --schema")
@@ -38,7 +38,7 @@ def settings(
     if schema:
         if key is not None:
             raise UserError("the schema is that of the whole tree; leave the key out")
-        say(dumps(tree.model_json_schema(), indent=1), whole=True)
+        say(dumps(schema_of(tree), indent=1), whole=True)
         return
     entries = chosen(tree, key)
     if json:

@@ -61,6 +61,23 @@ def chosen(cls: type[BaseModel], key: str | None) -> list[Entry]:
     return found
 
 
+def schema_of(cls: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a recipe. Where a class stands for all that inherit from it, such as a rule of the user's own,
+    it allows their keys."""
+    schema = cls.model_json_schema()
+    for one in _classes_in(cls):
+        if one.__subclasses__() and one.__name__ in schema.get("$defs", {}):
+            schema["$defs"][one.__name__]["additionalProperties"] = True
+    return schema
+
+
+def _classes_in(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for field in cls.model_fields.values():
+        for one in settings_in(field.annotation):
+            yield one
+            yield from _classes_in(one)
+
+
 def as_markdown(entries: Sequence[Entry]) -> str:
     """A table, a line an entry."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]

@@ -19,7 +19,7 @@ from mlpt.setting_names import keys_of
 from mlpt.settings import parse_overrides
 
 SMALL = [
-    *("model.hidden_size=32", "model.layers=2", "model.heads=2", "objectives=[mlm]", "meta.mixture.rule=uniform"),
+    *("model.hidden_size=32", "model.layers=2", "model.heads=2", "objectives=[mlm]", "meta.rules.mixture.rule=uniform"),
     *("train.steps=3", "train.batch_size=4", "train.evaluate_batches=1", "runtime.num_workers=0"),
     *("report.progress=off", "report.tensorboard=false", "report.html=false"),
 ]

@@ -15,7 +15,7 @@ RECIPE = {
     "seed": 5,
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},
     "objectives": {"mlm": {}, "cse": {}},
-    "meta": {"mixture": {"rule": "uniform"}},
+    "meta": {"rules": {"mixture": {"rule": "uniform"}}},
     "train": {"steps": 4, "batch_size": 8, "evaluate_batches": 1, "log_every": 1},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False, "html": False, "licence": "apache-2.0"},

@@ -21,7 +21,7 @@ from mlpt.reporting.report import report_page
 RECIPE = {
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},
     "objectives": {"mlm": {}, "cse": {}},
-    "meta": {"interval": 3, "lag": 1, "mixture": {"rule": "exp3"}},
+    "meta": {"interval": 3, "lag": 1, "rules": {"mixture": {"rule": "exp3"}}},
     "train": {"steps": 12, "batch_size": 8, "evaluate_batches": 1, "log_every": 1, "evaluate_every": 4},
     "runtime": {"num_workers": 0},
     "report": {"progress": "off", "tensorboard": False},
