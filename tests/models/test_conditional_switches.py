@@ -1,4 +1,4 @@
-"""CA-MTL's ablation: each of the four conditional parts off leaves the stock network there, and all off the stock one."""
+"""CA-MTL's ablation: a conditional part that is off leaves the stock network there; with all four off it is stock."""
 
 import copy
 import itertools
