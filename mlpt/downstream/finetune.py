@@ -19,6 +19,7 @@ from mlpt.downstream.features import lost_answers, make_features
 from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
+from mlpt.downstream.words import note_of_lost_words
 from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens
 from mlpt.outputs import read_json
@@ -79,6 +80,9 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
         prepared.notes.append(f"task '{task}': max_length {wanted_length} lowered to {length}, the model's positions")
     if data.task.kind == "span":
         _note_windows(prepared, config.span.doc_stride, (*train, *data.dev_splits))
+    if data.task.kind == "token_classification":
+        for split in features:
+            prepared.notes += note_of_lost_words(data, split, features[split], length)
     return prepared
 
 
@@ -145,8 +149,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
     model.to(device)
     scores = {}
     for split, features in prepared.features.items():
-        spans = described.kind == "span"
-        outputs = outputs_of(model, features, config.tokens_per_batch, device, config.precision, spans)
+        tokens, precision = config.tokens_per_batch, config.precision
+        outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
         examples = prepared.data.splits[split]
         scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
     return scores

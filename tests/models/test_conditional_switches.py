@@ -103,7 +103,8 @@ def test_without_conditional_norms_every_feed_forward_part_is_the_stock_one(wiri
 @pytest.mark.parametrize("last_layer", ["loaded", "random"])
 def test_without_the_bottleneck_the_last_layer_is_a_stock_one_and_what_comes_out(wiring, last_layer):
     stock, (ids, mask, tasks) = stock_model(), some_rows()
-    encoder = encoder_on(stock, wiring=wiring, last_layer=last_layer, bottleneck=False, attention=False, layer_norm=False)
+    off = {"bottleneck": False, "attention": False, "layer_norm": False}
+    encoder = encoder_on(stock, wiring=wiring, last_layer=last_layer, **off)
     encoder.alignment.modulation.weight.data.zero_()  # the one part that is on does nothing
     encoder.alignment.modulation.bias.data.zero_()
     assert close(encoder.hidden(ids, mask, tasks), stock(ids, attention_mask=mask).last_hidden_state, mask)
