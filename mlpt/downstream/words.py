@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlpt.downstream.features import Features
-from mlpt.tasks import Example, TaskData
+from mlpt.tasks import Example
 
 LOST = -1  # predicted of a word that has no token, because the sentence was cut before it
 
@@ -34,12 +34,3 @@ def lost_words(features: Features, examples: Sequence[Example]) -> tuple[int, in
     assert features.words is not None
     words = sum(len(example.spans) for example in examples)
     return words - int((features.words >= 0).sum()), words
-
-
-def note_of_lost_words(data: TaskData, split: str, features: Features, length: int) -> list[str]:
-    """A line for people where sentences of `split` had to be cut at `length` tokens; none where all words are seen."""
-    lost, words = lost_words(features, data.splits[split])
-    if not lost:
-        return []
-    which = f"{lost:,} of {words:,} words of {split} ({lost / words:.1%})"
-    return [f"task '{data.task.name}': {which} have no token: sentences are cut at {length} tokens"]

@@ -198,6 +198,13 @@ class ConditionalEncoder(nn.Module):
         condition = task if self.task_transformation is None else self.task_transformation(task)
         return self.encoder(hidden, attention_mask.bool(), condition)
 
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states (batch, length, hidden) and the pooled output (batch, hidden)."""
+        hidden = self.hidden(input_ids, attention_mask, task_ids, token_type_ids)
+        return hidden, self.pooler(hidden)
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
