@@ -39,7 +39,7 @@ class OwnTask(Settings):
     label: str = Field("label", description="column of the label, the score, the answer's text, or the words' labels")
     answer_start: str = Field("answer_start", description="span: column of the answer's first character in the context")
     labels: tuple[str, ...] | None = Field(None, description="label names in order; default: those of train, sorted")
-    metrics: tuple[str, ...] | None = Field(None, description="default: by the kind, see `_METRICS`")
+    metrics: tuple[str, ...] | None = Field(None, description="default: those that suit the kind and the labels")
     max_length: int = Field(128, gt=0, description="tokens")
 
     @model_validator(mode="after")
