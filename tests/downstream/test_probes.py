@@ -83,7 +83,7 @@ def test_a_question_has_one_right_row_and_its_rows_stay_together(tmp_path):
         ({"task": "docs_span"}, "one vector a text can't say where"),
         ({"task": "sst2"}, "needs data"),
         ({"task": "ss2"}, "did you mean 'sst2'"),
-        ({"data": "words.yaml"}, "take suite pos=FILE"),
+        ({"data": "words.yaml"}, "take the suite pos=FILE"),
     ],
 )
 def test_tasks_that_cant_be_probed_get_one_line(settings, says, tmp_path, monkeypatch):
