@@ -123,18 +123,21 @@ def score_words(
 
     names              the labels by id. labels, predicted: sentence by sentence the class id of each word; a negative
                        prediction is that of a word which the model did not see: no label, and O in an entity's scheme.
-    accuracy           share of words; macro_f1: over the labels, as `macro_f1`.
+    accuracy           share of words; macro_f1: over the labels that occur, as `macro_f1`.
     entity_precision, entity_recall, entity_f1   of entities as `mlpt.tasks.entities` reads them, over all sentences
                        together: right are those with both ends and the type of a gold one (CoNLL).
     """
-    scores = {}
+    scores: dict[str, float] = {}
     if any(name in _OF_ENTITIES for name in metrics):
         scores = entity_scores(
             [[names[one] for one in sentence] for sentence in labels],
             [[names[one] if one >= 0 else "O" for one in sentence] for sentence in predicted],
         )
-    flat = [np.array([one for sentence in part for one in sentence], dtype=np.int64) for part in (labels, predicted)]
-    return {name: scores[name] if name in scores else _OF_IDS[name](*flat) for name in metrics}
+    gold, guess = (np.array([one for row in part for one in row], dtype=np.int64) for part in (labels, predicted))
+    if "macro_f1" in metrics:
+        known = [one for one in np.union1d(gold, guess) if one >= 0]  # a word that was not seen is no class
+        scores["macro_f1"] = float(f1_score(gold, guess, labels=known, average="macro", zero_division=0))
+    return {name: scores[name] if name in scores else _OF_IDS[name](gold, guess) for name in metrics}
 
 
 def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:

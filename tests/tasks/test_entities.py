@@ -74,6 +74,12 @@ def test_words_that_the_model_did_not_see_are_wrong_and_in_no_entity():
     assert scores == {"entity_recall": 0.5, "entity_precision": 1.0, "accuracy": 0.75}
 
 
+def test_macro_f1_is_over_labels_and_not_over_what_was_not_seen():
+    # DET: 1 of 1 right, F1 1; NOUN: 1 of 2 found, F1 2/3.
+    scores = score_words(("macro_f1",), ("DET", "NOUN"), [[0, 1], [1]], [[0, 1], [-1]])
+    assert scores["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+
+
 @pytest.mark.parametrize(
     ("labels", "are"),
     [
