@@ -252,7 +252,7 @@ def _add_windows(
         if room < 8:
             raise UserError(
                 f"{max_length} tokens leave no room for the text beside a question of up to {span.question_length}; "
-                "raise max_length, or lower span.question_length"
+                "raise max_length (conditional.max_length of multi-task training), or lower span.question_length"
             )
         stride = window_stride(room, span)
         builder.strides.append(stride)
