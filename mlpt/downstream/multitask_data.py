@@ -166,6 +166,7 @@ class Collator:
         self.lengths = [features.lengths for features in self.tasks]
         self.spans = {task for task, features in enumerate(self.tasks) if features.characters is not None}
         self.words = {task for task, features in enumerate(self.tasks) if features.words is not None}
+        self.per_token = self.spans | self.words  # their labels are `spans` and `words` of a batch
 
     def __call__(self, rows: Sequence[Row]) -> TaskBatch:
         """A batch of `rows`, in their order."""
@@ -174,7 +175,7 @@ class Collator:
         tasks = [task for task, _ in rows]
         ids = [_row(self.tasks[task], self.tasks[task].tokens, row) for task, row in rows]
         places, labels = rows_of_tasks(tasks), self._labels(rows)
-        labelled = {} if labels is None else places
+        labelled = places if self.per_token and labels is not None else {}
         return TaskBatch(
             input_ids=_padded(ids, mask, self.tasks[0].pad),
             attention_mask=mask,
@@ -207,9 +208,8 @@ class Collator:
         labels = [self.tasks[task].labels for task, _ in rows]
         if any(own is None for own in labels):
             return None
-        elsewhere = self.spans | self.words  # tasks whose labels are `spans` and `words` of the batch
         found = [
-            0 if task in elsewhere else own[row].item()  # type: ignore[index]
+            0 if task in self.per_token else own[row].item()  # type: ignore[index]
             for own, (task, row) in zip(labels, rows, strict=True)
         ]
         return label_tensor(found, self.label_dtype)
