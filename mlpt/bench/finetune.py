@@ -170,7 +170,7 @@ def _tokenised(tokenizer: Any, examples: list[Example], fixed: bool) -> Iterator
 
 
 def _labels(examples: list[Example]) -> int:
-    return 1 + max(int(example.label or 0) for example in examples)
+    return 1 + max(example.class_id for example in examples)
 
 
 def _row(name: str, ours: float, theirs: float) -> Row:

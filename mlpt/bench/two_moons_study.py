@@ -135,7 +135,7 @@ def points_of(labels: int, split: str, tokenizer: Any) -> tuple[Tensor, Tensor, 
     written, _ = stack_windows(
         Writer(data.task, tokenizer, TextToTextConfig(max_length=8, overlap=4)).write(data.splits[split])
     )
-    asked = torch.tensor([int(one.label or 0) for one in data.splits[split]])
+    asked = torch.tensor([0 if one.label is None else one.class_id for one in data.splits[split]])
     return torch.from_numpy(written.inputs), torch.from_numpy(written.targets), asked
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mlpt.downstream.batching import draw_subset, epoch_batches, passes
 from mlpt.downstream.config import FinetuneCell, for_task
@@ -32,6 +31,7 @@ from mlpt.downstream.evaluate import (
 from mlpt.downstream.features import Features
 from mlpt.downstream.fingerprint import NAMED
 from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradients, quiet
+from mlpt.downstream.losses import loss_of
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.errors import UserError
@@ -118,7 +118,7 @@ class CellRun:
         return features.take(kept)
 
     def _plan(self) -> None:
-        self.lengths = self.train.lengths
+        self.lengths, self.weights = self.train.lengths, self.train.weights
         self.per_epoch = math.ceil(len(self.train) / self.config.batch_size)
         self.total = self.config.max_steps or math.ceil(self.config.epochs * self.per_epoch)
         check_schedule(self.config.schedule, self.total)
@@ -171,9 +171,10 @@ class CellRun:
         for part in passes(rows, self.lengths, self.config.tokens_per_batch):
             with autocast(self.device, self.config.precision):
                 outputs = self.model(**self.train.batch(part, self.device))
-            share = loss_of(self.task, outputs, self.train.targets(part, self.device)) * (len(part) / len(rows))
-            share.backward()
-            loss += share.detach()
+            share = float(self.weights[part].sum() / max(1.0, self.weights[rows].sum()))
+            share_of_loss = loss_of(self.task, outputs, self.train.targets(part, self.device)) * share
+            share_of_loss.backward()
+            loss += share_of_loss.detach()
         if self.masks:
             mask_gradients(self.model, self.masks)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip, foreach=True)
@@ -216,7 +217,7 @@ class CellRun:
             self.config.tokens_per_batch,
             self.device,
             self.config.precision,
-            self.task.kind == "span",
+            self.task.per_token,
         )
         return predict(self.task, examples, features, outputs, self.config.span)
 
@@ -313,18 +314,3 @@ class CellRun:
             write_predictions(path, self.task, data.splits[split], predictions)
             if split in data.test_splits:
                 write_submission(self.cell.folder / "submission", self.task, split, data.splits[split], predictions)
-
-
-def loss_of(task: Task, outputs: Any, targets: Tensor) -> Tensor:
-    """Mean loss of a batch in float32: cross entropy; squared error of a regression; for spans the mean of the start's
-    and the end's cross entropy over all positions of the window."""
-    if task.kind == "span":
-        both = [
-            functional.cross_entropy(logits.float(), targets[:, side])
-            for side, logits in enumerate((outputs.start_logits, outputs.end_logits))
-        ]
-        return (both[0] + both[1]) / 2
-    logits = outputs.logits.float()
-    if task.kind == "regression":
-        return functional.mse_loss(logits[:, 0], targets)
-    return functional.cross_entropy(logits, targets)

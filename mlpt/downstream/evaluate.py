@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlpt.downstream import metrics
 from mlpt.downstream.batching import passes
 from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.features import Features
 from mlpt.downstream.spans import Scored, best_answers
+from mlpt.downstream.words import predicted_labels
 from mlpt.errors import UserError
 from mlpt.tasks import Example, Task, TaskData
 
@@ -26,7 +27,8 @@ _TEXT_METRICS = {"f1", "exact_match"}
 class Predictions:
     """What a model says of a split.
 
-    values  one a row or question: class id, float, 0 or 1 (rows decided one by one), or text (span).
+    values  one a row or question: class id, float, 0 or 1 (rows decided one by one), or text (span); for labelled
+            words a list of class ids, one a word (`words.LOST` where a word has no token).
             For questions with one right row: the number of that row within `examples`.
     n_best  spans: every question's answers with their scores, best first.
     """
@@ -43,9 +45,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @torch.no_grad()
 def outputs_of(
-    model: nn.Module, features: Features, tokens: int, device: torch.device, precision: str, spans: bool = False
+    model: nn.Module, features: Features, tokens: int, device: torch.device, precision: str, per_token: bool = False
 ) -> np.ndarray:
-    """Float32 logits, (rows, outputs) in the order of the rows; for spans (all tokens, 2) start and end logits."""
+    """Float32 logits, (rows, outputs) in the order of the rows; of a head with outputs at every token (all tokens,
+    outputs), for spans start and end logits."""
     training = model.training
     model.eval()
     lengths = features.lengths
@@ -54,15 +57,23 @@ def outputs_of(
     for rows in passes(np.arange(len(features)), lengths, tokens, _ROWS_A_PASS):
         with autocast(device, precision):
             result = model(**features.batch(rows, device))
-        if spans:
-            both = torch.stack([result.start_logits, result.end_logits], dim=-1).float().cpu().numpy()
-            parts += [both[place, : lengths[row]] for place, row in enumerate(rows)]
+        if per_token:
+            of_tokens = token_logits(result).float().cpu().numpy()
+            parts += [of_tokens[place, : lengths[row]] for place, row in enumerate(rows)]
         else:
             parts.append(result.logits.float().cpu().numpy())
         order.append(rows)
     model.train(training)
     back = np.argsort(np.concatenate(order), kind="stable")
-    return np.concatenate([parts[at] for at in back]) if spans else np.concatenate(parts)[back]
+    return np.concatenate([parts[at] for at in back]) if per_token else np.concatenate(parts)[back]
+
+
+def token_logits(result: Any) -> Tensor:
+    """(batch, length, outputs) of what a stock head with outputs at every token returns; of spans start and end."""
+    if hasattr(result, "start_logits"):
+        return torch.stack([result.start_logits, result.end_logits], dim=-1)
+    logits: Tensor = result.logits
+    return logits
 
 
 def predict(
@@ -73,6 +84,8 @@ def predict(
         may_be_empty = any(example.label == 0 for example in examples)
         n_best = best_answers(examples, features, outputs, span, may_be_empty)
         return Predictions([answers[0][0] for answers in n_best], n_best)
+    if task.kind == "token_classification":
+        return Predictions(predicted_labels(examples, features, outputs))
     if task.kind == "regression":
         return Predictions([float(value) for value in outputs[:, 0]])
     if task.kind == "multiple_rows":
@@ -95,6 +108,8 @@ def score(task: Task, examples: Sequence[Example], values: Sequence[Any]) -> dic
     """The task's metrics of `Predictions.values` against the examples' labels."""
     if task.kind == "span":
         return metrics.score_texts(task.metrics, [example.answers for example in examples], values)
+    if task.kind == "token_classification":
+        return metrics.score_words(task.metrics, task.labels, [example.label for example in examples], values)
     if task.kind == "multiple_rows" and task.choose == "one":
         chosen = [examples[row] for row in values]
         texts = [name for name in task.metrics if name in _TEXT_METRICS]
@@ -117,6 +132,9 @@ def majority(task: Task, train: Sequence[Example], examples: Sequence[Example]) 
         values = [float(np.mean([example.label for example in train]))] * len(examples)
     elif task.kind == "multiple_rows" and task.choose == "one":
         values = [rows[0] for rows in questions(examples).values()]
+    elif task.kind == "token_classification":
+        counts = Counter(label for example in train if isinstance(example.label, tuple) for label in example.label)
+        values = [[counts.most_common(1)[0][0]] * len(example.spans) for example in examples]
     else:
         values = [Counter(example.label for example in train).most_common(1)[0][0]] * len(examples)
     return score(task, examples, values)

@@ -12,6 +12,7 @@ from mlpt.downstream.config import SpanConfig
 from mlpt.errors import UserError
 from mlpt.tasks import Example, Task
 
+NO_LABEL = -100  # of a token that begins no word: what torch's cross entropy passes over
 _CHUNK = 4096  # examples tokenised at once: bounds the memory of the tokenizer's Python lists
 
 
@@ -23,11 +24,13 @@ class Features:
     types     (all tokens,) uint8 token types, or None where the model has one type only.
     offsets   (rows + 1,) int64.
     labels    (rows,) int64 class ids or float32 scores; (rows, 2) int64 token positions of start and end for spans;
+              (all tokens,) int64 for token classification: the class id of the word that begins there, else NO_LABEL;
               None where the examples are unlabelled.
     example   (rows,) int64: the example that a row comes from. Only spans have several rows an example.
     pad       id of the padding token.
     characters  spans: (all tokens, 2) int32, characters of the context that a token covers; (-1, -1) outside of it.
     stride      spans: tokens between the starts of two windows; the least, where it differs with the question.
+    words       token classification: (all tokens,) int32, which word of its example begins at a token, else -1.
     """
 
     tokens: np.ndarray
@@ -38,6 +41,7 @@ class Features:
     pad: int
     characters: np.ndarray | None = None
     stride: int | None = None
+    words: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,9 +69,14 @@ class Features:
         return {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in inputs.items()}
 
     def targets(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """Labels of `rows`."""
+        """Labels of `rows`; of token classification (rows, length), padded as their tokens are."""
         if self.labels is None:
             raise ValueError("unlabelled rows have no targets")
+        if self.words is not None:
+            real = np.arange(int(self.lengths[rows].max())) < self.lengths[rows][:, None]  # (rows, length)
+            padded = np.full(real.shape, NO_LABEL, dtype=np.int64)
+            padded[real] = np.concatenate([self.labels[self.offsets[row] : self.offsets[row + 1]] for row in rows])
+            return torch.from_numpy(padded).to(device, non_blocking=True)
         return torch.from_numpy(self.labels[rows]).to(device, non_blocking=True)
 
     def take(self, examples: np.ndarray) -> "Features":
@@ -75,16 +84,25 @@ class Features:
         place = {int(one): number for number, one in enumerate(examples)}
         rows = np.array([row for row, one in enumerate(self.example) if int(one) in place], dtype=np.int64)
         at = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        labelled = at if self.words is not None else rows  # what `labels` has one of
         return Features(
             self.tokens[at],
             None if self.types is None else self.types[at],
             np.concatenate([[0], np.cumsum(self.lengths[rows])]),
-            None if self.labels is None else self.labels[rows],
+            None if self.labels is None else self.labels[labelled],
             np.array([place[int(self.example[row])] for row in rows], dtype=np.int64),
             self.pad,
             None if self.characters is None else self.characters[at],
             self.stride,
+            None if self.words is None else self.words[at],
         )
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(rows,) what each row weighs in a mean loss: the labels that it has."""
+        if self.words is None or self.labels is None:
+            return np.ones(len(self))
+        return np.add.reduceat(self.labels != NO_LABEL, self.offsets[:-1]).astype(np.float64)
 
     @property
     def examples(self) -> int:
@@ -106,9 +124,13 @@ def make_features(
         chunk = examples[start : start + _CHUNK]
         if task.kind == "span":
             _add_windows(builder, chunk, start, tokenizer, max_length, span)
+        elif task.kind == "token_classification":
+            _add_sentences(builder, chunk, start, tokenizer, max_length)
         else:
             _add_rows(builder, chunk, start, tokenizer, max_length)
-    labels = _span_labels(builder) if task.kind == "span" else _labels(task, examples)
+    if task.kind == "span":
+        return builder.features(np.array(builder.spans, dtype=np.int64), tokenizer.pad_token_id)
+    labels = _word_labels(builder, examples) if task.kind == "token_classification" else _labels(task, examples)
     return builder.features(labels, tokenizer.pad_token_id)
 
 
@@ -124,6 +146,7 @@ class _Builder:
         self.example: list[int] = []
         self.spans: list[tuple[int, int]] = []
         self.strides: list[int] = []
+        self.words: list[np.ndarray] = []
 
     def add(self, tokens: list[int], types: list[int], example: int) -> None:
         self.tokens.append(np.array(tokens, dtype=np.int32))
@@ -142,6 +165,7 @@ class _Builder:
             pad,
             np.concatenate(self.characters) if self.characters else None,
             min(self.strides) if self.strides else None,
+            np.concatenate(self.words) if self.words else None,
         )
 
 
@@ -166,6 +190,52 @@ def _add_rows(builder: _Builder, chunk: Sequence[Example], start: int, tokenizer
         builder.add(tokens, types, start + number)
 
 
+def _add_sentences(builder: _Builder, chunk: Sequence[Example], start: int, tokenizer: Any, max_length: int) -> None:
+    """Sentences whose words are labelled; what is beyond `max_length` tokens is cut off."""
+    encoded = tokenizer(
+        [example.first for example in chunk],
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+        return_attention_mask=False,
+    )
+    for number, example in enumerate(chunk):
+        builder.add(encoded["input_ids"][number], encoded["token_type_ids"][number], start + number)
+        text = np.array([one == 0 for one in encoded.sequence_ids(number)])
+        builder.words.append(words_begun(np.array(encoded["offset_mapping"][number]), text, example.spans))
+
+
+def words_begun(offsets: np.ndarray, text: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(tokens,) int32: which word begins at a token, -1 where none does.
+
+    A word begins at the first token that covers any of its characters and at which no word before it begins; a word
+    without such a token begins nowhere.
+
+    offsets  (tokens, 2) characters (start, exclusive end) of each token. text: (tokens,) False at special tokens.
+    spans    the characters of each word, ascending.
+    """
+    begun = np.full(len(offsets), -1, dtype=np.int32)
+    real = np.flatnonzero(text & (offsets[:, 1] > offsets[:, 0]))
+    starts, ends = offsets[real, 0], offsets[real, 1]
+    free = 0  # place in `real` of the first token that may begin a word
+    for word, (start, end) in enumerate(spans):
+        at = max(free, int(np.searchsorted(ends, start, side="right")))
+        if at < len(real) and starts[at] < end:
+            begun[real[at]] = word
+            free = at + 1
+    return begun
+
+
+def _word_labels(builder: _Builder, examples: Sequence[Example]) -> np.ndarray | None:
+    labels = []
+    for example, words in zip(examples, builder.words, strict=True):
+        if not isinstance(example.label, tuple):
+            return None
+        labels.append(np.where(words >= 0, np.array(example.label, dtype=np.int64)[words], NO_LABEL))
+    return np.concatenate(labels)
+
+
 def _add_windows(
     builder: _Builder, chunk: Sequence[Example], start: int, tokenizer: Any, max_length: int, span: SpanConfig
 ) -> None:
@@ -182,7 +252,7 @@ def _add_windows(
         if room < 8:
             raise UserError(
                 f"{max_length} tokens leave no room for the text beside a question of up to {span.question_length}; "
-                "raise max_length, or lower span.question_length"
+                "raise max_length (conditional.max_length of multi-task training), or lower span.question_length"
             )
         stride = window_stride(room, span)
         builder.strides.append(stride)
@@ -244,7 +314,3 @@ def _token_span(example: Example, characters: np.ndarray) -> tuple[int, int]:
     # An answer that is cut by the window's edge isn't in this window.
     whole = characters[start, 0] <= first and characters[end, 1] >= last
     return (start, end) if whole else (0, 0)
-
-
-def _span_labels(builder: _Builder) -> np.ndarray:
-    return np.array(builder.spans, dtype=np.int64)

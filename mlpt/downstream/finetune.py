@@ -14,6 +14,7 @@ import torch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
+from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
 from mlpt.downstream.features import lost_answers, make_features
 from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
@@ -77,25 +78,12 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
     prepared = Prepared(data, features, base, tokenizer, length, contents, masks and str(Path(masks).resolve()))
     if length < wanted_length:
         prepared.notes.append(f"task '{task}': max_length {wanted_length} lowered to {length}, the model's positions")
+    labelled = {split: one for split, one in features.items() if split in (*train, *data.dev_splits)}
+    prepared.notes += notes_of_cuts(data, labelled if data.task.kind == "span" else features, length, config.span)
     if data.task.kind == "span":
-        _note_windows(prepared, config.span.doc_stride, (*train, *data.dev_splits))
+        counts = {split: lost_answers(one, data.splits[split]) for split, one in labelled.items()}
+        prepared.lost_answers |= {split: lost / max(1, answers) for split, (lost, answers) in counts.items()}
     return prepared
-
-
-def _note_windows(prepared: Prepared, asked: int, splits: tuple[str, ...]) -> None:
-    """Say where windows had to be laid closer, and count the answers that are whole in none of them."""
-    name, length = prepared.data.task.name, prepared.length
-    least = min(stride for split in splits if (stride := prepared.features[split].stride) is not None)
-    if least < asked:
-        prepared.notes.append(
-            f"task '{name}': doc_stride {asked} lowered to {least}, so that windows of {length} tokens overlap"
-        )
-    for split in splits:
-        lost, answers = lost_answers(prepared.features[split], prepared.data.splits[split])
-        prepared.lost_answers[split] = lost / max(1, answers)
-        if lost:
-            which = f"{lost:,} of {answers:,} answers of {split} ({lost / answers:.1%})"
-            prepared.notes.append(f"task '{name}': {which} lie in no window of {length} tokens")
 
 
 def _longest_input(base: Base, tokenizer: Any) -> int:
@@ -145,8 +133,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
     model.to(device)
     scores = {}
     for split, features in prepared.features.items():
-        spans = described.kind == "span"
-        outputs = outputs_of(model, features, config.tokens_per_batch, device, config.precision, spans)
+        tokens, precision = config.tokens_per_batch, config.precision
+        outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
         examples = prepared.data.splits[split]
         scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
     return scores

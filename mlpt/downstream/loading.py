@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
 )
 from transformers.utils import logging
@@ -65,14 +66,15 @@ def masks_of(model: str, masks: str | None, dense: bool) -> str | None:
 def load_base(name: str, task: Task) -> Base:
     """Read the saved model once. Raises `UserError` where there is none or it can't be read.
 
-    The head of a model that was already fine-tuned is kept only if its label names are the task's, in the same order.
+    The head of a model that was already fine-tuned is kept only if it is of the task's kind and its label names are the
+    task's, in the same order.
     """
     folder = model_folder(name)
     try:
         with quiet(), hub_lookup(folder):  # a missing head is what we expect
             saved = AutoConfig.from_pretrained(folder)
-            config = AutoConfig.from_pretrained(folder, **_head_settings(task))
-            model, report = _auto(task).from_pretrained(
+            config = AutoConfig.from_pretrained(folder, **head_settings(task))
+            model, report = auto_class(task).from_pretrained(
                 folder,
                 config=config,
                 output_loading_info=True,
@@ -87,8 +89,9 @@ def load_base(name: str, task: Task) -> Base:
             "model.safetensors, or a hub name"
         ) from error
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
-    classified = any("ForSequenceClassification" in name for name in saved.architectures or ())
-    if classified and saved.id2label != config.id2label:
+    head = auto_class(task).__name__.removeprefix("AutoModel")
+    saved_heads = [name for name in saved.architectures or () if name.endswith(_TASK_HEADS)]
+    if any(not name.endswith(head) for name in saved_heads) or (saved_heads and saved.id2label != config.id2label):
         missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
     weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
     return Base(config, weights)
@@ -117,7 +120,7 @@ def build_model(base: Base, task: Task, seed: int) -> nn.Module:
     """The stock model of the task: saved weights where there are any, the rest drawn by `seed`. Float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):  # transformers draws from the global stream
         torch.manual_seed(address(seed, "finetune/head"))
-        model = _auto(task).from_config(base.config, dtype=torch.float32)
+        model = auto_class(task).from_config(base.config, dtype=torch.float32)
     own = model.state_dict()
     with torch.no_grad():
         for name, value in base.weights.items():
@@ -144,14 +147,22 @@ def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             parameter.grad.mul_(masks[name])
 
 
-def _auto(task: Task) -> Any:
-    return AutoModelForQuestionAnswering if task.kind == "span" else AutoModelForSequenceClassification
+_TASK_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+_HEADS = {"span": AutoModelForQuestionAnswering, "token_classification": AutoModelForTokenClassification}
 
 
-def _head_settings(task: Task) -> dict[str, Any]:
+def auto_class(task: Task) -> Any:
+    """The stock class of models with the head of a task."""
+    return _HEADS.get(task.kind, AutoModelForSequenceClassification)
+
+
+def head_settings(task: Task) -> dict[str, Any]:
+    """What a Hugging Face configuration says of a task's head: its labels by name."""
     if task.kind == "span":
         return {}
-    names = ["score"] if task.kind == "regression" else list(task.labels)
+    id2label = dict(enumerate(["score"] if task.kind == "regression" else task.labels))
+    settings = {"id2label": id2label, "label2id": {name: n for n, name in id2label.items()}}
+    if task.kind == "token_classification":
+        return settings
     kind = "regression" if task.kind == "regression" else "single_label_classification"
-    id2label = dict(enumerate(names))
-    return {"id2label": id2label, "label2id": {name: n for n, name in id2label.items()}, "problem_type": kind}
+    return {**settings, "problem_type": kind}

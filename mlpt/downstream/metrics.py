@@ -7,12 +7,14 @@ Predictions that are not finite (a diverged regression) count as 0.
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from mlpt.downstream.text_metrics import best_exact_match, best_f1
+from mlpt.tasks.entities import entities
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -78,12 +80,14 @@ _OF_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": spearman,
     "pearson_and_spearman": lambda labels, predicted: (pearson(labels, predicted) + spearman(labels, predicted)) / 2,
 }
+_OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
 _OF_TEXTS = {"f1": best_f1, "exact_match": best_exact_match}
 _KNOWN = {
     "classification": {*_OF_IDS} - {"f1a"},
     "regression": {*_OF_SCORES},
     "span": {*_OF_TEXTS},
     "multiple_rows": {"accuracy", "f1a", "f1", "exact_match"},
+    "token_classification": {"accuracy", "macro_f1", *_OF_ENTITIES},
 }
 
 
@@ -109,6 +113,44 @@ def score_texts(metrics: Sequence[str], golds: Sequence[Sequence[str]], predicte
             np.mean([_OF_TEXTS[name](gold, text) for gold, text in zip(golds, predicted, strict=True)] or [0.0])
         )
         for name in metrics
+    }
+
+
+def score_words(
+    metrics: Sequence[str], names: Sequence[str], labels: Sequence[Any], predicted: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Metrics of labelled words: over all words, or over entities.
+
+    names              the labels by id. labels, predicted: sentence by sentence the class id of each word; a negative
+                       prediction is that of a word which the model did not see: no label, and O in an entity's scheme.
+    accuracy           share of words; macro_f1: over the labels that occur, as `macro_f1`.
+    entity_precision, entity_recall, entity_f1   of entities as `mlpt.tasks.entities` reads them, over all sentences
+                       together: right are those with both ends and the type of a gold one (CoNLL).
+    """
+    scores: dict[str, float] = {}
+    if any(name in _OF_ENTITIES for name in metrics):
+        scores = entity_scores(
+            [[names[one] for one in sentence] for sentence in labels],
+            [[names[one] if one >= 0 else "O" for one in sentence] for sentence in predicted],
+        )
+    gold, guess = (np.array([one for row in part for one in row], dtype=np.int64) for part in (labels, predicted))
+    if "macro_f1" in metrics:
+        known = [one for one in np.union1d(gold, guess) if one >= 0]  # a word that was not seen is no class
+        scores["macro_f1"] = float(f1_score(gold, guess, labels=known, average="macro", zero_division=0))
+    return {name: scores[name] if name in scores else _OF_IDS[name](gold, guess) for name in metrics}
+
+
+def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """CoNLL's precision, recall and F1 of entities over sentences; 0 where there is no entity to divide by."""
+    right = said = wanted = 0
+    for gold, guess in zip(labels, predicted, strict=True):
+        golds, guesses = entities(gold), entities(guess)
+        right, said, wanted = right + len(golds & guesses), said + len(guesses), wanted + len(golds)
+    precision, recall = right / max(1, said), right / max(1, wanted)
+    return {
+        "entity_precision": precision,
+        "entity_recall": recall,
+        "entity_f1": 2 * right / max(1, said + wanted),
     }
 
 

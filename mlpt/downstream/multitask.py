@@ -9,20 +9,19 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlpt.downstream.config import SpanConfig
+from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
 from mlpt.downstream.fingerprint import NAMED, differences, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import load_tokenizer, mask_gradients, masks_of, model_folder, quiet
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask_learner import TaskLearner
-from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch, losses_of, mean_of_tasks
+from mlpt.downstream.multitask_model import TaskView, losses_of, mean_of_tasks
 from mlpt.downstream.multitask_results import MultitaskResult, RunningBest, mean_selected, selected, table
 from mlpt.downstream.multitask_saving import build_multitask_model, export_stock_classifier, save_multitask_model
 from mlpt.downstream.multitask_scoring import Scorer
@@ -86,25 +85,6 @@ def run_multitask(
         return _Run(config, tasks, folder, device, say, tell or (lambda step, scores: None), show).result()
 
 
-class TaskView(nn.Module):
-    """One task of a `MultitaskModel` behind the interface of a stock classifier, for evaluation."""
-
-    def __init__(self, model: MultitaskModel, task: int):
-        super().__init__()
-        self.model, self.task = model, task
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Any:
-        """`.logits` (batch, outputs) of rows that all belong to the task."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        batch = TaskBatch(
-            input_ids, mask.bool(), torch.full_like(rows, self.task), {self.task: rows}, None, token_type_ids
-        )
-        return SimpleNamespace(logits=self.model.logits(batch)[self.task])
-
-
 class _Run:
     """The state of one run while it trains."""
 
@@ -123,7 +103,7 @@ class _Run:
         self.tasks = self._tokenised(tasks)
         self.notes = self._notes()
         self.selects = {data.task.name: data.task.select for data in self.tasks.data}
-        self.model, masks = build_multitask_model(config, self.tasks.outputs)
+        self.model, masks = build_multitask_model(config, self.tasks.outputs, self.tasks.kinds)
         self.masks = {name: mask.to(device) for name, mask in masks.items()}
         self.frozen = self._freeze()
         self.model.to(device)
@@ -140,8 +120,8 @@ class _Run:
     def _tokenised(self, tasks: list[TaskData]) -> TaskSet:
         cache = None if self.config.feature_cache is None else Path(self.config.feature_cache)
         encoder_config = load_stock_config(model_folder(self.config.model))
-        length = self.config.conditional.max_length
-        return tokenise_tasks(tasks, self.tokenizer, encoder_config, length, cache, self.config.predict_test)
+        length, config = self.config.conditional.max_length, self.config
+        return tokenise_tasks(tasks, self.tokenizer, encoder_config, length, config.span, cache, config.predict_test)
 
     def _notes(self) -> list[str]:
         """What people should know before they read the scores, a line each; said at once."""
@@ -149,6 +129,8 @@ class _Run:
         notes = [warning for data in self.tasks.data for warning in data.warnings()]
         if self.tasks.length < asked:
             notes.append(f"conditional.max_length {asked} lowered to {self.tasks.length}, the model's positions")
+        for data, features in zip(self.tasks.data, self.tasks.features, strict=True):
+            notes += notes_of_cuts(data, features, self.tasks.length, self.config.span)
         for note in notes:
             self.say(note)
         masks = masks_of(self.config.model, self.config.masks, self.config.dense)
@@ -166,17 +148,16 @@ class _Run:
         return freeze_layers(self.model, layers, self.config.modulation)
 
     def _prepare_sampling(self) -> None:
-        config, outputs = self.config, self.tasks.outputs
+        config, names = self.config, self.tasks.names
         train, dev = [features["train"] for features in self.tasks.features], []
         learns = config.sampler.rule == "policy"
         if learns:
-            parts = [held_out(t, config.meta_dev_rows, config.seed, n) for t, n in zip(train, outputs, strict=True)]
+            parts = [held_out(t, config.meta_dev_rows, config.seed, n) for t, n in zip(train, names, strict=True)]
             train, dev = [part[0] for part in parts], [part[1] for part in parts]
         self.collate = Collator(train, config.label_dtype)
         sizes = [len(features) for features in train]
-        self.sampler = make_sampler(
-            config.sampler, self.tasks.names, sizes, list(outputs.values()), config.batch_size, config.seed
-        )
+        classes = self.tasks.classes(train)
+        self.sampler = make_sampler(config.sampler, names, sizes, classes, config.batch_size, config.seed)
         self.scorer = Scorer(config.scoring, self.model, self.collate)
         self.learner = None
         if isinstance(self.sampler, PolicySampler):
@@ -287,9 +268,9 @@ class _Run:
 
     def _predict(self, task: int, split: str) -> Predictions:
         data, features = self.tasks.data[task], self.tasks.features[task][split]
-        view = TaskView(self.model, task)
-        outputs = outputs_of(view, features, self.config.eval_tokens, self.device, self.config.precision)
-        return predict(data.task, data.splits[split], features, outputs, SpanConfig())
+        view, config = TaskView(self.model, task), self.config
+        outputs = outputs_of(view, features, config.eval_tokens, self.device, config.precision, data.task.per_token)
+        return predict(data.task, data.splits[split], features, outputs, config.span)
 
     def _save(self) -> None:
         learner = State() if self.learner is None else self.learner.state()
@@ -338,7 +319,7 @@ class _Run:
         running = RunningBest()
         for _, scores in self.evaluations:
             running.update(scores)
-        sizes = {data.task.name: len(data.splits["train"]) for data in self.tasks.data}
+        sizes = {name: len(own["train"]) for name, own in zip(self.tasks.names, self.tasks.features, strict=True)}
         result = MultitaskResult(
             seed=self.config.seed,
             sampler=self.config.sampler.rule,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlpt.downstream.config import TaskNames
+from mlpt.downstream.config import SpanConfig, TaskNames
 from mlpt.downstream.multitask_model import LabelDtype
 from mlpt.downstream.multitask_scoring import ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty, PolicySampler, SamplerConfig
@@ -55,6 +55,7 @@ class MultitaskConfig(Settings):
         "conditional", description="CA-MTL's, or the stock encoder as the multi-task baseline"
     )
     conditional: ConditionalConfig = Field(ConditionalConfig(), description="its max_length bounds rows of any encoder")
+    span: SpanConfig = SpanConfig()
     sampler: SamplerConfig = Field(default_factory=MtUncertainty.Config)
     scoring: ScoringConfig = ScoringConfig()
     freeze: str = Field("lower_half", description="encoder layers: lower_half (conditional encoders), none, or a-b")

@@ -32,7 +32,7 @@ class RunningBest:
 class MultitaskResult:
     """`best` is the evaluation with the greatest mean of the tasks' selecting metrics (first dev split of each).
 
-    rows        task -> [rows trained on, rows in its training split].
+    rows        task -> [rows trained on, rows in its training split]; windows, of a span task.
     parameters  `total` and `trainable`.
     max_length  most tokens of a row that ran.
     """

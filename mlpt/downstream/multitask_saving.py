@@ -1,6 +1,7 @@
 """Folders of a multi-task model: the whole of it, and one stock classifier a task where the encoder is a stock one."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel
 
-from mlpt.downstream.loading import apply_masks, masks_of, model_folder
+from mlpt.downstream.loading import apply_masks, auto_class, head_settings, masks_of, model_folder
 from mlpt.downstream.multitask_config import MultitaskConfig
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
 from mlpt.errors import UserError
@@ -18,11 +19,14 @@ from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncode
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.settings import load_settings
 from mlpt.tasks import Task
+from mlpt.tasks.task import Kind
 
 _ABOUT, _WEIGHTS = "multitask.json", "multitask.safetensors"
 
 
-def build_multitask_model(config: MultitaskConfig, outputs: dict[str, int]) -> tuple[MultitaskModel, dict[str, Tensor]]:
+def build_multitask_model(
+    config: MultitaskConfig, outputs: dict[str, int], kinds: Mapping[str, Kind]
+) -> tuple[MultitaskModel, dict[str, Tensor]]:
     """The model, and the masks of its pruned weights by parameter name (bool, True: kept), none for a dense one.
 
     Pretrained weights where there are any, the rest drawn by `config.seed`. In eval mode, as loaded models are.
@@ -34,7 +38,7 @@ def build_multitask_model(config: MultitaskConfig, outputs: dict[str, int]) -> t
     encoder: Any = SharedEncoder(stock)
     if config.encoder == "conditional":
         encoder = ConditionalEncoder(stock, config.conditional, len(outputs), config.seed)
-    model = MultitaskModel(encoder, outputs, config.seed).eval()
+    model = MultitaskModel(encoder, outputs, config.seed, kinds).eval()
     names = {parameter: name for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for parameter, mask in masked:  # again: a last layer that starts at random was drawn whole
@@ -48,6 +52,7 @@ def save_multitask_model(model: MultitaskModel, folder: Path, tokenizer: Any = N
     conditional = model.encoder.conditional if isinstance(model.encoder, ConditionalEncoder) else None
     about = {
         "outputs": dict(zip(model.decoders, model.outputs, strict=True)),
+        "kinds": model.kinds,
         "conditional": None if conditional is None else conditional.model_dump(),
     }
     model.encoder.config.save_pretrained(folder)
@@ -73,31 +78,30 @@ def load_multitask_model(folder: str | Path) -> MultitaskModel:
     if about["conditional"] is not None:
         settings = load_settings(ConditionalConfig, about["conditional"])
         encoder = ConditionalEncoder(stock, settings, len(about["outputs"]))
-    model = MultitaskModel(encoder, about["outputs"])
+    model = MultitaskModel(encoder, about["outputs"], kinds=about.get("kinds"))
     model.load_state_dict(weights)
     return model.eval()
 
 
 def export_stock_classifier(model: MultitaskModel, task: Task, folder: Path, tokenizer: Any = None) -> None:
-    """A folder that stock `AutoModelForSequenceClassification` loads, with the logits that `model` has for `task`.
+    """A folder that the stock Auto class of the task's kind loads, with the logits that `model` has for `task`.
 
     Raises `UserError` for a conditional encoder: no stock class computes what it computes.
     """
     if not isinstance(model.encoder, SharedEncoder):
         raise UserError("a conditional encoder has no stock class; load its folder with load_multitask_model")
     stock, decoder = model.encoder.stock, model.decoders[task.name]
-    names = ["score"] if task.kind == "regression" else list(task.labels)
-    config = type(stock.config).from_dict(stock.config.to_dict())
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
+    config = type(stock.config).from_dict({**stock.config.to_dict(), **head_settings(task)})
     with torch.device("meta"):
-        exported = AutoModelForSequenceClassification.from_config(config)
+        exported = auto_class(task).from_config(config)
     weights = {f"{exported.base_model_prefix}.{name}": weight for name, weight in stock.state_dict().items()}
-    if stock.config.model_type == "roberta":  # its stock head holds what BERT calls the pooler
-        pooler = f"{exported.base_model_prefix}.pooler.dense"
+    pooler, head = f"{exported.base_model_prefix}.pooler.dense", "classifier"
+    if task.per_token:  # their stock classes have no pooler
+        weights = {name: weight for name, weight in weights.items() if not name.startswith(pooler)}
+        head = "qa_outputs" if task.kind == "span" else "classifier"
+    elif stock.config.model_type == "roberta":  # its stock head holds what BERT calls the pooler
         weights |= {f"classifier.dense.{part}": weights.pop(f"{pooler}.{part}") for part in ("weight", "bias")}
-    head = "classifier.out_proj" if stock.config.model_type == "roberta" else "classifier"
+        head = "classifier.out_proj"
     weights |= {f"{head}.{name}": weight for name, weight in decoder.state_dict().items()}
     exported.save_pretrained(folder, state_dict={name: weight.cpu().contiguous() for name, weight in weights.items()})
     if tokenizer is not None:

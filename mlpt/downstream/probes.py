@@ -47,6 +47,10 @@ class TaskProbe(Suite):
         self.rows = load_task(name, TaskSource(data_dir=None if own else data, own=own))
         if self.rows.task.kind == "span":
             raise UserError(f"'{name}' asks for a stretch of text, and one vector a text can't say where; fine-tune it")
+        if self.rows.task.kind == "token_classification":
+            raise UserError(
+                f"'{name}' labels words, and this probes whole texts; take the suite pos=FILE, or fine-tune it"
+            )
         for split in ("train", *(self.rows.dev_splits or ("dev",))):
             rows = self.rows.splits.get(split)
             if not rows or any(example.label is None for example in rows):

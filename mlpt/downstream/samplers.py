@@ -19,6 +19,7 @@ from mlpt.randomness import numpy_generator
 from mlpt.settings import Settings
 
 Row = tuple[int, int]  # (task id, row of that task's training data)
+Classes = Sequence[int | np.ndarray]  # by task id: a number, or (rows,) numbers
 Score = Callable[[Sequence[Row]], np.ndarray]  # rows -> (n,) entropy in nats of the model's prediction for each
 
 
@@ -52,7 +53,8 @@ class TaskSampler:
     """Base of the samplers. Subclasses set `Config` (with the field `rule`) and define `batch`.
 
     sizes       training rows of each task, by task id. names: the tasks' names, likewise.
-    classes     outputs of each task: number of classes, 1 for a regression.
+    classes     what a prediction of each task chooses among: a number of classes, 1 for a regression, or one number for
+                each training row (a span's tokens).
     batch_size  rows in a training batch.
     """
 
@@ -66,7 +68,7 @@ class TaskSampler:
         config: Any,
         names: Sequence[str],
         sizes: Sequence[int],
-        classes: Sequence[int],
+        classes: Classes,
         batch_size: int,
         seed: int,
     ):
@@ -285,17 +287,23 @@ class MtUncertainty(TaskSampler):
     def ranking(self, candidates: Sequence[Row], entropies: np.ndarray) -> np.ndarray:
         """Places in `candidates`, most uncertain first; ties keep their order."""
         tasks = np.array([task for task, _ in candidates])
-        scores = uncertainty(entropies, tasks, self.classes, self.config.score)
+        scores = uncertainty(entropies, tasks, self._choices(candidates), self.config.score)
         scores = self._regression_scores(scores, tasks)
         # float32, so that equal distributions of different tasks tie instead of being ordered by rounding.
         return np.argsort(-scores.astype(np.float32), kind="stable")
 
+    def _choices(self, candidates: Sequence[Row]) -> np.ndarray:
+        """(n,) what the prediction of each candidate chooses among."""
+        own = [(self.classes[task], row) for task, row in candidates]
+        return np.array([classes if isinstance(classes, int) else classes[row] for classes, row in own])
+
     def _regression_scores(self, scores: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         scores = scores.copy()
-        classified = np.array([self.classes[task] > 1 for task in tasks])
-        for task, outputs in enumerate(self.classes):
+        regressions = [task for task, classes in enumerate(self.classes) if isinstance(classes, int) and classes == 1]
+        classified = ~np.isin(tasks, regressions)
+        for task in regressions:
             mine = np.flatnonzero(tasks == task)
-            if outputs > 1 or not len(mine):
+            if not len(mine):
                 continue
             if self.config.regression == "mean" and classified.any():
                 scores[mine] = scores[classified].mean()
@@ -315,21 +323,22 @@ class MtUncertainty(TaskSampler):
 
 
 def uncertainty(
-    entropies: np.ndarray, tasks: np.ndarray, classes: Sequence[int], score: Literal["paper", "code"]
+    entropies: np.ndarray, tasks: np.ndarray, classes: np.ndarray, score: Literal["paper", "code"]
 ) -> np.ndarray:
     """(n,) float64 scores of candidates with these entropies (n,) in nats and task ids (n,).
 
     code   H m_t / max_t m_t with H = entropy / (ln C + 1e-5) and m_t the mean H of the row's task.
     paper  entropy / (ln C * max_t m_t) with m_t the mean entropy of a task: a constant apart from entropy / ln C.
 
-    `classes` holds C of each task id; rows of a regression (C = 1) score 0.
+    classes  C of each candidate, (n,): the task's classes, or the tokens among which a span's start and end are chosen,
+             so that ln C is the entropy of knowing nothing. Rows of a regression (C = 1) score 0.
     """
     entropies = np.asarray(entropies, dtype=np.float64)
-    widest = np.log(np.array(classes, dtype=np.float64))[tasks]  # ln C, (n,)
+    widest = np.log(np.asarray(classes, dtype=np.float64))  # ln C, (n,)
     present = np.unique(tasks)
     if score == "code":
         normalised = entropies / (widest + 1e-5)
-        means = np.zeros(len(classes))
+        means = np.zeros(present.max() + 1)
         means[present] = [normalised[tasks == task].mean() for task in present]
         return normalised * means[tasks] / (means.max() or 1.0)
     greatest = max(entropies[tasks == task].mean() for task in present)
@@ -352,7 +361,7 @@ SamplerConfig: Any = Annotated[Union[_CONFIGS], Field(discriminator="rule")]  # 
 
 
 def make_sampler(
-    config: Any, names: Sequence[str], sizes: Sequence[int], classes: Sequence[int], batch_size: int, seed: int
+    config: Any, names: Sequence[str], sizes: Sequence[int], classes: Classes, batch_size: int, seed: int
 ) -> TaskSampler:
     """The sampler that `config.rule` names."""
     return SAMPLERS[config.rule](config, names, sizes, classes, batch_size, seed)

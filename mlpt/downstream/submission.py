@@ -103,6 +103,9 @@ def _plain(task: Task, examples: Sequence[Example], predictions: Predictions) ->
             right = [examples[one].choice for one in rows if examples[one].label]
             yield {"question": list(group), "prediction": examples[row].choice, "label": right or None}
         return
+    if task.kind == "token_classification":
+        yield from (_sentence(task, *pair) for pair in zip(examples, predictions.values, strict=True))
+        return
     for number, (example, value) in enumerate(zip(examples, predictions.values, strict=True)):
         named = task.kind in ("classification", "multiple_rows")
         line: dict[str, Any] = {"index": example.index, "prediction": task.labels[value] if named else value}
@@ -112,8 +115,20 @@ def _plain(task: Task, examples: Sequence[Example], predictions: Predictions) ->
             line["label"] = list(example.answers)
             line["n_best"] = (predictions.n_best or [])[number]
         elif example.label is not None:
-            line["label"] = task.labels[int(example.label)] if named else example.label
+            line["label"] = task.labels[example.class_id] if named else example.label
         yield line
+
+
+def _sentence(task: Task, example: Example, labels: Sequence[int]) -> dict[str, Any]:
+    """The words with their predicted labels, null for a word that the model did not see, and the gold ones."""
+    line: dict[str, Any] = {
+        "index": example.index,
+        "words": [example.first[start:end] for start, end in example.spans],
+        "prediction": [task.labels[label] if label >= 0 else None for label in labels],
+    }
+    if isinstance(example.label, tuple):
+        line["label"] = [task.labels[label] for label in example.label]
+    return line
 
 
 def _write(path: Path, lines: Iterable[str]) -> Path:

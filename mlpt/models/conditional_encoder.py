@@ -29,18 +29,33 @@ class ConditionalConfig(Settings):
     norm        what conditional layer norms condition: `scale` as the published code, `scale_and_shift` as the paper
                 (CA-6). Default: the paper's, at the same cost.
     last_layer  `base`'s last layer: `loaded` from the checkpoint, or `random` as the published code leaves it because
-                its names differ (CA-4). Default `loaded`: 7 M pretrained weights are not thrown away.
-    max_length  longest input in tokens; the hidden size is a multiple of it.
+                its names differ (CA-4). Default `loaded`: 7 M pretrained weights are not thrown away. Without the
+                bottleneck that layer is a stock one, and always loaded.
+    max_length  longest input in tokens; conditional attention needs a hidden size that is a multiple of it.
+
+    The paper's ablation: each of the four parts can be off, which leaves the stock network there.
+
+    attention   conditional attention: the block-diagonal bias of the scores, in every layer.
+    alignment   conditional alignment: FiLM of the embeddings, before the first layer.
+    layer_norm  conditional layer norms of the upper half.
+    bottleneck  conditional bottleneck: in `base`'s last layer, or the ladder of `large`.
     """
 
     wiring: Literal["base", "large"] = "base"
     norm: Literal["scale_and_shift", "scale"] = "scale_and_shift"
     last_layer: Literal["loaded", "random"] = "loaded"
     max_length: int = 128
+    attention: bool = True
+    alignment: bool = True
+    layer_norm: bool = True
+    bottleneck: bool = True
 
 
 class ConditionalLayer(nn.Module):
-    """A stock BERT or RoBERTa layer with conditional attention and, in the upper half, conditional layer norms."""
+    """A stock BERT or RoBERTa layer with conditional attention and, in the upper half, conditional layer norms.
+
+    Each of the two is there only where `conditional` has it on; with neither it computes what the stock layer does.
+    """
 
     attention: Any
     intermediate: Any
@@ -49,9 +64,11 @@ class ConditionalLayer(nn.Module):
     def __init__(self, stock: Any, config: Any, conditional: ConditionalConfig, conditional_norms: bool):
         super().__init__()
         self.attention, self.intermediate, self.output = stock.attention, stock.intermediate, stock.output
-        self.attention_bias = BlockDiagonalBias(config.hidden_size, conditional.max_length)
-        self.conditional_norms = conditional_norms
-        if conditional_norms:
+        self.attention_bias = (
+            BlockDiagonalBias(config.hidden_size, conditional.max_length) if conditional.attention else None
+        )
+        self.conditional_norms = conditional_norms and conditional.layer_norm
+        if self.conditional_norms:
             for part in (self.attention.output, self.output):
                 part.LayerNorm = _conditional_norm(config, conditional, part.LayerNorm)
 
@@ -62,7 +79,10 @@ class ConditionalLayer(nn.Module):
 
     def attend(self, hidden: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """Conditional self-attention, its residual and its norm."""
-        bias = self.attention_bias(condition, hidden.shape[1])  # (batch, length, length)
+        if self.attention_bias is None:
+            bias = hidden.new_zeros(len(hidden), 1, hidden.shape[1])  # (batch, 1, length)
+        else:
+            bias = self.attention_bias(condition, hidden.shape[1])  # (batch, length, length)
         bias = bias.masked_fill(~mask.unsqueeze(1), torch.finfo(bias.dtype).min).unsqueeze(1)
         context, _ = self.attention.self(hidden, bias)
         part = self.attention.output
@@ -83,12 +103,16 @@ class BottleneckLayer(ConditionalLayer):
     def __init__(self, stock: Any, config: Any, conditional: ConditionalConfig):
         super().__init__(stock, config, conditional, conditional_norms=True)
         self.bottleneck = ConditionalBottleneck(config.hidden_size)
-        self.bottleneck_norm = _conditional_norm(config, conditional)
+        self.bottleneck_norm = (
+            _conditional_norm(config, conditional)
+            if conditional.layer_norm
+            else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        )
 
     def forward(self, hidden: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         attended = self.attend(hidden, mask, condition)
         narrowed = self.bottleneck(condition, self.feed_forward(attended, condition))
-        return self.bottleneck_norm(narrowed + attended, condition)
+        return self._norm(self.bottleneck_norm, narrowed + attended, condition)
 
 
 class ConditionalStack(nn.Module):
@@ -97,7 +121,7 @@ class ConditionalStack(nn.Module):
     def __init__(self, stock: nn.ModuleList, config: Any, conditional: ConditionalConfig):
         super().__init__()
         n = len(stock)
-        last_is_bottleneck = conditional.wiring == "base"
+        last_is_bottleneck = conditional.bottleneck and conditional.wiring == "base"
         if n < 2 or (last_is_bottleneck and n % 2):
             raise UserError(f"CA-MTL's base wiring needs an even number of layers, not {n}; take wiring=large")
         lower = n - n // 2  # an odd layer goes to the lower half
@@ -107,11 +131,11 @@ class ConditionalStack(nn.Module):
             else ConditionalLayer(layer, config, conditional, conditional_norms=i >= lower)
             for i, layer in enumerate(stock)
         )
-        bottlenecks = 0 if last_is_bottleneck else n
+        bottlenecks = n if conditional.bottleneck and conditional.wiring == "large" else 0
         self.ladder = nn.ModuleList(ConditionalBottleneck(config.hidden_size) for _ in range(bottlenecks))
 
     def forward(self, hidden: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
-        """(batch, length, hidden) -> the last layer's output (`base`) or the last rung of the ladder (`large`)."""
+        """(batch, length, hidden) -> the last rung of the ladder, or the last layer's output where there is none."""
         if not self.ladder:
             for layer in self.layer:
                 hidden = layer(hidden, mask, condition)
@@ -136,15 +160,16 @@ class ConditionalEncoder(nn.Module):
         self.config, self.conditional = config, conditional
         known = set(stock.modules())
         self.embeddings, self.pooler = stock.embeddings, stock.pooler
-        self.task_embedding = nn.Embedding(n_tasks, config.hidden_size)
-        self.task_transformation = nn.Linear(config.hidden_size, config.hidden_size)
-        self.alignment = FiLM(config.hidden_size, config.hidden_size)
+        size, in_layers = config.hidden_size, conditional.attention or conditional.layer_norm or conditional.bottleneck
+        self.task_embedding = nn.Embedding(n_tasks, size) if in_layers or conditional.alignment else None
+        self.task_transformation = nn.Linear(size, size) if in_layers else None
+        self.alignment = FiLM(size, size) if conditional.alignment else None
         self.encoder = ConditionalStack(stock.encoder.layer, config, conditional)
         generator = torch.Generator().manual_seed(address(seed, "conditional encoder"))
         fresh = [module for module in self.modules() if module not in known]
         _initialise(fresh, config.initializer_range, generator)
-        if conditional.wiring == "base" and conditional.last_layer == "random":
-            last: Any = self.encoder.layer[-1]
+        last: Any = self.encoder.layer[-1]
+        if isinstance(last, BottleneckLayer) and conditional.last_layer == "random":
             _initialise([m for m in last.modules() if m in known], config.initializer_range, generator)
             for norm in (last.attention.output.LayerNorm, last.output.LayerNorm):
                 norm.reset_parameters()
@@ -166,10 +191,19 @@ class ConditionalEncoder(nn.Module):
                 f"inputs of {input_ids.shape[1]} tokens exceed the conditional encoder's max_length "
                 f"{self.conditional.max_length}; truncate them or raise max_length"
             )
-        task = self.task_embedding(task_ids)  # (batch, hidden)
-        embedded = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        aligned = self.alignment(task, embedded)
-        return self.encoder(aligned, attention_mask.bool(), self.task_transformation(task))
+        hidden = self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        task = hidden.new_zeros(0) if self.task_embedding is None else self.task_embedding(task_ids)  # (batch, hidden)
+        if self.alignment is not None:
+            hidden = self.alignment(task, hidden)
+        condition = task if self.task_transformation is None else self.task_transformation(task)
+        return self.encoder(hidden, attention_mask.bool(), condition)
+
+    def states(
+        self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states (batch, length, hidden) and the pooled output (batch, hidden)."""
+        hidden = self.hidden(input_ids, attention_mask, task_ids, token_type_ids)
+        return hidden, self.pooler(hidden)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, task_ids: Tensor, token_type_ids: Tensor | None = None
@@ -230,10 +264,10 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
 def _check(config: Any, conditional: ConditionalConfig) -> None:
     if config.model_type not in ("bert", "roberta"):
         raise UserError(f"a conditional encoder is built from BERT or RoBERTa, not from {config.model_type}")
-    if config.hidden_size % conditional.max_length:
+    if conditional.attention and config.hidden_size % conditional.max_length:
         raise UserError(
             f"max_length {conditional.max_length} does not divide the hidden size {config.hidden_size}, as CA-MTL's "
-            "block-diagonal attention needs; choose one that does"
+            "block-diagonal attention needs; choose one that does, or attention=false"
         )
 
 

@@ -60,9 +60,9 @@ class MultitaskJob:
         cache, length = folder / "features", config.conditional.max_length
         stock = load_stock_config(model_folder(config.model))
         rows = read_tasks(config.tasks, config.source)
-        tasks = tokenise_tasks(rows, load_tokenizer(config.model), stock, length, cache, False)
+        tasks = tokenise_tasks(rows, load_tokenizer(config.model), stock, length, config.span, cache, False)
         with quiet():
-            build_multitask_model(config, tasks.outputs)
+            build_multitask_model(config, tasks.outputs, tasks.kinds)
         sizes = ", ".join(f"{data.task.name} {len(data.splits['train']):,}" for data in tasks.data)
         say(f"tasks (rows to train on): {sizes}")
         return str(cache), length

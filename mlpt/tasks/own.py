@@ -1,4 +1,4 @@
-"""The user's own labelled data: CSV, TSV, JSONL or Parquet files with named columns."""
+"""The user's own labelled data: CSV, TSV, JSONL or Parquet files with named columns; words also one a line."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +9,20 @@ from pydantic import Field, model_validator
 
 from mlpt.errors import UserError
 from mlpt.settings import Settings, load_settings
-from mlpt.tasks.reading import FileReport, label_of, number_of, parse_rows, read_table, score_of, text_of
+from mlpt.tasks.entities import are_entity_labels
+from mlpt.tasks.reading import (
+    FileReport,
+    label_of,
+    name_of,
+    number_of,
+    parse_rows,
+    read_columns,
+    read_table,
+    score_of,
+    text_of,
+)
 from mlpt.tasks.squad import span_example
+from mlpt.tasks.tagged_words import TaggedFile, label_names, tagged_example
 from mlpt.tasks.task import Example, Task, TaskData
 
 
@@ -21,13 +33,13 @@ class OwnTask(Settings):
     train: str | None = Field(None, description="file of the labelled training rows")
     dev: str | None = Field(None, description="file of the labelled rows that are scored")
     test: str | None = Field(None, description="file of rows that are predicted; labels are ignored")
-    kind: Literal["classification", "regression", "span"] = "classification"
-    first: str = Field(description="column of the text, or of the question of a span")
+    kind: Literal["classification", "regression", "span", "token_classification"] = "classification"
+    first: str = Field("", description="column of the text, the question of a span, or the list of words")
     second: str | None = Field(None, description="column of the second text, or of the context of a span")
-    label: str = Field("label", description="column of the label, the score, or the answer's text")
+    label: str = Field("label", description="column of the label, the score, the answer's text, or the words' labels")
     answer_start: str = Field("answer_start", description="span: column of the answer's first character in the context")
     labels: tuple[str, ...] | None = Field(None, description="label names in order; default: those of train, sorted")
-    metrics: tuple[str, ...] | None = Field(None, description="default: accuracy, macro_f1; or correlations; or f1, EM")
+    metrics: tuple[str, ...] | None = Field(None, description="default: those that suit the kind and the labels")
     max_length: int = Field(128, gt=0, description="tokens")
 
     @model_validator(mode="after")
@@ -36,6 +48,10 @@ class OwnTask(Settings):
             raise ValueError("give train or dev, a file with labelled rows")
         if self.kind == "span" and not self.second:
             raise ValueError("a span task needs second, the column of the context")
+        if self.kind != "token_classification" and not self.first:
+            raise ValueError("give first, the column of the text")
+        if self.kind == "token_classification" and self.second:
+            raise ValueError("token_classification has one text, whose words are labelled; leave out second")
         return self
 
 
@@ -72,13 +88,19 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "regression": ("pearson", "spearman", "pearson_and_spearman"),
     "span": ("f1", "exact_match"),
+    "entities": ("entity_f1", "accuracy"),  # labelled words whose labels are B-PER, I-PER, O and the like
+    "token_classification": ("accuracy", "macro_f1"),  # with other labels
 }
 
 
 def load_own(own: OwnTask, max_malformed_share: float, splits: Iterable[str] | None = None) -> TaskData:
     """Read the files of an own task. Raises `UserError` for missing columns and too many malformed rows."""
-    labels = _label_names(own) if own.kind == "classification" else ()
-    metrics = own.metrics or _METRICS[own.kind]
+    labels = _label_names(own) if own.kind in ("classification", "token_classification") else ()
+    metrics = own.metrics or _default_metrics(own, labels)
+    asked = next((name for name in metrics if name.startswith("entity")), None)
+    if asked and not are_entity_labels(labels):
+        shown = ", ".join(labels[:3])
+        raise UserError(f"task '{own.name}' asks for {asked}, and its labels ({shown}) are none like B-PER, I-PER, O")
     columns = tuple(name for name in (own.first, own.second, own.label) if name)
     template = (f"{{{own.first}}}", own.second and f"{{{own.second}}}")
     task = Task(own.name, "own", own.kind, labels, metrics, metrics[0], columns, template, max_length=own.max_length)
@@ -93,12 +115,21 @@ def load_own(own: OwnTask, max_malformed_share: float, splits: Iterable[str] | N
     return data
 
 
+def _default_metrics(own: OwnTask, labels: tuple[str, ...]) -> tuple[str, ...]:
+    return _METRICS["entities" if own.kind == "token_classification" and are_entity_labels(labels) else own.kind]
+
+
+def _read_tagged(own: OwnTask, labels: tuple[str, ...], split: str, report: FileReport) -> list[Example]:
+    file = TaggedFile(report.path, own.first, None if split == "test" else own.label)
+    numbered = ((line, (place, row)) for place, (line, row) in enumerate(file.rows(report)))
+    return list(parse_rows(numbered, lambda row: [tagged_example(row[0], file.tagged(row[1]), labels)], report))
+
+
 def _read_split(own: OwnTask, labels: tuple[str, ...], split: str, report: FileReport) -> list[Example]:
+    if own.kind == "token_classification":
+        return _read_tagged(own, labels, split, report)
     needed = [name for name in (own.first, own.second, None if split == "test" else own.label) if name]
-    rows = list(read_table(Path(report.path), report))
-    if rows and (missing := [name for name in needed if name not in rows[0][1]]):
-        known = ", ".join(rows[0][1])
-        raise UserError(f"{report.path} has no column '{missing[0]}'; its columns: {known}; name the right one")
+    rows = read_columns(Path(report.path), report, needed)
 
     def parse(row: tuple[int, dict]) -> Iterable[Example]:
         number, record = row
@@ -113,7 +144,7 @@ def _read_split(own: OwnTask, labels: tuple[str, ...], split: str, report: FileR
         elif own.kind == "regression":
             yield Example(number, first, second, score_of(record.get(own.label)))
         else:
-            yield Example(number, first, second, label_of(_name(record.get(own.label)), labels))
+            yield Example(number, first, second, label_of(name_of(record.get(own.label)), labels))
 
     numbered = ((line, (place, record)) for place, (line, record) in enumerate(rows))
     return list(parse_rows(numbered, parse, report))
@@ -123,19 +154,12 @@ def _label_names(own: OwnTask) -> tuple[str, ...]:
     if own.labels:
         return own.labels
     path = own.train or own.dev
-    found = {_name(record.get(own.label)) for _, record in read_table(Path(path or ""), FileReport(str(path)))}
+    if own.kind == "token_classification":
+        return label_names(TaggedFile(str(path), own.first, own.label))
+    found = {name_of(record.get(own.label)) for _, record in read_table(Path(path or ""), FileReport(str(path)))}
     names = tuple(sorted(found - {""}, key=lambda name: (len(name), name) if name.isdigit() else (0, name)))
     if len(names) < 2:
         raise UserError(f"column '{own.label}' of {path} has {len(names)} different labels; a classification needs two")
     if len(names) > 1000:
         raise UserError(f"column '{own.label}' of {path} has {len(names)} different labels; is it kind=regression?")
     return names
-
-
-def _name(value: Any) -> str:
-    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name."""
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)

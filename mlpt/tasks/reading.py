@@ -155,6 +155,15 @@ def read_table(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
         raise UserError(f"cannot tell the format of {path}; name it .csv, .tsv, .jsonl or .parquet")
 
 
+def read_columns(path: Path, report: FileReport, needed: Sequence[str]) -> list[tuple[int, dict]]:
+    """The rows of `read_table`. Raises `UserError` where the first lacks one of the columns `needed`."""
+    rows = list(read_table(path, report))
+    if rows and (missing := [name for name in needed if name not in rows[0][1]]):
+        known = ", ".join(rows[0][1])
+        raise UserError(f"{path} has no column '{missing[0]}'; its columns: {known}; name the right one")
+    return rows
+
+
 def _read_csv(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -224,6 +233,15 @@ def label_of(text: str, labels: Sequence[str]) -> int:
         return labels.index(text)
     except ValueError as error:
         raise RowError(f"has label {text!r}, expected one of {', '.join(labels)}") from error
+
+
+def name_of(value: Any) -> str:
+    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name; "" for none."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def score_of(value: Any, low: float = float("-inf"), high: float = float("inf")) -> float:

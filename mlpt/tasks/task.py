@@ -5,7 +5,7 @@ from typing import Literal
 
 from mlpt.tasks.reading import FileReport
 
-Kind = Literal["classification", "regression", "span", "multiple_rows"]
+Kind = Literal["classification", "regression", "span", "multiple_rows", "token_classification"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Task:
 
     kind           classification: `labels` by id. regression: a float. span: a stretch of the second text answers the
                    first. multiple_rows: a question has several rows (answers, choices, entities), each right or wrong.
+                   token_classification: each word of the text has one of `labels`.
     choose         multiple_rows only: "one" row of each question is the answer (the best scored), or "any" number.
     labels         names in the order of the ids; a row of multiple_rows is "0" (wrong) or "1" (right).
     metrics        names in `mlpt.downstream.metrics`; `select` picks the best checkpoint, higher is better.
@@ -38,7 +39,14 @@ class Task:
     @property
     def outputs(self) -> int:
         """Width of the head: classes, 1 for a regression, 2 for (wrong, right) and for (start, end)."""
-        return {"classification": len(self.labels), "regression": 1, "span": 2, "multiple_rows": 2}[self.kind]
+        if self.kind in ("classification", "token_classification"):
+            return len(self.labels)
+        return 1 if self.kind == "regression" else 2
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the head has outputs at every token, not one a row."""
+        return self.kind in ("span", "token_classification")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +54,32 @@ class Example:
     """One row of a task.
 
     index         the row's official id, as submissions want it back.
-    label         class id; float of a regression; 1 or 0 for a right or wrong row; for a span, 1 answerable or 0 not.
-                  None: unlabelled.
+    label         class id; float of a regression; 1 or 0 for a right or wrong row; for a span, 1 answerable or 0 not;
+                  for token classification, the class ids of the words. None: unlabelled.
     group         multiple_rows: ids of the question, outermost first. Rows of one question share it.
     choice        multiple_rows: the text that this row proposes.
     answers       span, and choices scored by text (ReCoRD): the gold texts, the first of them at `answer_start`.
     answer_start  span: character of `second` where `answers[0]` begins; -1 where there is none.
     spans         span: all characters (start, exclusive end) of `second` where an answer stands, where they are known.
+                  Token classification: where each word stands in `first`.
     """
 
     index: int | str
     first: str
     second: str | None = None
-    label: int | float | None = None
+    label: int | float | tuple[int, ...] | None = None
     group: tuple[int, ...] = ()
     choice: str = ""
     answers: tuple[str, ...] = ()
     answer_start: int = -1
     spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def class_id(self) -> int:
+        """The label of a row that has one class. Raises `TypeError` for any other row."""
+        if not isinstance(self.label, int | float):
+            raise TypeError(f"row {self.index} has no class")
+        return int(self.label)
 
 
 @dataclass

@@ -132,7 +132,7 @@ class Writer:
                 array[row, : len(part)] = part
         inputs, targets, types = arrays
         if self.format.labels and example.label is not None:
-            targets[inputs != PAD] = self.format.labels[int(example.label)]
+            targets[inputs != PAD] = self.format.labels[example.class_id]
         return Written(inputs, targets, types)
 
     def _windows(self, first: int, second: int | None) -> list[tuple[slice, slice | None]]:

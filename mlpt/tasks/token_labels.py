@@ -54,7 +54,7 @@ def _read_file(path: Path, column: Column) -> list[LabelledSentence]:
     report = FileReport(str(path))
     comments = path.suffix == ".conllu"
     sentences = []
-    for rows in _sentences(path, report, comments):
+    for rows in sentences_of_lines(path, report, comments):
         sentence = _conllu(rows, column, report) if comments else _word_and_label(rows, report)
         if sentence is not None:
             sentences.append(sentence)
@@ -64,7 +64,7 @@ def _read_file(path: Path, column: Column) -> list[LabelledSentence]:
     return sentences
 
 
-def _sentences(path: Path, report: FileReport, comments: bool) -> Iterator[list[tuple[int, list[str]]]]:
+def sentences_of_lines(path: Path, report: FileReport, comments: bool = False) -> Iterator[list[tuple[int, list[str]]]]:
     """The (line number, fields) of each sentence; sentences end at blank lines. `comments`: at # begins one."""
     sentence: list[tuple[int, list[str]]] = []
     last = 0

@@ -75,6 +75,14 @@ def _write_texts() -> None:
     Path("recipe.yaml").write_text(json.dumps(SETTINGS))  # JSON is YAML
     Path("cloze.jsonl").write_text('{"text": "the model [MASK] a line", "answer": "reads"}\n')
     rows = [f"{WORDS.format(number)}\t{number % 2}" for number in range(64)]
+    words = {"words": WORDS.split(), "tags": ["B-X", *["O"] * (len(WORDS.split()) - 1)]}
+    bad = {"uneven": {"words": ["two", "words"], "tags": ["O"]}, "wordless": {"words": [], "tags": []}}
+    bad["unknown"] = {"words": ["one"], "tags": ["B-Y"]}
+    Path("tagged.jsonl").write_text(json.dumps(words) + "\n")
+    for name, row in bad.items():
+        Path(f"{name}.jsonl").write_text(json.dumps(words) + "\n" + json.dumps(row) + "\n")
+        task = {"name": "tagged", "kind": "token_classification", "train": "tagged.jsonl", "dev": f"{name}.jsonl"}
+        Path(f"{name}.yaml").write_text(json.dumps(task | {"first": "words", "label": "tags"}))
     Path("rows.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
 
 

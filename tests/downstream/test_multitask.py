@@ -17,8 +17,9 @@ from transformers import (
 
 from mlpt.downstream import multitask
 from mlpt.downstream.loading import load_tokenizer
-from mlpt.downstream.multitask import TaskView, run_multitask
+from mlpt.downstream.multitask import run_multitask
 from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask_model import TaskView
 from mlpt.downstream.multitask_results import RunningBest, table
 from mlpt.downstream.multitask_saving import export_stock_classifier, load_multitask_model
 from mlpt.errors import UserError
@@ -317,16 +318,6 @@ def test_the_policys_draws_follow_its_mixture(saved, source, tmp_path):
     trained = Counter({name: rows for name, (rows, _) in result.rows.items()})
     assert trained["grade"] == 0
     assert trained["mood"] + trained["same"] == 12 * 8
-
-
-def test_a_span_task_is_refused_in_one_line(saved, tmp_path):
-    own = {"name": "answers", "train": "t.jsonl", "kind": "span", "first": "q", "second": "c", "label": "a"}
-    (tmp_path / "t.jsonl").write_text(
-        json.dumps({"q": "the cat", "c": "the dog sat", "a": "dog", "answer_start": 4}) + "\n"
-    )
-    own["train"] = str(tmp_path / "t.jsonl")
-    with pytest.raises(UserError, match="fine-tune it alone"):
-        run_multitask(configured(saved, {"own": [own]}, tmp_path / "run", tasks=["answers"]), quiet)
 
 
 def test_a_model_without_a_pooler_is_refused_in_one_line(source, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from tiny_tasks import own_tasks, rows_of, saved_encoder
 from transformers import BertConfig, BertModel
 
+from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.multitask_data import Collator, cached_features, held_out
 from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
@@ -48,9 +49,9 @@ def mood(tmp_path_factory):
 def test_cached_token_ids_are_those_that_were_made(mood, tmp_path):
     (data, tokenizer), files = mood, []
     for _ in range(2):
-        made = cached_features(tmp_path, data.task, data.splits["train"], tokenizer, 16, True)
+        made = cached_features(tmp_path, data.task, data.splits["train"], tokenizer, 16, True, SpanConfig())
         files.append(sorted(path.name for path in tmp_path.iterdir()))
-    fresh = cached_features(None, data.task, data.splits["train"], tokenizer, 16, True)
+    fresh = cached_features(None, data.task, data.splits["train"], tokenizer, 16, True, SpanConfig())
     assert files[0] == files[1]
     for name, value in vars(fresh).items():
         np.testing.assert_array_equal(getattr(made, name), value)
@@ -61,9 +62,9 @@ def test_whatever_token_ids_depend_on_makes_another_cache_file(mood, tmp_path):
     train = data.splits["train"]
     variants = [(train, 16, True), (train[1:], 16, True), (train[::-1], 16, True), (train, 8, True), (train, 16, False)]
     for examples, length, types in variants:
-        cached_features(tmp_path, data.task, examples, tokenizer, length, types)
+        cached_features(tmp_path, data.task, examples, tokenizer, length, types, SpanConfig())
     tokenizer.add_tokens(["new"])
-    cached_features(tmp_path, data.task, train, tokenizer, 16, True)
+    cached_features(tmp_path, data.task, train, tokenizer, 16, True, SpanConfig())
     assert len(list(tmp_path.iterdir())) == len(variants) + 1
 
 

@@ -1,6 +1,7 @@
 """Probing suites on data whose labels are plain to see: a random encoder's embeddings suffice."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,9 +83,13 @@ def test_a_question_has_one_right_row_and_its_rows_stay_together(tmp_path):
         ({"task": "docs_span"}, "one vector a text can't say where"),
         ({"task": "sst2"}, "needs data"),
         ({"task": "ss2"}, "did you mean 'sst2'"),
+        ({"data": "words.yaml"}, "take the suite pos=FILE"),
     ],
 )
-def test_tasks_that_cant_be_probed_get_one_line(settings, says):
+def test_tasks_that_cant_be_probed_get_one_line(settings, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("words.conll").write_text("Ann B-PER\nsaw O\n")
+    Path("words.yaml").write_text("name: words\nkind: token_classification\ntrain: words.conll\n")
     with pytest.raises(UserError) as error:
         TaskProbe(TaskProbe.Config(**settings))
     assert says in str(error.value)

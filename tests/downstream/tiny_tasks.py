@@ -68,6 +68,39 @@ def own_tasks(folder: Path) -> dict:
     return _own(write("mood", mood), write("same", same), write("grade", grade))
 
 
+def token_tasks(folder: Path) -> dict:
+    """Two learnable tasks with answers at tokens: which animals are in a sentence, and where the asked one stands."""
+    generator = np.random.default_rng(1)
+    fillers = ["the", "a", "on", "mat", "very", "big", "small"]
+
+    def words(count: int) -> list[str]:
+        return [str(word) for word in generator.choice(fillers, count)]
+
+    def tagged() -> dict:
+        before, after, long = words(generator.integers(0, 4)), words(generator.integers(1, 4)), generator.random() < 0.5
+        animal = [str(generator.choice(["cat", "dog"])), *(["ran"] if long else [])]
+        tags = ["B-X", *(["I-X"] if long else [])]
+        return {"words": before + animal + after, "tags": ["O"] * len(before) + tags + ["O"] * len(after)}
+
+    def asked() -> dict:
+        before, after = words(generator.integers(0, 12)), words(generator.integers(1, 12))
+        context = " ".join([*before, "cat", "ran", *after])
+        return {"q": "cat", "c": context, "a": "cat ran", "answer_start": context.index("cat ran")}
+
+    tasks = []
+    settings = {
+        "animals": {"first": "words", "label": "tags", "kind": "token_classification"},
+        "where": {"first": "q", "second": "c", "label": "a", "kind": "span"},
+    }
+    for name, make in (("animals", tagged), ("where", asked)):
+        for split, rows in (("train", 64), ("dev", 16)):
+            lines = [json.dumps(make()) + "\n" for _ in range(rows)]
+            (folder / f"{name}_{split}.jsonl").write_text("".join(lines))
+        files = {split: str(folder / f"{name}_{split}.jsonl") for split in ("train", "dev")}
+        tasks.append({"name": name, **files, **settings[name]})
+    return {"own": tasks}
+
+
 def _own(mood: dict, same: dict, grade: dict) -> dict:
     return {
         "own": [
