@@ -45,7 +45,8 @@ def test_the_task_file_describes_a_task(tmp_path):
 
 
 def commands() -> list[str]:
-    in_blocks = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("mlpt ")]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    in_blocks = [line for line in lines if line.startswith("mlpt ")]
     in_table = re.findall(r"^\| `(mlpt [^`]+)`", README, flags=re.MULTILINE)
     return in_blocks + in_table
 
