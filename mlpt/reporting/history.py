@@ -70,13 +70,15 @@ def state_of(folder: Path | None, starts: list[dict[str, Any]], has_ended: bool)
     end = starts[-1].get("end") if starts else None
     if end == "failed":
         return "failed"
-    if end == "finished" or (has_ended and end is None):
+    if end == "finished" or (has_ended and not starts):
         return "finished"
     if end == "stopped":
         return "stopped"
-    if folder is None:
-        return "running" if starts else "stopped"  # nobody has noted an end: whoever was killed could not
-    return "running" if _is_alive(folder, bool(starts)) else "stopped"
+    # Nobody has noted an end: the run goes on, its model is being written, or it was killed.
+    going_on = bool(starts) if folder is None else _is_alive(folder, bool(starts))
+    if going_on and not (folder is None and has_ended):
+        return "running"
+    return "finished" if has_ended else "stopped"
 
 
 def environment() -> dict[str, Any]:

@@ -63,6 +63,11 @@ def test_the_state_of_a_run_is_what_its_process_does(tmp_path):
     starts = json.loads((folder / HISTORY).read_text())
     assert [one["step"] for one in starts] == [0, 10, 20]
     assert starts[-1]["error"] == "the loss is not finite"
+    with recorded(folder, 30):
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write('{"step": 200, "held_out": {"mlm": 3.0}}\n')
+        assert state() == "running"  # its model and its report are still to come
+    (folder / "metrics.jsonl").write_text("")
     killed = [{key: value for key, value in starts[-1].items() if key not in ("end", "until", "error")}]
     (folder / HISTORY).write_text(json.dumps(killed))
     assert state() == "stopped"  # its process noted no end, and is gone
