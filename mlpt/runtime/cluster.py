@@ -11,6 +11,7 @@ from ray._private.utils import get_num_cpus  # what ray.init counts where it is 
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
+from mlpt.runtime.loopback import LOOPBACK, on_loopback
 from mlpt.runtime.watchdog import watched
 
 _KNOCK_TIMEOUT_S = 10.0
@@ -36,7 +37,8 @@ def ray_session(
     environment: Mapping[str, str] | None = None,
     resume: str = "the same command",
 ) -> Iterator[None]:
-    """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block.
+    """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block
+    and listens on the loopback alone.
 
     cpus         logical CPUs of our own Ray; more than the machine has is fine, they are a count of places.
     nested       runs will start runs of their own. Ray then needs its dashboard, and its processes must know its
@@ -53,7 +55,7 @@ def ray_session(
     try:
         if runtime.address == "local":
             options |= {"num_cpus": max(1, round(cpus)), "include_dashboard": nested}
-            with _known_address() if nested else contextlib.nullcontext(environment) as environment:
+            with on_loopback(), _known_address() if nested else contextlib.nullcontext(environment) as environment:
                 ray.init(address="local", **_with(environment), **options)
         else:
             _knock(runtime.address)
@@ -87,11 +89,11 @@ def _known_address() -> Iterator[dict[str, str]]:
     A job's variables are set before Ray could tell its address, and processes without it take another Ray for theirs.
     """
     with socket.socket() as free:
-        free.bind(("", 0))
+        free.bind((LOOPBACK, 0))
         port = free.getsockname()[1]
     os.environ[_PORT] = str(port)
     try:
-        yield {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
+        yield {"RAY_ADDRESS": f"{LOOPBACK}:{port}"}
     finally:
         del os.environ[_PORT]
 

@@ -17,7 +17,7 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig, RuntimeConfig
@@ -26,6 +26,7 @@ from mlpt.job import learns, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.runtime.cluster import check_cores, check_resources, needed_cpus, ray_session, where
+from mlpt.runtime.loopback import LoopbackTorchConfig
 from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
 from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.training.group import Group
@@ -94,6 +95,7 @@ def _on_ray(
             "actor": actor,
             "hub": hub,
         },
+        torch_config=LoopbackTorchConfig() if runtime.address == "local" else TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=runtime.num_workers,
             use_gpu=on_gpus,
