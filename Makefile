@@ -6,7 +6,7 @@ CONSTRAINTS ?= --constraint constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
 
-.PHONY: install constraints quickstart test cluster-test slow lint types bench clean
+.PHONY: install constraints quickstart test golden cluster-test slow lint types bench clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Write down anew the losses that every recipe gives, after a change that is meant to alter them, or new pins.
+golden: install
+	$(BIN)/python tests/golden/golden_runs.py curves
 
 # The slow tests of what a cluster promises: jobs, autoscaling, faults of disks, storage and nodes. A quarter of an hour.
 cluster-test: install
