@@ -26,6 +26,8 @@ NAMES = sorted(path.stem for path in CURVES.glob("*.json") if path.stem != "made
 KEPT_RUNS = sorted(path.name for path in KEPT.iterdir())
 # Other kernels change the losses of these runs by some 1e-7 of them, a rate that is 1 % larger by more than 1e-4.
 TOLERANCE = 2e-5
+# These pick weights or rows by rank, and a sum in another order may pick others.
+LOOSE = {"tamt_meta": 1e-3, "multitask_uncertainty": 1e-2}
 CONTINUOUS = ("loss", "held_out", "held_out_before", "mixture")  # what is no score of a few dozen rows
 
 
@@ -53,12 +55,12 @@ def numbers_of(curve: Any, continuous: bool, inside: bool = False, at: str = "")
         yield at, curve
 
 
-def differences(golden: Any, found: Any, exact: bool) -> list[str]:
+def differences(golden: Any, found: Any, exact: bool, tolerance: float = TOLERANCE) -> list[str]:
     """Where two curves differ, the first place first."""
     first, second = (list(numbers_of(curve, continuous=not exact)) for curve in (golden, found))
     if [place for place, _ in first] != [place for place, _ in second]:
         return [f"other places: {sorted({p for p, _ in first} ^ {p for p, _ in second})[:5]}"]
-    apart = 0 if exact else TOLERANCE
+    apart = 0 if exact else tolerance
     return [
         f"{place}: {value} became {other}"
         for (place, value), (_, other) in zip(first, second, strict=True)
@@ -82,7 +84,8 @@ def is_pinned(made_with: dict[str, str]) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_repeats_its_golden_curve(fresh, name):
     exact = is_pinned(read(CURVES / "made_with.json"))
-    found = differences(read(CURVES / f"{name}.json"), read(fresh / f"{name}.json"), exact)
+    golden, today = read(CURVES / f"{name}.json"), read(fresh / f"{name}.json")
+    found = differences(golden, today, exact, LOOSE.get(name, TOLERANCE))
     assert not found, f"{len(found)} values, first {found[0]}; if that is meant: make golden"
 
 
