@@ -92,11 +92,12 @@ def pretrain(
         run.fetch_model()
         say_report(run, console)
         return Run(run.folder, finished, run.name)
-    step = newest_step(run, config, restart)
-    if restart:
-        run = begin_again(run)
-    say_what_changes(run, before, config, step, lambda text: say(text, console))
-    return _run(config, run, console, debug, step)
+    with run.alone():
+        step = newest_step(run, config, restart)
+        if restart:
+            run = begin_again(run)
+        say_what_changes(run, before, config, step, lambda text: say(text, console))
+        return _run(config, run, console, debug, step)
 
 
 def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: int = 0) -> Run:

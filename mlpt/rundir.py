@@ -25,6 +25,7 @@ _BLOCKS = "blocks.json"
 _LAST = list(RunConfig.model_fields)[-1]  # the section that stands last in a whole file
 _RUN_ID = "run.json"
 _FOLDERS = ("checkpoints", "logs", "policies")
+_END_IT = "end it"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,16 @@ class RunDir:
         """Copy a file of the folder to the URI, if there is one. Raises `UserError` when that cannot be done."""
         if self.remote is not None:
             Store(self.remote.uri).upload(self.folder / file, file)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the run for this process while the block lasts. Raises `UserError` where another one goes on with it."""
+        if self.remote is None:
+            with outputs.alone_in(self.folder, _END_IT):
+                yield
+        else:
+            with outputs.leased(Store(self.remote.uri), self.remote.uri, _END_IT):
+                yield
 
     def has_begun(self) -> bool:
         """True once there is something of the run to go on with or to look at."""
@@ -126,6 +137,13 @@ def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir
     if overwrite:
         raise UserError(f"--overwrite replaces folders of this machine, not {uri}; choose another run_dir")
     outputs.check_names(uri, store.names(""), store.has, outputs.RUN, resumes=True)
+    with outputs.leased(store, uri, "choose another run_dir"), _begun_at_uri(config, store) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _begun_at_uri(config: RunConfig, store: Store) -> Iterator[RunDir]:
+    uri = store.uri
     there = store.read(CONFIG)
     if there is not None:  # also of a start that was killed: from here it cannot be told from one under way
         raise _taken(uri, there.decode(errors="replace"), config)

@@ -17,7 +17,7 @@ from mlpt.data.manifest import MANIFEST, ShardEntry
 from mlpt.data.store import Store
 from mlpt.data.token_scores import QUESTION, Part, Question, ScoresManifest, parse
 from mlpt.errors import UserError
-from mlpt.outputs import SCORES, check_folder, check_names, growing_folder, named
+from mlpt.outputs import SCORES, check_folder, check_names, growing_folder, leased, named
 
 Scores = Mapping[str, NDArray[np.float16]]  # metric -> (rows, block_size)
 
@@ -47,7 +47,8 @@ def scores_place(out: str, overwrite: bool = False) -> Iterator[Store]:
         with growing_folder(inner, SCORES, overwrite) as folder:
             yield Store(str(folder))
     else:
-        yield Store(out)
+        with leased(Store(out), out, "name another folder"):
+            yield Store(out)
 
 
 def begin(store: Store, question: Question) -> dict[int, Part]:

@@ -53,6 +53,7 @@ class Store:
         protocol = split_protocol(uri)[0] or "file"
         self._fs, root = filesystem(self.uri, **_OPTIONS.get(protocol, {}))
         self._root = root.rstrip("/")
+        self._protocol = protocol
         self._has_folders = protocol not in _BUCKETS
         self._tries = tries
         self._away = False
@@ -68,6 +69,32 @@ class Store:
     def write(self, name: str, content: bytes) -> None:
         """Make or replace an object at once: a reader sees the old content or the new one."""
         self._put(name, lambda path: self._fs.pipe_file(path, content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make an object; False if there is one.
+
+        Of several who do so at once exactly one gets True, on this machine's file systems and on storage that writes
+        on a condition (S3, Google Cloud Storage).
+        """
+        path = self._path(name)
+
+        def make() -> bool:
+            try:
+                if self._protocol == "file":
+                    self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    with self._fs.open(path, "xb") as file:
+                        file.write(content)
+                else:
+                    self._fs.pipe_file(path, content, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+        try:
+            made = self._try("write", name, make)
+        except FileNotFoundError as error:  # no such bucket
+            raise StorageError(self._why("write", name, error)) from error
+        return made or self.read(name) == content  # of a try whose answer was lost
 
     def upload(self, file: Path, name: str) -> None:
         """As `write`, from a local file."""

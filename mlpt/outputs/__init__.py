@@ -6,6 +6,7 @@ which stays until the new one is there.
 
 from mlpt.outputs.files import check_file, is_json_of, new_file, read_json, write_file, write_json
 from mlpt.outputs.folders import (
+    alone_in,
     check_folder,
     check_names,
     forget_replaced,
@@ -15,12 +16,15 @@ from mlpt.outputs.folders import (
     taken_folder,
 )
 from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
+from mlpt.outputs.lease import PREFIX as LEASE
+from mlpt.outputs.lease import leased
 from mlpt.outputs.places import named
 
 __all__ = [
     "BLOCKS",
     "EXPORT",
     "FINE_TUNING",
+    "LEASE",
     "MASKS",
     "MULTITASK",
     "RUN",
@@ -28,6 +32,7 @@ __all__ = [
     "STUDY",
     "SWEEP",
     "Kind",
+    "alone_in",
     "check_file",
     "check_folder",
     "check_names",
@@ -35,6 +40,7 @@ __all__ = [
     "growing_folder",
     "is_json_of",
     "is_there",
+    "leased",
     "named",
     "new_file",
     "new_folder",

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 from mlpt.errors import CrashError, UserError
 from mlpt.outputs.files import write_file
 from mlpt.outputs.kinds import Kind
+from mlpt.outputs.lease import PREFIX, Folder, leased, refusal
 from mlpt.outputs.places import absolute, check_writable, said
 
 _ASIDE = ".replaced"  # all that was there before, until the new result is
 _MOVING = ".replacing"  # a part of it, on its way there or back
+_UNNAMED_S = 2.0  # in which who holds a lock has written its lease
 
 
 def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = False, resumes: bool = False) -> Path:
@@ -31,7 +34,7 @@ def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = Fa
             raise UserError(f"{path} is a file; name a folder")
         check_writable(path)
         if (path / _MOVING).exists() or ((path / _ASIDE).exists() and not is_there(path, kind)):
-            with _alone_in(path):
+            with alone_in(path):
                 _put_back(path)
         names = _names(path)
     check_names(str(path), names, lambda pattern: _has(path, pattern), kind, overwrite, resumes)
@@ -50,6 +53,7 @@ def check_names(
 
     Raises `UserError` where a result of `kind` may not go there.
     """
+    names = [name for name in names if not name.startswith(PREFIX)]
     if not names:
         return
     if not any(has(mark) for mark in kind.marks):
@@ -84,7 +88,7 @@ def growing_folder(
     """
     path = check_folder(place, kind, overwrite, resumes=True)
     if is_there(path, kind) and not overwrite:
-        with _alone_in(path):
+        with alone_in(path):
             yield path
             forget_replaced(path)
         return
@@ -109,36 +113,62 @@ def taken_folder(
     made = [one for one in (path, *path.parents) if not one.exists()]
     with said(path):
         path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    with _alone_in(path):
-        # Again: another process may have ended in between.
-        check_names(str(path), _names(path), lambda pattern: _has(path, pattern), kind, overwrite)
-        with said(path):
-            _set_aside(path)
-        with _kept_or_put_back(path, kind, made, mark):
-            yield path
-        forget_replaced(path)
+    try:
+        with alone_in(path):
+            # Again: another process may have ended in between.
+            check_names(str(path), _names(path), lambda pattern: _has(path, pattern), kind, overwrite)
+            with said(path):
+                _set_aside(path)
+            with _kept_or_put_back(path, kind, mark):
+                yield path
+            forget_replaced(path)
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):  # there is something to keep, or others have put something beside it
+                one.rmdir()
+        raise
 
 
 @contextlib.contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
-    """Hold `path` for this process while the block, or the process, lives. Raises `UserError` where another does."""
+def alone_in(path: Path, instead: str = "name another folder") -> Iterator[None]:
+    """Hold the folder `path` for this process while the block lasts. Raises `UserError` that names another owner.
+
+    A lock decides at once among processes of one machine, and ends with them; the lease tells other machines.
+    """
     with said(path):
         folder = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise UserError(f"another process is writing to {path}; wait for it, or name another folder") from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
+        with said(path):
+            locked = _lock(folder, path, instead)
+        with contextlib.ExitStack() as held:
+            with said(path):
+                held.enter_context(leased(Folder(path), str(path), instead, locked))
+            yield
     finally:
         os.close(folder)
 
 
+def _lock(folder: int, path: Path, instead: str) -> bool:
+    """Lock an open folder; False on a file system without locks. Raises `UserError` where another process has it."""
+    deadline = time.monotonic() + _UNNAMED_S
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            refused = refusal(Folder(path), str(path), instead)
+            if refused is not None:
+                raise refused from error
+            if time.monotonic() > deadline:
+                raise UserError(f"another process is writing to {path}; wait for it, or {instead}") from error
+            time.sleep(0.02)  # its lease is about to be written, or its lock about to go
+        except OSError:
+            return False
+        else:
+            return True
+
+
 @contextlib.contextmanager
-def _kept_or_put_back(path: Path, kind: Kind, made: list[Path], mark: str | None) -> Iterator[None]:
+def _kept_or_put_back(path: Path, kind: Kind, mark: str | None) -> Iterator[None]:
     try:
         if mark is not None:
             (path / f"{mark}.unfinished").touch()
@@ -149,9 +179,6 @@ def _kept_or_put_back(path: Path, kind: Kind, made: list[Path], mark: str | None
         is_to_stay = isinstance(error, CrashError) and not (path / _ASIDE).exists()
         if not is_to_stay and not is_there(path, kind):
             _put_back(path)
-            for one in made:
-                with contextlib.suppress(OSError):  # others may have put something beside it
-                    one.rmdir()
         raise
 
 
@@ -167,9 +194,10 @@ def forget_replaced(path: Path) -> None:
 
 def _names(path: Path) -> list[str]:
     try:
-        return [name for name in os.listdir(path) if name not in (_ASIDE, _MOVING)]
+        names = os.listdir(path)
     except FileNotFoundError:
         return []
+    return [name for name in names if name not in (_ASIDE, _MOVING) and not name.startswith(PREFIX)]
 
 
 def _has(path: Path, pattern: str) -> bool:

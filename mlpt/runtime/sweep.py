@@ -108,7 +108,8 @@ def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
         name, words = str(asked["space"]), [str(word) for word in asked["words"]]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path / SWEEP} is damaged and does not say which sweep this is") from error
-    return _run(_asked_for(name, words, path), say, debug)
+    with outputs.alone_in(path, "end it"):
+        return _run(_asked_for(name, words, path), say, debug)
 
 
 def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:

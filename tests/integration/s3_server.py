@@ -15,6 +15,7 @@ class S3Server:
         self.fail = lambda method, path: False  # asked for each request; True: answer 503
         self.failed = 0
         self.seconds = 0.0  # that each answer takes
+        self._in_turn = threading.Lock()
         self._backend = DomainDispatcherApplication(create_backend_app)
         self._port = 0
         self._server = None
@@ -60,6 +61,9 @@ class S3Server:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Service Unavailable", [("Content-Type", "application/xml")])
             return [b"<Error><Code>ServiceUnavailable</Code><Message>injected</Message></Error>"]
+        if "HTTP_IF_NONE_MATCH" in environ:  # moto looks, and then writes; S3 does both at once
+            with self._in_turn:
+                return list(self._backend(environ, start_response))
         return self._backend(environ, start_response)
 
 
