@@ -42,6 +42,10 @@ class RuntimeConfig(Settings):
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
                        or HOST:PORT.
     max_failures       worker crashes that the run restarts from its last checkpoint.
+    replay_every       steps between those whose forward and backward passes are made twice and compared, bit for
+                       bit, so that corrupted memory is noticed; 200 costs half a per cent. On CPUs; null: none.
+    compare_ranks      compare what all ranks should hold alike at every checkpoint; false where they run on
+                       processors of different kinds, which may differ in a last bit.
     resize_every       seconds between looks for more nodes, with elastic workers; each resize costs the steps since the
                        last checkpoint.
     start_timeout      seconds until workers that find no place are given up and asked for again; null: 900, in which a
@@ -58,6 +62,8 @@ class RuntimeConfig(Settings):
     meta_spare: bool = True
     address: str = "local"
     max_failures: int = Field(3, ge=0)
+    replay_every: int | None = Field(None, gt=0)
+    compare_ranks: bool = True
     resize_every: float = Field(60, gt=0)
     start_timeout: float | None = Field(None, gt=0)
     preemption_every: int = Field(20, gt=0, description="steps between looks for a preemption notice, on a cluster")
@@ -69,6 +75,14 @@ class RuntimeConfig(Settings):
         if least < 0 or most < least or (least == 0 and most > 0):
             raise ValueError("a number of workers, 0 for this process, or [min, max] with 1 <= min <= max")
         return workers
+
+    @model_validator(mode="after")
+    def _replays_repeat(self) -> "RuntimeConfig":
+        if self.replay_every is not None and self.gpus_per_worker:
+            raise ValueError(
+                "replay_every compares bits, and kernels of GPUs add in another order each time: leave it out"
+            )
+        return self
 
     @property
     def least_workers(self) -> int:

@@ -132,6 +132,8 @@ def run_rank(
         should_stop=should_stop,
         tensorboard=config.report.tensorboard,
         remote=remote,
+        replay_every=config.runtime.replay_every,
+        compare_ranks=config.runtime.compare_ranks,
     )
     summary = loop.run()
     summary["first_mixture"] = dict(first_mixture(config, arms))

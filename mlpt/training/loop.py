@@ -25,6 +25,7 @@ from mlpt.storage.state import State
 from mlpt.training.checkpoint import Checkpoint
 from mlpt.training.compiling import wrapped
 from mlpt.training.config import TrainConfig
+from mlpt.training.corruption import Replay, check_ranks
 from mlpt.training.group import Group
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.mirror import Remote, run_checkpoints
@@ -58,6 +59,8 @@ class Loop:
         should_stop: Callable[[], bool] = lambda: False,
         tensorboard: bool = True,
         remote: Remote | None = None,
+        replay_every: int | None = None,
+        compare_ranks: bool = True,
     ):
         self.config = config
         self.work = work
@@ -84,6 +87,7 @@ class Loop:
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
         self.training, self.busy = Stopwatch(), Stopwatch()
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
+        self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
         self._tensorboard = tensorboard
         self._forward = wrapped(self.model, config.compile, group, self._warn)
         self._meter = Meter()
@@ -92,7 +96,7 @@ class Loop:
         self._before: dict[str, float] = {}
         self._metrics_bytes = 0
         self._last_log = (0.0, 0)
-        self._stopping = False
+        self._stopping, self._compare_ranks = False, compare_ranks
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary (plain JSON values).
@@ -164,8 +168,10 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         planned = self.work.plan(self.step, self.outer.draw(self.work.exhausted()))
         mine = [one for one in planned if one.slot % self.group.world == self.group.rank]
-        for micro_batch in mine:
-            self._micro_batch(micro_batch, last=micro_batch is mine[-1])
+        self._replay.begin(self.step)
+        self._run_passes(mine)
+        if self._replay.is_due(self.step):
+            self._check_passes(mine)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model.parameters(), self.config.clip)
         sound, self._stopping = self._nonfinite.examine(self.step, norm, self._meter.losses(), self.should_stop())
@@ -176,6 +182,24 @@ class Loop:
         self.step += 1
         for hook in self.hooks:
             hook.after_step(self.step, self.model, self.optimizer)
+
+    def _run_passes(self, mine: Sequence[MicroBatch]) -> None:
+        for micro_batch in mine:
+            self._micro_batch(micro_batch, last=micro_batch is mine[-1])
+
+    def _check_passes(self, mine: Sequence[MicroBatch]) -> None:
+        """Make the passes of this step again and compare them, bit for bit."""
+        kept, first = self._meter, list(self._meter.losses().values())
+
+        def again() -> list[Tensor]:
+            self._meter = Meter()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._run_passes(mine)
+            return list(self._meter.losses().values())
+
+        if not self._replay.check(self.step, first, again):
+            kept.replace_open(self._meter)
+        self._meter = kept
 
     def _saved_step(self) -> int | None:
         """The step of this machine's newest checkpoint."""
@@ -251,6 +275,8 @@ class Loop:
 
     def _checkpoint(self, tracker: Tracker | None, is_best: bool) -> None:
         self._nonfinite.check_weights(self.step, self.model.parameters())
+        if self._compare_ranks:
+            check_ranks(self.step, self.model, self.optimizer, self.group, self.checkpoints.run)
         self._flush()
         self.outer.settle()
         with all_as_saved(self.hooks, self.model):
