@@ -139,9 +139,12 @@ HALF = {
 SMALL_MASKS = {"train": {"steps": 24, "optimizer": {"lr": 2.0e-3}, "schedule": {"length": 30}}}
 # recipe -> what makes it short
 PRETRAINING: dict[str, dict[str, Any]] = {
-    "quickstart": {"model": NEW, "meta": {"interval": 4, "lag": 4, "mixture": {"start": 8}}},
+    "quickstart": {"model": NEW, "meta": {"interval": 4, "lag": 4, "lookahead": {"start": 8}}},
     "mometas": {"model": NEW, "meta": {"interval": 4, "lag": 4}},
-    "tamt_meta": {"model": NEW, "meta": {"interval": 3, "lag": 3, "masks": {"start": 6, "lr": 0.02}}},
+    "tamt_meta": {
+        "model": NEW,
+        "meta": {"interval": 3, "lag": 3, "lookahead": {"start": 6}, "rules": {"masks": {"lr": 0.02}}},
+    },
     "tamt_mlm": {**SMALL_MASKS, "masks": {"reset": {"interval": 5}}},
     "tamt_mlm_kd": {**SMALL_MASKS, "masks": {"reset": {"interval": 5}}},
     "tamt_kd": {"train": {"steps": 24, "optimizer": {"lr": 2.0e-3}}, "masks": {"reset": {"interval": 5}}},
@@ -285,6 +288,8 @@ def keep_run(target: Path) -> None:
         own = {"blocks": None, "data": {"source": str(folder / "blocks")}}
         pretraining("mometas", folder, folder / "run", **HALF, **own)
         shutil.rmtree(folder / "run" / "logs")
+        for name in ("report.html", "model/README.md", ".running"):  # for people, with the place in them
+            (folder / "run" / name).unlink(missing_ok=True)
         for name in ("run", "blocks"):
             shutil.copytree(folder / name, target / name)
         for file in target.rglob("*"):  # where it was made says nothing; whoever goes on with it puts in where it lies

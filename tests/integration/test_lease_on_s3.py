@@ -63,7 +63,7 @@ def test_a_run_at_a_uri_that_another_machine_holds_is_refused_until_the_lease_en
         "data": {"source": small_blocks},
         "model": {"hidden_size": 32, "layers": 1, "heads": 2},
         "objectives": ["mlm"],
-        "meta": {"mixture": {"rule": "uniform"}},
+        "meta": {"rules": {"mixture": {"rule": "uniform"}}},
         "train": {"steps": 2, "batch_size": 8, "evaluate_batches": 1, "checkpoint_every": 1},
         "runtime": {"num_workers": 0},
         "report": {"tensorboard": False, "progress": "off"},
