@@ -50,10 +50,9 @@ def rank_main(rank: int, world: int, phase: int, end: int | None, blocks: str, f
     micro_batch = Loop._micro_batch
     with open(f"{folder}/rows-{phase}-{rank}.jsonl", "w", buffering=1) as file:
 
-        def recorded(loop, slot, name, weight, last):
-            rows = loop.sampler.rows(loop.step, slot, loop.micro_batches).tolist()
-            file.write(json.dumps([loop.step, rows]) + "\n")
-            micro_batch(loop, slot, name, weight, last)
+        def recorded(loop, part, last):
+            file.write(json.dumps([loop.step, part.rows.tolist()]) + "\n")
+            micro_batch(loop, part, last)
 
         def must_save(step: int) -> bool:
             if step == end:
