@@ -8,7 +8,7 @@ import yaml
 from data_texts import sentences
 
 from mlpt.config import load_run_config
-from mlpt.data.config import DataConfig
+from mlpt.data.config import OF_RUN, DataConfig
 from mlpt.data.prepare import prepare
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.errors import UserError
@@ -51,7 +51,7 @@ def test_what_a_prepared_folder_has_not_cannot_be_asked_of_it(prepared: str, ask
 def test_every_setting_of_data_is_asked_of_a_prepared_folder_or_is_none_of_it() -> None:
     mark = test_what_a_prepared_folder_has_not_cannot_be_asked_of_it.pytestmark[0]  # type: ignore[attr-defined]
     tested = {key for asked, _ in mark.args[1] for key in asked}
-    assert tested | {"source", "workers", "max_unknown"} == DataConfig.model_fields.keys()
+    assert tested | set(OF_RUN) == DataConfig.model_fields.keys()
 
 
 def test_what_is_written_down_of_a_prepared_folder_is_what_it_was_made_with(prepared: str, tmp_path: Path) -> None:
