@@ -129,7 +129,9 @@ def _likeness(written: Sequence[str], key: Key, beside: Sequence[str]) -> float:
     if len(written) > 1 and parts[-len(written) :] == list(written):
         score += 0.5
     is_beside = parts[:-1] == list(written[:-1]) and key.leaf in beside
-    return score + 0.2 * is_beside - 0.4 * (key.conditional and not is_beside)
+    if key.conditional and not is_beside:
+        score -= 0.3 + 0.02 * max(0, len(parts) - 3)  # the deeper, the less likely meant
+    return score + 0.2 * is_beside
 
 
 def _likeness_of_path(written: Sequence[str], key: Key) -> float:
