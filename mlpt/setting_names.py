@@ -130,7 +130,7 @@ def _likeness(written: Sequence[str], key: Key, beside: Sequence[str]) -> float:
         score += 0.5
     is_beside = parts[:-1] == list(written[:-1]) and key.leaf in beside
     if key.conditional and not is_beside:
-        score -= 0.3 + 0.02 * max(0, len(parts) - 3)  # the deeper, the less likely meant
+        score -= 0.3 + 0.05 * max(0, len(parts) - 3)  # the deeper, the less likely meant
     return score + 0.2 * is_beside
 
 
