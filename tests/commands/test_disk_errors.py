@@ -63,7 +63,9 @@ def picture(workspace, line):
     for place, kind in KINDS.items():  # an attempt before this one could not put back what it had set aside
         outputs.check_folder(workspace.folder / place, kind, overwrite=True)
     own = ("run/",) if "--resume" in line else ()
-    return {name: seen for name, seen in workspace.files().items() if not name.startswith(("new", *own))}
+    # A lease that could not be taken away is its dead owner's, and nobody's loss.
+    files = {name: seen for name, seen in workspace.files().items() if outputs.LEASE not in name}
+    return {name: seen for name, seen in files.items() if not name.startswith(("new", *own))}
 
 
 def is_kept(workspace, before):
