@@ -5,6 +5,7 @@ import time
 
 import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
 from werkzeug.serving import make_server
 
 
@@ -12,6 +13,7 @@ class S3Server:
     """`environment` is what a client needs to reach it. Its objects outlive `stop`."""
 
     def __init__(self):
+        S3FileSystem.clear_instance_cache()  # one of them would go on asking an earlier server
         self.fail = lambda method, path: False  # asked for each request; True: answer 503
         self.failed = 0
         self.seconds = 0.0  # that each answer takes
