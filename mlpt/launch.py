@@ -161,7 +161,7 @@ def _in_this_process(
 ) -> dict[str, Any]:
     """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
     blocks = blocks_of(config, run.folder, display)
-    config = with_target_texts(config, blocks, run.folder, display)
+    config = with_target_texts(config, blocks, display)
     run.send("blocks.json")
     log = run.folder / "logs" / "rank_0.log"
     fetch_log(run.remote, log)
@@ -186,6 +186,6 @@ def _on_ray(config: RunConfig, run: RunDir, display: Display, debug: bool, stop:
         blocks = blocks_of(config, run.folder, display)
     else:
         blocks = blocks_on_cluster(config, run.folder, display, debug)
-    config = with_target_texts(config, blocks, run.folder, display)
+    config = with_target_texts(config, blocks, display)
     run.send("blocks.json")
     return pretrain_on_ray(config, blocks, run.folder, display, debug, run.remote, stop)

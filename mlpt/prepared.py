@@ -54,21 +54,27 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
     return blocks
 
 
-def with_target_texts(
-    config: RunConfig, blocks: str, folder: Path, display: Display, run_shards: RunShards | None = None
-) -> RunConfig:
+def with_target_texts(config: RunConfig, blocks: str, display: Display) -> RunConfig:
     """`config` with the target's own text prepared as the run's `blocks` are, with their tokenizer; its training part
-    is what the meta-learner looks at, its test part what is reported."""
+    is what the meta-learner looks at, its test part what is reported.
+
+    Raises `UserError` on a cluster for text that is not prepared: other machines would not find what is made here.
+    """
     texts = config.meta.texts
     if texts is None:
         return config
     if (manifest := read_manifest(texts)) is None:
+        if config.runtime.num_workers != 0 and config.runtime.address != "local":
+            raise UserError(
+                f"meta.target.texts={texts} must be prepared where all machines of a cluster read it: mlpt prepare "
+                f"{texts} --out URI --set tokenizer={blocks}/tokenizer --set dev_share=0"
+            )
         of = Blocks.open(blocks, "train")
         settings = {"source": texts, "tokenizer": f"{blocks}/tokenizer", "block_size": of.block_size}
         data = load_settings(DataConfig, {**settings, "dev_share": 0, "test_share": TARGET_TEST_SHARE}, "meta.target")
         made = str(cache_directory() / "blocks" / input_digest(data))
         with _alone(made), display.bytes_done("preparing the target's text") as progress:
-            manifest = prepare(data, made, run_shards, progress)
+            manifest = prepare(data, made, progress=progress)
     else:
         made = texts
         Blocks.open(blocks, "train").require_tokenizer(Blocks.open(made, "train").tokenizer(), "of the target's text ")

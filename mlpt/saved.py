@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlpt.config import RunConfig
+from mlpt.data.sources import Sources
 from mlpt.data.store import is_uri
 from mlpt.errors import UserError
-from mlpt.job import build_model, open_sources, step_hooks
+from mlpt.job import build_model, step_hooks
 from mlpt.models.hooks import all_as_saved
 from mlpt.outputs import read_json
 from mlpt.rundir import CONFIG, open_run
@@ -110,7 +111,7 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
     config = open_run(run)[1]
     if not (run / "blocks.json").is_file():
         raise UserError(f"{run} does not say which blocks it trains on, where its tokenizer is; resume it first")
-    sources = open_sources(config, _blocks_of(run))
+    sources = Sources.open(_blocks_of(run))  # what the target looks at makes no part of a model
     model = build_model(config, sources)
     hooks = step_hooks(config, model, sources, None)  # before the tensors, as in a run that is resumed
     load_model_tensors(model, checkpoint.tensors["model"])

@@ -129,6 +129,7 @@ class MixedWalk:
         self._walks = [sources._domain_walk(name, batch_size, seed) for name in self._names]
         self._quotas = _quotas([mix[name] for name in self._names])
         self._seed = seed
+        self._turns: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def take(self, position: int, count: int) -> NDArray[np.int64]:
         """`count` row numbers among all rows from `position` on."""
@@ -141,16 +142,25 @@ class MixedWalk:
         return np.concatenate(parts)
 
     def _inside(self, period: int, place: int, count: int) -> NDArray[np.int64]:
-        turns = np.repeat(np.arange(len(self._names)), self._quotas)
-        turns = numpy_generator(self._seed, "sampler/mix", period).permutation(turns)
-        found = np.empty(count, dtype=np.int64)
+        turns, earlier = self._turns_of(period)
         here = turns[place : place + count]
-        for number, (walk, numbers, quota) in enumerate(zip(self._walks, self._numbers, self._quotas, strict=True)):
-            mine = here == number
-            if mine.any():
-                before = period * int(quota) + int((turns[:place] == number).sum())
-                found[mine] = numbers[walk.take(before, int(mine.sum()))]
+        found = np.empty(count, dtype=np.int64)
+        for number in np.unique(here).tolist():
+            mine = np.flatnonzero(here == number)
+            before = period * int(self._quotas[number]) + int(earlier[place + mine[0]])
+            found[mine] = self._numbers[number][self._walks[number].take(before, len(mine))]
         return found
+
+    def _turns_of(self, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Whose turn each row of a period is, and how many turns that domain had before in it; the last one is kept."""
+        if self._turns is None or self._turns[0] != period:
+            turns = np.repeat(np.arange(len(self._names)), self._quotas)
+            turns = numpy_generator(self._seed, "sampler/mix", period).permutation(turns)
+            order = np.argsort(turns, kind="stable")
+            earlier = np.empty(PERIOD, dtype=np.int64)
+            earlier[order] = np.concatenate([np.arange(quota) for quota in self._quotas])
+            self._turns = (period, turns, earlier)
+        return self._turns[1:]
 
 
 def _numbers(rows: Rows) -> NDArray[np.int64]:

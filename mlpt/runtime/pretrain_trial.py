@@ -21,7 +21,7 @@ from mlpt.logs import log_to_file
 from mlpt.meta.learner import first_policy
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules
-from mlpt.prepared import blocks_of
+from mlpt.prepared import blocks_of, with_target_texts
 from mlpt.reporting.display import Display
 from mlpt.runtime.plan import Budget, Plan, Say, equal_parts
 from mlpt.runtime.pretrain import pretrain_on_ray
@@ -86,7 +86,7 @@ class PretrainJob:
         return config.model_copy(update={"train": config.train.model_copy(update=changes), "report": report})
 
     def train(self, config: RunConfig, plan: Plan, run_dir: Path, reporter: Reporter) -> None:
-        config = self.budgeted(config, plan.space, plan.length)
+        config = with_target_texts(self.budgeted(config, plan.space, plan.length), plan.data, Display("off"))
         _open_run_dir(run_dir, config)
         _take_over(run_dir, config)
         run = _on_several_workers if plan.is_nested else _in_this_process

@@ -188,25 +188,3 @@ def latency_before_and_after(before: nn.Module, after: nn.Module, batch_size: in
         "after": second,
         "ratio": ratio,
     }
-
-
-def export_onnx(model: nn.Module, out: str | Path, length: int = 128) -> Path:
-    """Write the encoder body as ONNX (inputs `input_ids`, `attention_mask`); needs the packages onnx and onnxscript."""
-    backbone = backbone_of(model)
-    tokens = torch.zeros((2, length), dtype=torch.int64, device=next(backbone.parameters()).device)
-    batch, positions = (
-        torch.export.Dim("batch"),
-        torch.export.Dim("length", max=backbone.config.max_position_embeddings),
-    )
-    dynamic = {"input_ids": {0: batch, 1: positions}, "attention_mask": {0: batch, 1: positions}}
-    try:
-        torch.onnx.export(
-            backbone.base_model.eval(),
-            kwargs={"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
-            f=str(out),
-            dynamic_shapes=dynamic,
-            dynamo=True,
-        )
-    except ImportError as error:
-        raise UserError("exporting ONNX needs two more packages: pip install onnx onnxscript") from error
-    return Path(out)

@@ -140,7 +140,7 @@ class Pretraining:
             slots = [slot for slot, sources in enumerate(wanted) if name in sources]
             if not slots:
                 continue
-            count = self.config.batch_size * len(slots) // self.micro_batches
+            count = sum(len(range(slot, self.config.batch_size, self.micro_batches)) for slot in slots)
             rows = walk.take(self._taken[name], count)
             self._taken[name] += count
             for turn, slot in enumerate(slots):

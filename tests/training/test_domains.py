@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.multiprocessing.spawn import spawn
 
 from mlpt.arms import arms_of
@@ -15,6 +16,10 @@ from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.sources import PERIOD, MixedWalk, Sources
 from mlpt.errors import UserError
 from mlpt.job import run_rank
+from mlpt.launch import pretrain
+from mlpt.prepared import with_target_texts
+from mlpt.reporting.display import Display
+from mlpt.saved import resolve_model
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group
 from mlpt.training.pretraining import Pretraining
@@ -279,3 +284,38 @@ def test_rows_of_a_step_are_dealt_out_among_its_micro_batches(blocks):
         epoch = rows[: len(sources[name].train)]
         assert len(set(epoch)) == len(epoch)
     assert work.epochs()["sea"] == pytest.approx(len(seen["sea"]) / len(sources["sea"].train))
+
+
+def test_a_checkpoint_of_a_run_with_a_target_text_becomes_a_model(texts, tmp_path):
+    """`RUN@step=N` is made where the target's text is named as it was written, not as it was prepared."""
+    run_dir = tmp_path / "run"
+    settings = {
+        "data": {
+            "sources": {name: texts[name] for name in WORDS},
+            "mix": "learned",
+            "vocab_size": 120,
+            "block_size": 16,
+        },
+        "meta": {"target": {"texts": texts["target"]}},
+        "runtime": {"num_workers": 0},
+        "run_dir": str(run_dir),
+    }
+    pretrain(None, merge(BASE, settings), console=Console(quiet=True))
+    folder = resolve_model(f"{run_dir}@step=12", lambda text: None)
+    assert (Path(folder) / "model.safetensors").is_file()
+
+
+def test_a_step_has_all_its_rows_however_it_is_cut(blocks):
+    config = config_of(blocks, train={"batch_size": 9, "draw": "stratified"})
+    sources = Sources.open(blocks["domains"])
+    arms = arms_of(["mlm"], sources.domains, "learned", texts=False)
+    work = Pretraining(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
+    for draw_step in range(20):
+        planned = work.plan(draw_step, dict.fromkeys(arms.trained, 1 / 3))
+        assert sum(len(one.rows) for one in planned) == 9
+
+
+def test_on_a_cluster_a_target_text_must_be_prepared(blocks, texts):
+    config = config_of(blocks, meta={"target": {"texts": texts["target"]}}, runtime={"address": "auto"})
+    with pytest.raises(UserError, match=r"must be prepared where all machines of a cluster read it"):
+        with_target_texts(config, blocks["domains"], Display("off"))
