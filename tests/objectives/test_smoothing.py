@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.multiprocessing.spawn import spawn
+from ranks import run_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.data.batch import Batch
@@ -22,6 +22,7 @@ from mlpt.objectives.base import Inputs
 from mlpt.objectives.prediction import predicted_tokens_loss
 from mlpt.objectives.smoothing import clean_inputs, reference_logits, smoothed_cross_entropy
 from mlpt.randomness import torch_generator
+from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 from mlpt.training.reference import AverageReference
 
@@ -366,22 +367,19 @@ def test_torch_compile_captures_both_passes_in_one_graph(reference):
             encoder.objectives["mlm"].reference.update(encoder)
 
 
-def _rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def ddp_gradients(group: Group, folder: str) -> None:
     encoder = build()
     wrapped = DistributedDataParallel(encoder, broadcast_buffers=False, find_unused_parameters=True)
-    rows = texts(padded=False).chunk(world)[rank]
+    rows = texts(padded=False).chunk(group.world)[group.rank]
     for _ in range(2):
         encoder.zero_grad()
         wrapped("mlm", training_inputs(encoder, rows)).backward()
     gradients = {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}
-    torch.save(gradients, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(gradients, f"{folder}/{group.rank}.pt")
 
 
 def test_ddp_averages_the_gradients_of_both_ranks(tmp_path):
-    spawn(_rank, (2, str(tmp_path)), nprocs=2)
+    run_ranks(ddp_gradients, str(tmp_path))
     encoder = build()
     halves = [training_inputs(encoder, rows) for rows in texts(padded=False).chunk(2)]
     (sum(encoder("mlm", half) for half in halves) / 2).backward()

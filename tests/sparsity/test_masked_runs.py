@@ -1,14 +1,13 @@
 """Mask training through the one loop: real text, real blocks, one process; killed and resumed bit for bit."""
 
 import copy
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from rich.console import Console
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForMaskedLM
 
 from mlpt.config import RunConfig, load_run_config, recipe_names
@@ -149,18 +148,15 @@ def test_a_killed_mask_training_resumes_bit_for_bit(blocks, dense, tmp_path, val
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
-    os._exit(0)  # without destructors: those of process groups may wait for each other
+def rank_main(group: Group, values: dict, blocks: str, folder: str) -> None:
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
 
 
 def test_two_workers_train_the_same_scores_as_one(blocks, dense, tmp_path):
     values = {"masks": MASKS, "steps": 6, "train": {"micro_batch_size": 4}}
     run(blocks, tmp_path / "one", dense, **values)
     (tmp_path / "two").mkdir()
-    spawn(rank_main, (2, config_of(dense, **values).model_dump(), blocks, str(tmp_path / "two")), nprocs=2)
+    run_ranks(rank_main, config_of(dense, **values).model_dump(), blocks, str(tmp_path / "two"))
     states = [
         Checkpoints(tmp_path / world / "checkpoints", 3).latest(print).tensors["model"] for world in ("one", "two")
     ]

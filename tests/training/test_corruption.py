@@ -1,13 +1,12 @@
 """Bits that change by themselves are noticed before the optimiser sees them, and between ranks at every checkpoint."""
 
 import json
-import os
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
+from ranks import run_ranks
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
@@ -148,15 +147,12 @@ def test_replays_change_no_bit(small_blocks, tmp_path):
     assert runs[0] == runs[1] == runs[2]
 
 
-def rank_main(rank, world, blocks, folder, flipped):
-    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def rank_main(group, blocks, folder, flipped):
     train_step = Loop.train_step
 
     def step(loop):
         train_step(loop)
-        if flipped and loop.step == 3 and rank == 1:
+        if flipped and loop.step == 3 and group.rank == 1:
             flip(next(iter(loop.model.parameters())), 7, 0)
 
     Loop.train_step = step
@@ -164,17 +160,16 @@ def rank_main(rank, world, blocks, folder, flipped):
     config = load_settings(RunConfig, {**VALUES, "train": train_values, "runtime": {"num_workers": 2}})
     (Path(folder) / "run").mkdir(exist_ok=True)
     try:
-        run_rank(config, blocks, Path(folder) / "run", Group(rank, world))
+        run_rank(config, blocks, Path(folder) / "run", group)
         said = "ended"
     except UserError as error:
         said = str(error)
-    (Path(folder) / f"said-{rank}").write_text(said)
-    torch.distributed.destroy_process_group()
+    (Path(folder) / f"said-{group.rank}").write_text(said)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
 def test_a_weight_that_differs_between_ranks_never_becomes_a_checkpoint(small_blocks, tmp_path, flipped):
-    spawn(rank_main, args=(2, small_blocks, str(tmp_path), flipped), nprocs=2)
+    run_ranks(rank_main, small_blocks, str(tmp_path), flipped)
     said = [(tmp_path / f"said-{rank}").read_text() for rank in range(2)]
     steps = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step_*"))
     if flipped:

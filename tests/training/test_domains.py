@@ -1,14 +1,13 @@
 """Text domains as arms: fixed and learned mixes, targets, caps on repeats, resuming, and what is refused."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from rich.console import Console
-from torch.multiprocessing.spawn import spawn
 
 from mlpt.arms import arms_of
 from mlpt.config import RunConfig
@@ -156,11 +155,8 @@ def test_a_killed_run_with_domains_goes_on_bit_for_bit(blocks, tmp_path, step, t
     assert resumed["epochs"] == whole["epochs"]
 
 
-def rank_main(rank, world, values, blocks, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
-    os._exit(0)  # without destructors: those of process groups may wait for each other
+def rank_main(group, values, blocks, folder):
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
 
 
 @pytest.mark.parametrize("draw", ["step", "stratified"])
@@ -168,7 +164,7 @@ def test_two_ranks_see_the_rows_of_one(blocks, tmp_path, draw):
     config = config_of(blocks, meta={**LEARNED, "target": {"texts": blocks["target"]}}, train={"draw": draw})
     one = run(config, blocks, tmp_path / "one")
     (tmp_path / "two").mkdir()
-    spawn(rank_main, (2, config.model_dump(), blocks["domains"], str(tmp_path / "two")), nprocs=2)
+    run_ranks(rank_main, config.model_dump(), blocks["domains"], str(tmp_path / "two"))
     losses = [[line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     for ours, theirs in zip(*losses, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-3)

@@ -1,13 +1,12 @@
 """The step loop in one process: resuming bit for bit, world sizes, draws, precision, and what stops it."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import spawn
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
@@ -109,11 +108,8 @@ def test_a_damaged_checkpoint_costs_steps_but_not_the_run(small_blocks, tmp_path
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
-    os._exit(0)  # without destructors: those of process groups may wait for each other
+def rank_main(group: Group, values: dict, blocks: str, folder: str) -> None:
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
 
 
 @pytest.mark.parametrize("draw", ["step", "stratified"])
@@ -122,7 +118,7 @@ def test_two_ranks_train_like_one_by_default(small_blocks, tmp_path, draw):
     assert config.train.micro_batches == 2
     run(config, small_blocks, tmp_path / "one")
     (tmp_path / "two").mkdir()
-    spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "two")), nprocs=2)
+    run_ranks(rank_main, config.model_dump(), small_blocks, str(tmp_path / "two"))
     one, two = ([line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("one", "two"))
     assert len(one) == len(two) == 16
     for ours, theirs in zip(one, two, strict=True):
@@ -134,7 +130,7 @@ def test_a_run_goes_on_from_the_same_token_at_another_world_size(small_blocks, t
     run(config, small_blocks, tmp_path / "one")
     with pytest.raises(KilledError):
         run(config, small_blocks, tmp_path / "grown", must_save=killed_at(10))
-    spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "grown")), nprocs=2)
+    run_ranks(rank_main, config.model_dump(), small_blocks, str(tmp_path / "grown"))
     one, grown = (
         [(line["tokens"], line["loss"]) for line in read_metrics(tmp_path / name) if "loss" in line]
         for name in ("one", "grown")

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
+from ranks import run_ranks
 
 from mlpt.config import RunConfig
 from mlpt.data.store import StorageError, Store
@@ -320,13 +320,10 @@ def test_a_uri_without_a_run_is_one_line(store):
         open_run(URI)
 
 
-def rank_main(rank, world, values, blocks, folder, remote):
+def rank_main(group, values, blocks, folder, remote):
     """One of several ranks, on a machine of its own: only the blocks and the URI are shared."""
-    os.environ["XDG_CACHE_HOME"] = f"{folder}/machine-{rank}"
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run_rank(RunConfig.model_validate(values), blocks, remote.folder(), Group(rank, world), remote=remote)
-    os._exit(0)  # without destructors: those of process groups may wait for each other
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/machine-{group.rank}"
+    run_rank(RunConfig.model_validate(values), blocks, remote.folder(), group, remote=remote)
 
 
 @pytest.mark.slow
@@ -341,7 +338,7 @@ def test_ranks_on_machines_that_share_no_folder_go_on_from_the_same_checkpoint(s
     config = load_settings(RunConfig, values)
     run_rank(config, small_blocks, remote.folder(), Group(), remote=remote)
     longer = load_settings(RunConfig, merge(values, {"train": {"steps": 4}}))
-    spawn(rank_main, (2, longer.model_dump(), small_blocks, str(tmp_path), remote), nprocs=2)
+    run_ranks(rank_main, longer.model_dump(), small_blocks, str(tmp_path), remote)
     steps = [line["step"] for line in map(json.loads, (Store(remote.uri).read("metrics.jsonl") or b"").splitlines())]
     assert steps == [0, 2, 4, 4]  # before; logged at the end of each part; after
     for rank in (0, 1):

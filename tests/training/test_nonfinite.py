@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import spawn
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
@@ -156,12 +156,9 @@ def test_a_run_without_a_checkpoint_is_told_to_begin_again(small_blocks, tmp_pat
         run(small_blocks, tmp_path)
 
 
-def rank_main(rank: int, world: int, values: dict, blocks: str, folder: str) -> None:
+def rank_main(group: Group, values: dict, blocks: str, folder: str) -> None:
     OBJECTIVES["cursed"] = Cursed
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run_rank(RunConfig.model_validate(values), blocks, Path(folder), Group(rank, world))
-    os._exit(0)  # without destructors: those of process groups may wait for each other
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
 
 
 def test_what_one_rank_finds_is_skipped_on_all(small_blocks, tmp_path, curse):
@@ -169,7 +166,7 @@ def test_what_one_rank_finds_is_skipped_on_all(small_blocks, tmp_path, curse):
     run(small_blocks, tmp_path / "one", steps=5, on_nonfinite="skip")
     (tmp_path / "two").mkdir()
     config = load_settings(RunConfig, merge(TINY, {"train": {"steps": 5, "on_nonfinite": "skip"}}))
-    spawn(rank_main, (2, config.model_dump(), small_blocks, str(tmp_path / "two")), nprocs=2)
+    run_ranks(rank_main, config.model_dump(), small_blocks, str(tmp_path / "two"))
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)

@@ -1,12 +1,11 @@
 """The loop's side of meta-learning with a part of tensors: answers carry what changed, checkpoints keep the rest."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import spawn
+from ranks import run_ranks
 
 from mlpt.meta.learner import MetaConfig, first_policy
 from mlpt.meta.policy import Answer, Part, Policy
@@ -236,18 +235,16 @@ def test_a_policy_with_tensors_is_a_state_and_comes_back():
     assert json.loads(policy.to_json()) == {"version": 7, "mixture": {"mlm": 1.0}, "weights": {}, "none": {}}
 
 
-def rank_main(rank, world, folder):
+def rank_main(group, folder):
     RULES["weights"], RULES["mixture"]["mixing"] = {"weights": Weights}, Mixing
-    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    run = Run(2, Group(rank, world))
+    run = Run(2, group)
     run.outer.start(run.model)
     run.steps(0, 15)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(run.seen))
-    os._exit(0)
+    (Path(folder) / f"{group.rank}.json").write_text(json.dumps(run.seen))
 
 
 def test_every_rank_obeys_the_parts_and_tensors_that_rank_0_was_answered(tmp_path):
-    spawn(rank_main, (2, str(tmp_path)), nprocs=2)
+    run_ranks(rank_main, str(tmp_path))
     alone = Run(2)
     alone.outer.start(alone.model)
     alone.steps(0, 15)
