@@ -116,8 +116,8 @@ def pretrain(
 ) -> None:
     """The main job: pretrain an encoder while its mixture of objectives is learned."""
     from mlpt.config import WHOLE
-    from mlpt.launch import pretrain as run
     from mlpt.reporting.text import plain_console
+    from mlpt.run.launch import pretrain as run
     from mlpt.settings import parse_overrides, split_words
     from mlpt.stopping import Stopped
 
@@ -144,8 +144,8 @@ def pretrain(
 
 def _show_plan(recipe: str | None, given: dict[str, Any], resume: str | None) -> None:
     from mlpt.config import load_run_config
-    from mlpt.planning import plan
     from mlpt.reporting.text import plain_console
+    from mlpt.run.planning import plan
 
     if resume is not None:
         raise UserError(
@@ -171,9 +171,9 @@ def tune(
     overwrite: Overwrite = False,
 ) -> None:
     """Ray Tune over a space: many runs side by side, the best recipe or the Pareto front."""
-    from mlpt.runtime.space import shipped_spaces
-    from mlpt.runtime.sweep import resume_sweep, start_sweep
     from mlpt.settings import split_words
+    from mlpt.tuning.space import shipped_spaces
+    from mlpt.tuning.sweep import resume_sweep, start_sweep
 
     names, settings = split_words(words or [])
     if spaces:

@@ -56,9 +56,9 @@ def finetune(
             text.say(line)
 
         if multitask:
-            from mlpt.downstream.multitask import run_multitask
-            from mlpt.downstream.multitask_config import MultitaskConfig
-            from mlpt.saved import resolve_model
+            from mlpt.downstream.multitask.config import MultitaskConfig
+            from mlpt.downstream.multitask.run import run_multitask
+            from mlpt.run.saved import resolve_model
 
             joint = command.settings_from_words(MultitaskConfig, given, data_dir, settings)
             joint = joint.model_copy(update={"model": resolve_model(joint.model, say)})

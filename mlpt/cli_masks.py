@@ -34,7 +34,7 @@ def prune(
     overwrite: Overwrite = False,
 ) -> None:
     """One-shot masks of a model. Trained and iterative ones: mlpt pretrain tamt_mlm, tamt_kd, tamt_imp, ..."""
-    from mlpt.saved import resolve_model
+    from mlpt.run.saved import resolve_model
     from mlpt.sparsity import commands
 
     chosen: Any = {
@@ -120,7 +120,7 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Masks from one format to the other: bits with a description, or a published dict of bool tensors."""
-    from mlpt.saved import resolve_model
+    from mlpt.run.saved import resolve_model
     from mlpt.sparsity import commands
 
     if another_base and model is None:
@@ -175,7 +175,7 @@ def evaluate(
     if len(models) > 1 or settings:
         raise UserError("several models and --set belong to --suite; give one model for its losses")
     (model,) = models
-    from mlpt.saved import blocks_of_run, resolve_model
+    from mlpt.run.saved import blocks_of_run, resolve_model
     from mlpt.sparsity.commands import evaluate_files
 
     chosen: Any = {
@@ -214,7 +214,7 @@ def export(
 ) -> None:
     """A folder that other programs load. Zeros make no model faster; removed heads and neurons do."""
     from mlpt.reporting.card import run_of_model, write_card
-    from mlpt.saved import resolve_model
+    from mlpt.run.saved import resolve_model
     from mlpt.sparsity.commands import export_files
 
     file = json_file(json, overwrite, "folder", "loader")

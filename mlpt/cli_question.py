@@ -40,7 +40,7 @@ def question(
     from mlpt.questioning.question import question as ask
     from mlpt.reporting.display import Display
     from mlpt.reporting.text import plain_console
-    from mlpt.saved import resolve_model
+    from mlpt.run.saved import resolve_model
     from mlpt.settings import load_settings, parse_overrides
 
     given = {"model": resolve_model(model, say), "blocks": blocks, "out": out, "split": split}

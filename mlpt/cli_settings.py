@@ -14,8 +14,8 @@ TREES = {
     "pretrain": "mlpt.config:RunConfig",
     "prepare": "mlpt.data.config:DataConfig",
     "finetune": "mlpt.downstream.config:FinetuneConfig",
-    "multitask": "mlpt.downstream.multitask_config:MultitaskConfig",
-    "tune": "mlpt.runtime.sweep:SweepConfig",
+    "multitask": "mlpt.downstream.multitask.config:MultitaskConfig",
+    "tune": "mlpt.tuning.sweep:SweepConfig",
 }
 
 

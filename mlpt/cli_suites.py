@@ -10,7 +10,7 @@ from mlpt.errors import UserError
 from mlpt.outputs import write_json
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import say
-from mlpt.saved import resolve_model
+from mlpt.run.saved import resolve_model
 
 
 def evaluate_suites(

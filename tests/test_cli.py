@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mlpt.cli import app
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 SETTINGS = {
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},

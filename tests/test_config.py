@@ -3,7 +3,7 @@
 import pytest
 
 from mlpt.config import load_run_config
-from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
 

@@ -9,8 +9,8 @@ from mlpt.config import RunConfig
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.job import run_rank
 from mlpt.objectives import make_objectives
+from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mlpt.cli import app
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 from mlpt.setting_list import entries_of
 from mlpt.setting_names import keys_of
 from mlpt.settings import parse_overrides

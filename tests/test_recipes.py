@@ -7,7 +7,7 @@ from mlpt.arms import arms_of
 from mlpt.config import RunConfig, load_run_config, read_recipe, recipe_names
 from mlpt.data.prepare import prepare
 from mlpt.errors import UserError
-from mlpt.job import first_mixture
+from mlpt.run.build import first_mixture
 from mlpt.settings import load_settings
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlpt.config import RunConfig, load_run_config
 from mlpt.downstream.config import FinetuneConfig
-from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.errors import UserError
 from mlpt.setting_names import hint, keys_of
 from mlpt.settings import Settings, load_settings

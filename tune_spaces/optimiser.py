@@ -6,7 +6,7 @@ fixed number of tokens, with a fixed uniform mixture so that nothing else moves.
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 
 def settings(point: Settings) -> dict[str, object]:

@@ -7,7 +7,7 @@ not beat them in the mean over seeds has not paid for itself.
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 
 def settings(point: Settings) -> dict[str, object]:

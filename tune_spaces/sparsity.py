@@ -7,7 +7,7 @@ from scratch; `model.pretrained=FOLDER` asks the same of a model that you have, 
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 TRAINED = {
     "fixed mask": ["weights", "heads"],

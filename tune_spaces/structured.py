@@ -10,7 +10,7 @@ Trials that run side by side disturb each other's timing, though each takes its 
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 
 def settings(point: Settings) -> dict[str, object]:

@@ -10,7 +10,7 @@ takes others by `tasks=[rte,mrpc] source.data_dir=GLUE`.
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 
 def settings(point: Settings) -> dict[str, object]:

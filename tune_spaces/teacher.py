@@ -7,7 +7,7 @@ is among the choices: a teacher that does not beat it in the mean over seeds has
 
 from ray import tune
 
-from mlpt.runtime.space import Settings, Space
+from mlpt.tuning.space import Settings, Space
 
 _SMALL = {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 256, "positions": 64}
 

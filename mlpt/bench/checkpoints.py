@@ -6,7 +6,7 @@ import tempfile
 from rich.console import Console
 
 from mlpt.bench.harness import Row, machine, peak_bytes
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 STEPS = 40
 EVERY = 4

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
-from mlpt.downstream.features import Features
-from mlpt.downstream.multitask_data import Collator
-from mlpt.downstream.multitask_model import MultitaskModel, TaskBatch
-from mlpt.downstream.multitask_scoring import Scorer, ScoringConfig
+from mlpt.downstream.multitask.data import Collator
+from mlpt.downstream.multitask.model import MultitaskModel, TaskBatch
+from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty
 from mlpt.downstream.samplers import Row as TaskRow
-from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder, seeded
+from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder, seeded
 from mlpt.randomness import numpy_generator
+from mlpt.tasks.features import Features
 
 CASE = "multitask"
 OUTPUTS = {"cola": 2, "sst2": 2, "rte": 2, "mrpc": 2, "mnli": 3}

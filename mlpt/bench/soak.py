@@ -27,9 +27,9 @@ import psutil
 
 import mlpt
 from mlpt.bench.harness import Row, machine, peak_bytes
-from mlpt.bench.local_cluster import LocalCluster, Node
 from mlpt.errors import UserError
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.runtime.local_cluster import LocalCluster, Node
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.tracker import read_metrics
 
 KILLS = 30

@@ -29,7 +29,7 @@ TOKENS = 204_800
 EVALUATIONS = 3
 SPACE = '''"""How much faster is a sweep than its trials one after another?"""
 from ray import tune
-from mlpt.runtime.space import Space
+from mlpt.tuning.space import Space
 space = Space(
     parameters={{"train.optimizer.lr": tune.grid_search({rates})}},
     metrics={{"dev/mlm": "min"}}, tokens={tokens}, trials=1, evaluations={evaluations},

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from mlpt.bench.harness import Row, machine, peak_bytes
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 STEPS = 200
 ROUNDS = 2

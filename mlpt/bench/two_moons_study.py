@@ -27,12 +27,12 @@ from mlpt.data.tokenizers import load_tokenizer
 from mlpt.data.two_moons import TOKENS, write_corpus
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.text_to_text import label_scores
-from mlpt.launch import pretrain
 from mlpt.models.teacher import Student, build_student
 from mlpt.randomness import numpy_generator
+from mlpt.run.launch import pretrain
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.tasks.text_to_text import TextToTextConfig, Writer, stack_windows
 from mlpt.tasks.two_moons import load_two_moons
-from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.many import Forward, Many
 from mlpt.training.schedule import power_law
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from mlpt.data.batch import Batch, Split
 from mlpt.data.counts import kept_counts
-from mlpt.data.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 from mlpt.data.manifest import Manifest, ShardEntry, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.storage.files import absolute, cache_directory, file_sha256, filesystem, is_local, one_line, readable_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tokenizers import pre_tokenizers
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import cache_directory, readable_errors
 from mlpt.errors import UserError
 from mlpt.randomness import numpy_generator
+from mlpt.storage.files import cache_directory, readable_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlpt.data import docs_corpus, hub
-from mlpt.data.files import filesystem, is_local, readable_errors
 from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
 from mlpt.errors import UserError
+from mlpt.storage.files import filesystem, is_local, readable_errors
 
 Documents = Literal["auto", "files", "lines", "blank"]
 

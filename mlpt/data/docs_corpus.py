@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from mlpt.data.files import cache_directory, readable_errors
 from mlpt.errors import UserError
+from mlpt.storage.files import cache_directory, readable_errors
 
 LAYOUT = 1  # raise when what is collected, or its order, changes: caches of older layouts are then left alone
 SHORTEST = 60  # characters; shorter docstrings ("Return the name.") teach little and repeat much

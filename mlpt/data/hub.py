@@ -8,9 +8,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from mlpt.data.files import cache_directory, one_line, readable_errors
 from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
+from mlpt.storage.files import cache_directory, one_line, readable_errors
 
 
 def download(source: str) -> list[Path]:

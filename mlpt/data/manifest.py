@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from mlpt.data.files import filesystem, readable_errors
 from mlpt.errors import UserError
 from mlpt.settings import Settings
+from mlpt.storage.files import filesystem, readable_errors
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpt.data.files import one_line, readable_errors
 from mlpt.errors import UserError
 from mlpt.outputs import new_file
+from mlpt.storage.files import one_line, readable_errors
 
 Positions = NDArray[np.int64]  # (k,), or () where the published code squeezed the only one
 

@@ -20,7 +20,6 @@ from mlpt.data.config import OF_RUN, OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
-from mlpt.data.files import absolute, file_sha256, filesystem, is_local, readable_errors
 from mlpt.data.manifest import InputEntry, Manifest, ShardEntry, SplitEntry, read_manifest, write_manifest
 from mlpt.data.packing import Layout
 from mlpt.data.readers import read_segment
@@ -30,6 +29,7 @@ from mlpt.data.tokenizers import TRAINED, encoder_json, load_tokenizer, train_to
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.outputs import BLOCKS, check_names, named, new_folder
+from mlpt.storage.files import absolute, file_sha256, filesystem, is_local, readable_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

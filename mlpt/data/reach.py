@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mlpt.data.files import one_line
 from mlpt.errors import UserError
+from mlpt.storage.files import one_line
 
 PATIENCE_S = 5.0  # for an answer of the hub, whatever it says
 

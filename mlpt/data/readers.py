@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from mlpt.data.articles import articles, row_style
 from mlpt.data.document import Document
-from mlpt.data.files import filesystem, one_line, readable_errors
 from mlpt.errors import UserError
+from mlpt.storage.files import filesystem, one_line, readable_errors
 
 READ_BYTES = 1 << 20  # how much is read at a time
 DOCUMENT_BYTES = 1 << 20  # a longer text document is cut at a line end, so that memory stays bounded

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mlpt.data.files import filesystem, is_local
 from mlpt.data.manifest import MANIFEST, ShardEntry
-from mlpt.data.store import Store
 from mlpt.data.token_scores import QUESTION, Part, Question, ScoresManifest, parse
 from mlpt.errors import UserError
 from mlpt.outputs import SCORES, check_folder, check_names, growing_folder, leased, named
+from mlpt.storage.files import filesystem, is_local
+from mlpt.storage.store import Store
 
 Scores = Mapping[str, NDArray[np.float16]]  # metric -> (rows, block_size)
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 from mlpt.data.corpora import SPLITS, Piece
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
-from mlpt.data.files import filesystem, readable_errors
 from mlpt.data.kd_instances import Style, kd_block_rows, kd_documents
 from mlpt.data.packing import Ids, Layout, Packed, Stream, pack_documents, pack_full, pack_windows
 from mlpt.data.readers import read_segment
 from mlpt.data.splits import Splitting
+from mlpt.storage.files import filesystem, readable_errors
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 1024  # documents encoded together
 ROWS_BYTES = 8 << 20  # token ids in a record batch

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from mlpt.data.blocks import CACHE_BYTES, Blocks, check_files, fetch
-from mlpt.data.files import absolute, filesystem, is_local, one_line
 from mlpt.data.manifest import MANIFEST, ShardEntry
-from mlpt.data.store import Store
 from mlpt.errors import UserError
 from mlpt.settings import Settings
+from mlpt.storage.files import absolute, filesystem, is_local, one_line
+from mlpt.storage.store import Store
 
 FORMAT = 1
 QUESTION = "question.json"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mlpt.data.files import one_line, readable_errors
 from mlpt.data.reach import hub_lookup, is_path
 from mlpt.errors import UserError
+from mlpt.storage.files import one_line, readable_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpt.downstream.batching import draw_subset, epoch_batches, passes
 from mlpt.downstream.config import FinetuneCell, for_task
 from mlpt.downstream.evaluate import (
     Predictions,
@@ -28,7 +27,6 @@ from mlpt.downstream.evaluate import (
     predict,
     score,
 )
-from mlpt.downstream.features import Features
 from mlpt.downstream.fingerprint import NAMED
 from mlpt.downstream.loading import Base, apply_masks, build_model, mask_gradients, quiet
 from mlpt.downstream.losses import loss_of
@@ -38,8 +36,10 @@ from mlpt.errors import UserError
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, save_masks
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.tasks import Task, TaskData
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.tasks.batching import draw_subset, epoch_batches, passes
+from mlpt.tasks.features import Features
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.schedule import check_schedule, learning_rate
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors

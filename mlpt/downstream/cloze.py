@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from mlpt.downstream.batching import passes
 from mlpt.downstream.intervals import mean_of_means, mean_of_shares
 from mlpt.downstream.subject import Subject
 from mlpt.downstream.suite import Line, Progress, Result, Suite, SuiteConfig
 from mlpt.errors import UserError
 from mlpt.objectives.base import Inputs
+from mlpt.tasks.batching import passes
 from mlpt.tasks.cloze import BLANK, ClozeQuestion, read_cloze, read_words
 
 _ROWS_A_PASS = 512  # bounds the head's output: rows x vocabulary float32

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
+from mlpt.tasks.features import SpanConfig
 from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.schedule import ScheduleConfig
 
@@ -25,20 +26,6 @@ TaskNames = Annotated[tuple[str, ...], BeforeValidator(_several)]
 Seeds = Annotated[tuple[int, ...], BeforeValidator(_several)]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_several)]
 ForTasks = str | dict[str, str] | None  # one value for every task, or task -> value
-
-
-class SpanConfig(Settings):
-    """How texts are cut and answers are read out for span tasks; the values are those of BERT's SQuAD script."""
-
-    doc_stride: int = Field(
-        128, gt=0, description="tokens between the starts of two windows of one context, at most (see `window_stride`)"
-    )
-    question_length: int = Field(64, gt=0, description="tokens; the rest of a longer question is dropped")
-    answer_length: int = Field(30, gt=0, description="tokens of the longest answer")
-    n_best: int = Field(20, gt=0, description="best starts and best ends that are paired")
-    null_threshold: float = Field(
-        0.0, description="v2: no answer where the null score exceeds the best span's by more than this"
-    )
 
 
 class FinetuneConfig(Settings):

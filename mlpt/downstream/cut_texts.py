@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import Features, lost_answers
 from mlpt.downstream.words import lost_words
 from mlpt.tasks import TaskData
+from mlpt.tasks.features import Features, SpanConfig, lost_answers
 
 
 def notes_of_cuts(data: TaskData, features: Mapping[str, Features], length: int, span: SpanConfig) -> list[str]:

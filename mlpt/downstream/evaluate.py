@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mlpt.downstream import metrics
-from mlpt.downstream.batching import passes
-from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import Features
 from mlpt.downstream.spans import Scored, best_answers
 from mlpt.downstream.words import predicted_labels
 from mlpt.errors import UserError
-from mlpt.tasks import Example, Task, TaskData
+from mlpt.tasks import Example, Task, TaskData, metrics
+from mlpt.tasks.batching import passes
+from mlpt.tasks.features import Features, SpanConfig
 
 _ROWS_A_PASS = 128  # enough to keep a device busy, few enough that sorted rows are padded little
 _TEXT_METRICS = {"f1", "exact_match"}

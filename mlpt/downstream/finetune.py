@@ -16,7 +16,6 @@ from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
 from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
-from mlpt.downstream.features import lost_answers, make_features
 from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
@@ -24,6 +23,7 @@ from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens
 from mlpt.outputs import read_json
 from mlpt.tasks import TaskData, load_task
+from mlpt.tasks.features import lost_answers, make_features
 from mlpt.training.group import default_device
 
 Say = Callable[[str], None]

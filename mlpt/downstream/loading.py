@@ -21,11 +21,11 @@ from transformers.utils import logging
 
 from mlpt.data import tokenizers
 from mlpt.data.reach import hub_lookup
-from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
 from mlpt.sparsity.beside import masks_beside, read_masks
+from mlpt.storage.store import is_uri
 from mlpt.tasks import Task
 
 
@@ -42,7 +42,7 @@ class Base:
 
 
 def model_folder(name: str) -> str:
-    """`name`, or the `model/` of a finished run's folder; `mlpt.saved.resolve_model` knows of checkpoints too.
+    """`name`, or the `model/` of a finished run's folder; `mlpt.run.saved.resolve_model` knows of checkpoints too.
 
     Raises `UserError` for a URI (models are loaded from folders) and for a run that is not finished.
     """
@@ -54,7 +54,9 @@ def model_folder(name: str) -> str:
     if (inner / "config.json").is_file():
         return os.fspath(inner)
     if (Path(name) / "config.yaml").is_file() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"{name} is a run that is not finished; mlpt.saved.resolve_model makes its checkpoint a model")
+        raise UserError(
+            f"{name} is a run that is not finished; mlpt.run.saved.resolve_model makes its checkpoint a model"
+        )
     return name
 
 

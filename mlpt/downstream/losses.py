@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from mlpt.downstream.features import NO_LABEL
 from mlpt.tasks import Task
+from mlpt.tasks.features import NO_LABEL
 
 
 def loss_of(task: Task, outputs: Any, targets: Tensor) -> Tensor:

@@ -8,17 +8,16 @@ import numpy as np
 from pydantic import Field
 
 from mlpt.data.blocks import Blocks
-from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import majority, predict, score
-from mlpt.downstream.features import Features, make_features
 from mlpt.downstream.linear_probe import Halves, Labelled, ProbeConfig, draw_halves, fit_outputs, repeat_lines
-from mlpt.downstream.metrics import score_ids
 from mlpt.downstream.states import text_states, word_states
 from mlpt.downstream.subject import Subject
 from mlpt.downstream.suite import Line, Progress, Result, Suite
 from mlpt.errors import UserError
 from mlpt.randomness import numpy_generator
 from mlpt.tasks import Example, TaskSource, load_task, read_task_file
+from mlpt.tasks.features import Features, SpanConfig, make_features
+from mlpt.tasks.metrics import score_ids
 from mlpt.tasks.token_labels import Column, LabelledSentence, read_token_labels
 
 _METRICS = ("accuracy", "macro_f1")  # of domains and of words' labels

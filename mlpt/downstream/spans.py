@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import Features
 from mlpt.tasks import Example
+from mlpt.tasks.features import Features, SpanConfig
 
 Scored = tuple[str, float]  # an answer and its score, the sum of a start and an end logit
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpt.downstream.batching import passes
-from mlpt.downstream.features import Features
 from mlpt.downstream.subject import Precision, Subject
 from mlpt.errors import UserError
 from mlpt.objectives.base import Inputs
+from mlpt.tasks.batching import passes
+from mlpt.tasks.features import Features
 
 Pooling = Literal["mean", "first"]
 Progress = Callable[[int, int], None]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mlpt.data.task_tokenizer import PAD, SEP
 from mlpt.downstream.evaluate import Predictions, score
-from mlpt.downstream.metrics import benchmark_average
 from mlpt.errors import UserError
 from mlpt.tasks import TASKS, Example, Task
+from mlpt.tasks.metrics import benchmark_average
 from mlpt.tasks.text_to_text import Format
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlpt.downstream.features import Features
 from mlpt.tasks import Example
+from mlpt.tasks.features import Features
 
 LOST = -1  # predicted of a word that has no token, because the sentence was cut before it
 

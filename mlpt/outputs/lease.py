@@ -27,7 +27,7 @@ _RENEWED_EVERY_S = 15.0
 
 
 class Place(Protocol):
-    """Where leases lie: a folder (`Folder`) or a URI (`mlpt.data.store.Store`)."""
+    """Where leases lie: a folder (`Folder`) or a URI (`mlpt.storage.store.Store`)."""
 
     def names(self, folder: str) -> list[str]:
         """Names directly below `folder`."""

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import file_sha256
 from mlpt.data.position_pickle import Positions, read_positions, write_positions
 from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
-from mlpt.data.store import Store
 from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.errors import UserError
+from mlpt.storage.files import file_sha256
+from mlpt.storage.store import Store
 
 METRIC = "published"  # 1 at a hard position, 0 elsewhere
 

@@ -11,15 +11,15 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import absolute
 from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
-from mlpt.data.store import Store
 from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.data.tokenizers import load_tokenizer
 from mlpt.models.config import check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.scoring import model_digest, score_tokens
+from mlpt.storage.files import absolute
+from mlpt.storage.store import Store
 
 Progress = Callable[[int, int, int], None]  # rows scored now, rows scored in all, rows of the split
 

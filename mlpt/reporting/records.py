@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from mlpt.data.store import Store, is_uri
 from mlpt.errors import UserError, reason
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
+from mlpt.storage.store import Store, is_uri
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlpt.data.store import is_uri
 from mlpt.errors import UserError
 from mlpt.outputs import write_file
 from mlpt.reporting.groups import grouped
@@ -13,6 +12,7 @@ from mlpt.reporting.html.page import MARK, render
 from mlpt.reporting.html.parts import Section, Text
 from mlpt.reporting.records import Place, Record, read_run
 from mlpt.reporting.sweeps import Sweep, is_sweep, read_sweep
+from mlpt.storage.store import is_uri
 
 
 def report_page(names: Sequence[str], live: bool = False) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
-from mlpt.data.files import cache_directory
+from mlpt.storage.files import cache_directory
 from mlpt.training.compiling import why_not_compile
 from mlpt.training.group import default_device
 

@@ -18,8 +18,8 @@ from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
 from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell, say_masks
 from mlpt.downstream.results import CellResult, summarise, table, write_results
 from mlpt.errors import UserError
+from mlpt.run.saved import resolve_model
 from mlpt.runtime.cluster import check_cores, ray_session
-from mlpt.saved import resolve_model
 
 Say = Callable[[str], None]
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import ray
 
 from mlpt.config import RunConfig
-from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
+from mlpt.run.blocks import blocks_of
 from mlpt.runtime.cluster import ray_session, where
 
 J = TypeVar("J")
@@ -29,7 +29,7 @@ def run_shards_on_ray(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator
 
 
 def blocks_on_cluster(config: RunConfig, folder: Path, display: Display, debug: bool = False) -> str:
-    """`mlpt.prepared.blocks_of`, its shards prepared by the nodes of the cluster.
+    """`mlpt.run.blocks.blocks_of`, its shards prepared by the nodes of the cluster.
 
     `config.blocks` must be a folder or URI that every node can read and write.
     """

@@ -22,14 +22,14 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayEr
 
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.job import build_learner, open_sources, threads_of
 from mlpt.logs import log_to_file
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy
 from mlpt.meta.snapshot import Snapshot
+from mlpt.run.build import build_learner, open_sources, threads_of
+from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.storage.state import Flat, State
 from mlpt.training.group import default_device
-from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.training.outer import newer, policy_of, policy_state
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs

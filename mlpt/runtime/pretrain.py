@@ -22,16 +22,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mlpt.config import RunConfig, RuntimeConfig
 from mlpt.errors import CrashError, UserError, is_lasting, resume_command, system_error, told
-from mlpt.job import learns, run_rank, threads_of
 from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
+from mlpt.run.build import learns, run_rank, threads_of
 from mlpt.runtime.cluster import check_cores, check_resources, needed_cpus, ray_session, where
 from mlpt.runtime.loopback import LoopbackTorchConfig
 from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
 from mlpt.stopping import RunStopped, Stopped, StopRequest
+from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.training.group import Group
 from mlpt.training.loop import Event
-from mlpt.training.mirror import Remote, fetch_log, send_log, working_folder
 
 _SIGNAL_POLL_S = 0.2
 _STOP_POLL_S = 0.5

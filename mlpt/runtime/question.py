@@ -8,7 +8,6 @@ import ray
 import torch
 
 from mlpt.config import RuntimeConfig
-from mlpt.data.files import one_line
 from mlpt.data.score_parts import check_place
 from mlpt.data.token_scores import Part, TokenScores
 from mlpt.errors import UserError
@@ -16,6 +15,7 @@ from mlpt.models.encoder import Encoder
 from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.question import Progress, Task, question, score_part
 from mlpt.runtime.cluster import check_resources, needed_cpus, ray_session
+from mlpt.storage.files import one_line
 
 _RETRIES = 3
 _encoders: dict[str, Encoder] = {}  # of this worker process: the one it scored with last, by its question

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlpt.errors import UserError
-from mlpt.prepared import blocks_of
 from mlpt.reporting.display import Display
+from mlpt.run.blocks import blocks_of
 from mlpt.settings import Settings
 from mlpt.studies.children import Children
 from mlpt.studies.commands import Command, MasksOn

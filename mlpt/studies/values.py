@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpt.downstream.multitask_results import selected
+from mlpt.downstream.multitask.results import selected
 from mlpt.errors import UserError
 from mlpt.studies.measurements import Measurement, Reach, Score
 from mlpt.studies.works import Multitask, Pretraining, Work

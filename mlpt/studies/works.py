@@ -14,14 +14,14 @@ from mlpt.config import RunConfig, load_run_config
 from mlpt.data.manifest import read_manifest
 from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.finetune import read_task
-from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.errors import UserError
 from mlpt.outputs import read_json, write_file
 from mlpt.settings import Settings, load_settings, merge, nested
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.studies.declaration import Budget, Cell
 from mlpt.studies.places import Places
 from mlpt.studies.reading import Study
-from mlpt.training.checkpoint import Checkpoints
 
 Words = list[str]  # of one `mlpt` command
 

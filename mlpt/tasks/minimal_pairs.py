@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlpt.data.files import one_line
 from mlpt.errors import UserError
+from mlpt.storage.files import one_line
 from mlpt.tasks.reading import FileReport, parse_rows, read_jsonl, read_lines, text_of
 
 HUB = "hub:"

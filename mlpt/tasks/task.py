@@ -17,7 +17,7 @@ class Task:
                    token_classification: each word of the text has one of `labels`.
     choose         multiple_rows only: "one" row of each question is the answer (the best scored), or "any" number.
     labels         names in the order of the ids; a row of multiple_rows is "0" (wrong) or "1" (right).
-    metrics        names in `mlpt.downstream.metrics`; `select` picks the best checkpoint, higher is better.
+    metrics        names in `mlpt.tasks.metrics`; `select` picks the best checkpoint, higher is better.
     columns        the named columns of the source that make a row.
     template       (first, second) text in terms of those columns, for people.
     dev, test      splits that are scored and reported one by one (MNLI has two of each).

@@ -21,14 +21,14 @@ from mlpt.meta.policy import MIXTURE, Planned
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address
 from mlpt.stopping import RunStopped
+from mlpt.storage.checkpoint import Checkpoint
+from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.state import State
-from mlpt.training.checkpoint import Checkpoint
 from mlpt.training.compiling import wrapped
 from mlpt.training.config import TrainConfig
 from mlpt.training.corruption import Replay, check_ranks
 from mlpt.training.group import Group
 from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
-from mlpt.training.mirror import Remote, run_checkpoints
 from mlpt.training.nonfinite import NonfiniteSteps, gradient_norm
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer

@@ -94,7 +94,7 @@ from mlpt.data.hub import download
 from mlpt.data.tokenizers import load_tokenizer
 from mlpt.downstream.loading import load_base
 from mlpt.errors import UserError
-from mlpt.models.conditional_encoder import load_stock
+from mlpt.models.conditional.encoder import load_stock
 from mlpt.models.encoder import load_encoder
 from mlpt.objectives.distill import _load_teacher
 from mlpt.tasks import TASKS

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mlpt.data.blocks import Blocks
-from mlpt.data.files import filesystem
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.score_parts import begin, check_place, finish, read_part, scores_place, write_part
-from mlpt.data.store import Store
 from mlpt.data.token_scores import Question, TokenScores
 from mlpt.errors import UserError
+from mlpt.storage.files import filesystem
+from mlpt.storage.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -1,43 +1,9 @@
-"""A tiny saved model with a word vocabulary, for the whole room."""
-
-from pathlib import Path
+"""Small configurations of fine-tuning, for the whole room."""
 
 import pytest
-import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from mlpt.downstream.config import FinetuneConfig
-from mlpt.tasks import OwnTask, TaskSource, load_task
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """A BERT of 2 layers x 32 with its tokenizer: letters and the commonest words of the documentation."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    counts: dict[str, int] = {}
-    for row in load_task("docs_package", TaskSource()).splits["train"]:
-        for word in row.first.lower().split():
-            if word.isalpha():
-                counts[word] = counts.get(word, 0) + 1
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    words = sorted(set(counts) - set(letters), key=lambda word: (-counts[word], word))[:300]
-    vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]
-    tokenizer = BertTokenizerFast({word: number for number, word in enumerate(vocabulary)}, do_lower_case=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=256,
-        )
-        BertForMaskedLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from mlpt.tasks import OwnTask, TaskSource
 
 
 @pytest.fixture(scope="module")

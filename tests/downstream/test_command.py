@@ -8,7 +8,7 @@ from mlpt.cli import app
 from mlpt.config import recipe_names
 from mlpt.downstream.command import preset_names, read_preset, settings_from_words, tasks_of_files
 from mlpt.downstream.config import FinetuneConfig, for_task
-from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.errors import UserError
 from mlpt.sparsity.optim import TransformersAdamW
 from mlpt.training.optimizer import make_optimizer

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.evaluate import check_metric, majority, predict, score
 from mlpt.errors import UserError
 from mlpt.tasks import TASKS, Example
+from mlpt.tasks.features import SpanConfig
 
 
 def predicted(name, examples, logits):

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from mlpt.downstream.finetune import finetune
-from mlpt.downstream.multitask import run_multitask
-from mlpt.downstream.multitask_config import MultitaskConfig
+from mlpt.downstream.multitask.config import MultitaskConfig
+from mlpt.downstream.multitask.run import run_multitask
 from mlpt.errors import UserError
 from mlpt.sparsity.artefacts import fit, zero_pruned
 from mlpt.sparsity.beside import groups_beside, read_masks

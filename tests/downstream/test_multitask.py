@@ -15,15 +15,15 @@ from transformers import (
     ModernBertForMaskedLM,
 )
 
-from mlpt.downstream import multitask
 from mlpt.downstream.loading import load_tokenizer
-from mlpt.downstream.multitask import run_multitask
-from mlpt.downstream.multitask_config import MultitaskConfig
-from mlpt.downstream.multitask_model import TaskView
-from mlpt.downstream.multitask_results import RunningBest, table
-from mlpt.downstream.multitask_saving import export_stock_classifier, load_multitask_model
+from mlpt.downstream.multitask import run as multitask
+from mlpt.downstream.multitask.config import MultitaskConfig
+from mlpt.downstream.multitask.model import TaskView
+from mlpt.downstream.multitask.results import RunningBest, table
+from mlpt.downstream.multitask.run import run_multitask
+from mlpt.downstream.multitask.saving import export_stock_classifier, load_multitask_model
 from mlpt.errors import UserError
-from mlpt.models.conditional_encoder import ConditionalEncoder
+from mlpt.models.conditional.encoder import ConditionalEncoder
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.tasks import TaskSource, load_task

@@ -6,12 +6,12 @@ import torch
 from tiny_tasks import own_tasks, rows_of, saved_encoder
 from transformers import BertConfig, BertModel
 
-from mlpt.downstream.config import SpanConfig
 from mlpt.downstream.loading import load_tokenizer
-from mlpt.downstream.multitask_data import Collator, cached_features, held_out
-from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder
-from mlpt.downstream.multitask_scoring import Scorer, ScoringConfig
+from mlpt.downstream.multitask.data import Collator, cached_features, held_out
+from mlpt.downstream.multitask.model import MultitaskModel, SharedEncoder
+from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
 from mlpt.tasks import TaskSource, load_task
+from mlpt.tasks.features import SpanConfig
 
 
 def test_a_batch_is_padded_to_its_longest_row_and_no_further():

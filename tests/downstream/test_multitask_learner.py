@@ -5,12 +5,12 @@ import torch
 from tiny_tasks import rows_of
 from transformers import BertConfig, BertModel
 
-from mlpt.downstream.multitask_data import Collator
-from mlpt.downstream.multitask_learner import TaskLearner
-from mlpt.downstream.multitask_model import MultitaskModel
+from mlpt.downstream.multitask.data import Collator
+from mlpt.downstream.multitask.learner import TaskLearner
+from mlpt.downstream.multitask.model import MultitaskModel
 from mlpt.downstream.samplers import PolicySampler
 from mlpt.meta.rules.mometas import relative_drop
-from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder
+from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder
 from mlpt.settings import load_settings
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 

@@ -6,7 +6,7 @@ import torch.multiprocessing
 from ranks import run_ranks
 from transformers import BertConfig, BertModel
 
-from mlpt.downstream.multitask_model import (
+from mlpt.downstream.multitask.model import (
     MultitaskModel,
     SharedEncoder,
     TaskBatch,
@@ -16,8 +16,8 @@ from mlpt.downstream.multitask_model import (
     mean_of_tasks,
     rows_of_tasks,
 )
-from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder
-from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
+from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder
+from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
 from mlpt.training.group import Group
 
 NINE = {"cola": 2, "mnli": 3, "mrpc": 2, "sst2": 2, "stsb": 1, "qqp": 2, "qnli": 2, "rte": 2, "wnli": 2}

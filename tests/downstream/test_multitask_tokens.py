@@ -10,22 +10,22 @@ from scipy.stats import entropy as entropy_of
 from tiny_tasks import own_tasks, saved_encoder, token_tasks
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification, BertConfig, BertModel
 
-from mlpt.downstream import multitask
-from mlpt.downstream.config import FinetuneConfig, SpanConfig
-from mlpt.downstream.features import NO_LABEL
+from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.finetune import finetune
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.losses import loss_of
-from mlpt.downstream.metrics import entity_scores
-from mlpt.downstream.multitask import run_multitask
-from mlpt.downstream.multitask_config import MultitaskConfig
-from mlpt.downstream.multitask_data import Collator, TaskSet, cached_features, held_out, read_tasks, tokenise_tasks
-from mlpt.downstream.multitask_model import MultitaskModel, SharedEncoder, TaskView
-from mlpt.downstream.multitask_saving import load_multitask_model
-from mlpt.downstream.multitask_scoring import Scorer, ScoringConfig
+from mlpt.downstream.multitask import run as multitask
+from mlpt.downstream.multitask.config import MultitaskConfig
+from mlpt.downstream.multitask.data import Collator, TaskSet, cached_features, held_out, read_tasks, tokenise_tasks
+from mlpt.downstream.multitask.model import MultitaskModel, SharedEncoder, TaskView
+from mlpt.downstream.multitask.run import run_multitask
+from mlpt.downstream.multitask.saving import load_multitask_model
+from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty
 from mlpt.settings import load_settings
 from mlpt.tasks import TaskSource
+from mlpt.tasks.features import NO_LABEL, SpanConfig
+from mlpt.tasks.metrics import entity_scores
 from mlpt.training.tracker import read_metrics
 
 NAMES = ["mood", "animals", "where"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from mlpt.downstream.multitask_model import entropy
+from mlpt.downstream.multitask.model import entropy
 from mlpt.downstream.samplers import SAMPLERS, MtUncertainty, SamplerConfig, make_sampler, uncertainty
 from mlpt.errors import UserError
 from mlpt.meta.policy import Part, Policy

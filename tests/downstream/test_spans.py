@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import Features
 from mlpt.downstream.spans import best_answers
 from mlpt.tasks import Example
+from mlpt.tasks.features import Features, SpanConfig
 
 CONTEXT = "ab cd ef gh"
 WORDS = [(0, 2), (3, 5), (6, 8), (9, 11)]

@@ -5,11 +5,10 @@ import pytest
 import torch
 from tiny_subjects import SENTENCES, tiny_subject
 
-from mlpt.downstream.config import SpanConfig
-from mlpt.downstream.features import make_features
 from mlpt.downstream.states import text_states, word_states
 from mlpt.errors import UserError
 from mlpt.tasks import Example, Task
+from mlpt.tasks.features import SpanConfig, make_features
 
 TASK = Task("t", "own", "classification", ("a", "b"), ("accuracy",), "accuracy", ("x",), ("{x}", None))
 

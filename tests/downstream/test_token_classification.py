@@ -10,14 +10,14 @@ from transformers import AutoModelForTokenClassification, BertConfig, BertForTok
 
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.downstream.cell_run import CellRun
-from mlpt.downstream.config import SpanConfig, cells
-from mlpt.downstream.features import NO_LABEL, make_features, words_begun
+from mlpt.downstream.config import cells
 from mlpt.downstream.finetune import evaluate_saved, finetune, prepare
 from mlpt.downstream.loading import load_base, load_tokenizer
 from mlpt.downstream.losses import word_loss
-from mlpt.downstream.metrics import entity_scores
 from mlpt.errors import UserError
 from mlpt.tasks import OwnTask, TaskSource, load_task
+from mlpt.tasks.features import NO_LABEL, SpanConfig, make_features, words_begun
+from mlpt.tasks.metrics import entity_scores
 
 CPU = torch.device("cpu")
 NAMES = {"ann", "bob", "zoe"}

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
-from mlpt.downstream.features import Features
+from mlpt.tasks.features import Features
 
 WORDS = ["good", "bad", "fine", "poor", "cat", "dog", "sat", "ran", "the", "a", "on", "mat", "big", "small", "very"]
 

@@ -168,7 +168,7 @@ MULTITASK = {
 
 def pretraining(recipe: str, folder: Path, run_dir: Path, **more: Any) -> list[dict[str, Any]]:
     """Run a recipe in short; what `metrics.jsonl` tells, but for times."""
-    from mlpt.launch import pretrain
+    from mlpt.run.launch import pretrain
     from mlpt.settings import merge
 
     settings: dict[str, Any] = {
@@ -225,8 +225,8 @@ def fine_tuning(preset: str, folder: Path, out: Path) -> dict[str, Any]:
 
 
 def multitask(name: str, folder: Path, out: Path) -> list[dict[str, Any]]:
-    from mlpt.downstream.multitask import run_multitask
-    from mlpt.downstream.multitask_config import MultitaskConfig
+    from mlpt.downstream.multitask.config import MultitaskConfig
+    from mlpt.downstream.multitask.run import run_multitask
     from mlpt.settings import load_settings
 
     common = {
@@ -302,7 +302,7 @@ def keep_run(target: Path) -> None:
 
 def go_on(run_dir: Path) -> list[dict[str, Any]]:
     """The curve of a kept run that has gone on to its end."""
-    from mlpt.launch import pretrain
+    from mlpt.run.launch import pretrain
 
     pretrain(resume=run_dir, settings={"train": {"steps": 24}, "report": {"progress": "off"}})
     return curve_of(run_dir)

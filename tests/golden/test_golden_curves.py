@@ -19,7 +19,7 @@ from golden_runs import CURVES, HERE, KEPT, PLACE, PLAIN_KERNELS
 
 from mlpt.config import recipe_names
 from mlpt.downstream.command import preset_names
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 REPOSITORY = HERE.parents[1]
 NAMES = sorted(path.stem for path in CURVES.glob("*.json") if path.stem != "made_with")

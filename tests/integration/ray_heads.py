@@ -7,7 +7,7 @@ import sys
 
 from real_runs import REPOSITORY
 
-from mlpt.bench.local_cluster import RAY, LocalCluster, free_ports
+from mlpt.runtime.local_cluster import RAY, LocalCluster, free_ports
 
 
 class Head(LocalCluster):

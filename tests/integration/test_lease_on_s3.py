@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from s3_server import S3Server
 
-from mlpt.data.store import Store
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
 from mlpt.outputs import LEASE, leased
+from mlpt.run.launch import pretrain
+from mlpt.storage.store import Store
 
 RACES = 50
 

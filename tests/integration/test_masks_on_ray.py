@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mlpt.sparsity.artefacts import load_masks
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.storage.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
 

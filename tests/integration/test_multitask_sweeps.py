@@ -8,7 +8,7 @@ from real_runs import kill_the_process_that_writes, wait_until
 
 SPACE = '''"""Which sampler?"""
 from ray import tune
-from mlpt.runtime.space import Space
+from mlpt.tuning.space import Space
 space = Space(
     parameters={"sampler.rule": tune.grid_search(["uniform", "proportional"])},
     metrics={"dev/mean": "max"}, job="multitask", tokens=80_000, trials=1, evaluations=8,

@@ -10,7 +10,7 @@ from real_runs import wait_until
 
 SPACE = '''"""Why?"""
 from ray import tune
-from mlpt.runtime.space import Space
+from mlpt.tuning.space import Space
 space = Space(
     parameters={"train.optimizer.lr": tune.grid_search([3e-3, 1e-7, 1e-6])},
     metrics={"dev/mlm": "min"}, tokens=12_000, trials=1, evaluations=3, search="grid", scheduler="asha",

@@ -12,7 +12,7 @@ from s3_server import S3Server, every
 from transformers import AutoTokenizer
 
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 TINY = {
     "model": {"hidden_size": 32, "layers": 1, "heads": 2},

@@ -22,7 +22,7 @@ def losses(run):
 
 @pytest.fixture(scope="module")
 def undisturbed(small_blocks, tmp_path_factory):
-    from mlpt.launch import pretrain
+    from mlpt.run.launch import pretrain
     from mlpt.settings import parse_overrides
 
     run = tmp_path_factory.mktemp("undisturbed") / "run"

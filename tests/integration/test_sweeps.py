@@ -12,7 +12,7 @@ from mlpt.reporting.report import report_page
 
 SPACE = '''"""{question}?"""
 from ray import tune
-from mlpt.runtime.space import Space
+from mlpt.tuning.space import Space
 space = Space(parameters={{{parameters}}}, metrics={metrics}, {more})
 '''
 LEARNING_RATE = '"train.optimizer.lr": tune.loguniform(1e-4, 1e-2)'

@@ -12,7 +12,6 @@ from mlpt.data.prepare import prepare
 from mlpt.data.task_tokenizer import train_task_tokenizer
 from mlpt.data.two_moons import moons
 from mlpt.errors import UserError
-from mlpt.job import arms_in, build_learner, build_model, open_sources, run_rank
 from mlpt.meta.judges import TaskJudge
 from mlpt.meta.policy import Evidence
 from mlpt.meta.rules.teacher import Coming, corrupted
@@ -24,10 +23,11 @@ from mlpt.models.writers import load_flat
 from mlpt.objectives import OBJECTIVES
 from mlpt.objectives.counted_masking import CountedMaskingConfig, mask_counted
 from mlpt.randomness import torch_generator, training_noise
+from mlpt.run.build import arms_in, build_learner, build_model, open_sources, run_rank
 from mlpt.settings import load_settings, merge
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.tasks import TASKS, Example, TaskData, TaskSource
 from mlpt.tasks.episodes import EpisodeConfig
-from mlpt.training.checkpoint import Checkpoints
 from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 from mlpt.training.pretraining import Pretraining

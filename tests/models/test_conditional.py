@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mlpt.models.conditional import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
+from mlpt.models.conditional.modules import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
 
 WEIGHT = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]])
 CONDITION = torch.tensor([[1.0, 2.0]])

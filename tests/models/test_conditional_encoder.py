@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from mlpt.errors import UserError
-from mlpt.models.conditional_encoder import (
+from mlpt.models.conditional.encoder import (
     BottleneckLayer,
     ConditionalConfig,
     ConditionalEncoder,

@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from mlpt.errors import UserError
-from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder
-from mlpt.models.conditional_freezing import freeze_layers
+from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder
+from mlpt.models.conditional.freezing import freeze_layers
 
 CONFIG = BertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=48)
 

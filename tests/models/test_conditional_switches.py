@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from mlpt.models.conditional_encoder import ConditionalConfig, ConditionalEncoder
-from mlpt.models.conditional_freezing import freeze_layers, parameter_counts
+from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder
+from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
 
 SWITCHES = ("attention", "alignment", "layer_norm", "bottleneck")
 OFF = dict.fromkeys(SWITCHES, False)

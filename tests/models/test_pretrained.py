@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 from mlpt.config import load_run_config
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import build_encoder
 from mlpt.objectives import make_objectives
+from mlpt.run.launch import pretrain
 
 VOCABULARY = Vocabulary(size=101, pad=0, mask=4, cls=2, sep=3, unk=1)
 SETTINGS = {

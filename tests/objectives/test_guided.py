@@ -8,7 +8,6 @@ from mlpt.data.batch import Batch
 from mlpt.data.blocks import Blocks
 from mlpt.data.counts import rare_tokens
 from mlpt.data.score_parts import begin, finish, write_part
-from mlpt.data.store import Store
 from mlpt.data.token_scores import Question
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -16,6 +15,7 @@ from mlpt.objectives import make_objectives
 from mlpt.objectives.guided import GuidedMaskedLM
 from mlpt.objectives.mlm import MaskingConfig
 from mlpt.randomness import torch_generator
+from mlpt.storage.store import Store
 
 VOCABULARY = Vocabulary(size=1000, pad=0, unk=1, cls=2, sep=3, mask=4)
 

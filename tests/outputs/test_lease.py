@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from flaky_storage import Flaky
 
-from mlpt.data.store import Store
 from mlpt.errors import UserError
 from mlpt.outputs import LEASE, alone_in, lease, leased
 from mlpt.outputs.lease import Folder
+from mlpt.storage.store import Store
 
 RACES = 50
 PATIENCE_S = 60

@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner
 
 from mlpt.cli import app
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 
 RECIPE = {
     "name": "carded",

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from mlpt.cli import app
 from mlpt.errors import UserError
-from mlpt.launch import pretrain
 from mlpt.reporting.report import report_page
+from mlpt.run.launch import pretrain
 
 RECIPE = {
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},

@@ -12,16 +12,16 @@ from transformers import AutoModelForMaskedLM
 
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.job import arms_in, build_model, open_sources, run_rank
-from mlpt.launch import pretrain
 from mlpt.meta.learner import MetaLearner
 from mlpt.models.masked import THETA, attach_scores, current_masks, load_scores, set_threshold
-from mlpt.saved import resolve_model
+from mlpt.run.build import arms_in, build_model, open_sources, run_rank
+from mlpt.run.launch import pretrain
+from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
 from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.scores import scores_of_mask
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 from mlpt.training.outer import Outer

@@ -15,7 +15,7 @@ from scipy import stats
 from study_files import write
 
 from mlpt.cli import run
-from mlpt.launch import pretrain
+from mlpt.run.launch import pretrain
 from mlpt.training.tracker import read_metrics
 
 LONGER = {"budget/steps": 60}  # than it takes to notice the first checkpoint

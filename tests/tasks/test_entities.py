@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mlpt.downstream.metrics import entity_scores, score_words
 from mlpt.tasks.entities import are_entity_labels, entities
+from mlpt.tasks.metrics import entity_scores, score_words
 
 
 def by_definition(labels: list[str]) -> set[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ from ranks import run_ranks
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
-from mlpt.job import run_rank
+from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop

@@ -14,11 +14,11 @@ from mlpt.config import RunConfig
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.sources import PERIOD, MixedWalk, Sources
 from mlpt.errors import UserError
-from mlpt.job import run_rank
-from mlpt.launch import pretrain
-from mlpt.prepared import with_target_texts
 from mlpt.reporting.display import Display
-from mlpt.saved import resolve_model
+from mlpt.run.blocks import with_target_texts
+from mlpt.run.build import run_rank
+from mlpt.run.launch import pretrain
+from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group
 from mlpt.training.pretraining import Pretraining

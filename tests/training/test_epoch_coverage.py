@@ -10,7 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mlpt.config import RunConfig
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.job import run_rank
+from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop

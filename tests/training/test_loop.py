@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
-from mlpt.job import run_rank
 from mlpt.meta.learner import MetaLearner
+from mlpt.run.build import run_rank
 from mlpt.settings import load_settings, merge
 from mlpt.stopping import RunStopped
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.compiling import why_not_compile
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from mlpt.config import RunConfig
 from mlpt.errors import UserError
-from mlpt.job import run_rank
-from mlpt.launch import pretrain
 from mlpt.objectives import OBJECTIVES
 from mlpt.objectives.mlm import MaskedLM
 from mlpt.randomness import address
+from mlpt.run.build import run_rank
+from mlpt.run.launch import pretrain
 from mlpt.settings import load_settings, merge
-from mlpt.training.checkpoint import Checkpoints
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
 

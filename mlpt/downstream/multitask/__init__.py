@@ -1,0 +1,1 @@
+"""One encoder trained on several labelled tasks at once."""

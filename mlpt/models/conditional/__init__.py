@@ -1,0 +1,1 @@
+"""Encoders that are conditioned on the task of each row (CA-MTL)."""

@@ -1,0 +1,151 @@
+"""From a configuration to the parts of a run, without Ray: what a worker, the actor and a debugger build."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlpt.arms import Arms, arms_of
+from mlpt.config import RunConfig
+from mlpt.data.sources import Sources
+from mlpt.logs import quiet_libraries
+from mlpt.meta.learner import MetaLearner
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import make_rules, rule_class
+from mlpt.models.encoder import Encoder, build_encoder
+from mlpt.models.hooks import StepHook, all_as_saved
+from mlpt.objectives import make_objectives
+from mlpt.objectives.prediction import TokenPrediction
+from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
+from mlpt.storage.mirror import Remote
+from mlpt.training.group import Group
+from mlpt.training.loop import Event, Loop
+from mlpt.training.optimizer import make_optimizer
+from mlpt.training.outer import LocalSource, Outer, PolicySource
+from mlpt.training.pretraining import Pretraining
+from mlpt.training.reference import AverageReference
+
+
+def open_sources(config: RunConfig, blocks: str) -> Sources:
+    """The rows of a prepared folder, and those of the target's own texts."""
+    return Sources.open(blocks, config.data.mix, config.meta.texts)
+
+
+def build_model(config: RunConfig, sources: Sources) -> Encoder:
+    """The encoder with its starting weights, the same in every process."""
+    objectives = make_objectives(config.objectives, sources.vocabulary)
+    model = build_encoder(config.model, sources.vocabulary, objectives, sources.block_size, config.seed)
+    if config.masks is not None:
+        mask_encoder(config.masks, model, config.model.pretrained, config.seed)
+    for objective in objectives.values():
+        objective.prepare_data(sources.train)
+        objective.prepare(model)  # after masking: a teacher shares the weights that masking froze
+    return model
+
+
+def arms_in(config: RunConfig, sources: Sources) -> Arms:
+    """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
+    for name in config.data.sources or ():
+        sources.check(name)
+    arms = arms_of(list(config.objectives), sources.domains, config.data.mix, config.meta.texts is not None)
+    for source in dict.fromkeys(arm.source for arm in arms.every.values()):
+        sources.check(source)
+    make_rules(config.meta.rules, arms.trained)
+    arms.weights(config.meta.weights, "meta.target")
+    return arms
+
+
+def build_learner(config: RunConfig, sources: Sources, device: torch.device) -> MetaLearner:
+    """The meta-learner with a model and an optimiser of its own, like the workers'."""
+    model = build_model(config, sources).to(device)
+    optimizer = make_optimizer(model, config.train.optimizer)
+    arms = arms_in(config, sources)
+    return MetaLearner(config.meta, model, optimizer, sources, arms, config.seed, config.train.batch_size)
+
+
+def learns(config: RunConfig) -> bool:
+    """True if anything about this run is adapted while it runs."""
+    return any(rule_class(part, rule.rule).learns for part, rule in config.meta.rules.items())
+
+
+def first_mixture(config: RunConfig, arms: Arms) -> Mapping[str, float]:
+    """The mixture before the first update, in the run's first state."""
+    return make_rules(config.meta.rules, arms.trained)[MIXTURE].first().values
+
+
+def threads_of(cpus: float) -> int:
+    """Threads of torch in a process with so many logical CPUs: one where it shares a core."""
+    return max(1, int(cpus))
+
+
+def step_hooks(config: RunConfig, model: Encoder, sources: Sources, run_dir: Path | None) -> list[StepHook]:
+    """What else happens between steps: averaged references, mask training's threshold resets, iterative pruning."""
+    averages: list[StepHook] = [
+        AverageReference(objective)
+        for objective in model.objectives.values()
+        if isinstance(objective, TokenPrediction) and objective.reference is not None and objective.reference.decay
+    ]
+    if config.masks is None:
+        return averages
+    out = None if run_dir is None else run_dir / "masks"
+    steps_per_epoch = max(1, len(sources.train) // config.train.batch_size)
+    return averages + mask_hooks(config.masks, model, config.seed, out, config.model.pretrained, steps_per_epoch)
+
+
+def run_rank(
+    config: RunConfig,
+    blocks: str,
+    run_dir: Path,
+    group: Group,
+    source: PolicySource | None = None,
+    tell: Callable[[Event], None] = lambda event: None,
+    must_save: Callable[[int], bool] = lambda step: False,
+    should_stop: Callable[[], bool] = lambda: False,
+    remote: Remote | None = None,
+) -> dict[str, Any]:
+    """Train as one rank and return the summary; rank 0 leaves the final model in `run_dir`/model.
+
+    `source` serves policies to rank 0. None: a learner in this very process. A `remote` run is copied to its URI.
+    Raises `RunStopped` when `should_stop` has said so on some rank.
+    """
+    quiet_libraries()
+    sources = open_sources(config, blocks)
+    model = build_model(config, sources)
+    arms = arms_in(config, sources)
+    if source is None and group.leads and learns(config):
+        source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
+    target = arms.weights(config.meta.weights, "meta.target") if config.meta.target else arms.selecting()
+    work = Pretraining(
+        config.train, model, sources, arms.every, arms.trained, target, group, config.seed, config.data.max_repeats
+    )
+    outer = Outer(config.meta, arms.trained, source, group)
+    loop = Loop(
+        config.train,
+        work,
+        outer,
+        group,
+        run_dir,
+        hooks=step_hooks(config, model, sources, run_dir if group.leads else None),
+        tell=tell,
+        must_save=must_save,
+        should_stop=should_stop,
+        tensorboard=config.report.tensorboard,
+        remote=remote,
+        replay_every=config.runtime.replay_every,
+        compare_ranks=config.runtime.compare_ranks,
+    )
+    summary = loop.run()
+    summary["first_mixture"] = dict(first_mixture(config, arms))
+    if config.meta.target:
+        before, after = summary["held_out_before"], summary["held_out"]
+        losses = {"before": work.target_loss(before), "after": work.target_loss(after)}
+        summary["target"] = {"weights": target, **losses}
+    if group.leads:
+        if config.masks is not None:
+            with all_as_saved(loop.hooks, model):
+                save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
+                summary["masks"] = masks_in_force(config.masks, model)
+        model.save(run_dir / "model", sources.train.tokenizer())
+        loop.checkpoints.finish()
+    return summary

@@ -1,0 +1,1 @@
+"""Everything that imports ray.tune: spaces, sweeps, their trials and reports."""

@@ -1,0 +1,36 @@
+"""One trial of a sweep: one point with one seed, which reports to Tune after each evaluation."""
+
+import time
+from typing import Any
+
+from ray import tune
+
+from mlpt.errors import UserError
+from mlpt.tuning.multitask_trial import MultitaskJob
+from mlpt.tuning.plan import Job, Plan
+from mlpt.tuning.pretrain_trial import PretrainJob
+from mlpt.tuning.reporter import Reporter, report_again, report_failure
+from mlpt.tuning.space import Space
+
+JOBS: dict[str, Job] = {"pretrain": PretrainJob(), "multitask": MultitaskJob()}
+
+
+def job_of(space: Space) -> Job:
+    """The kind of the space's trials."""
+    return JOBS[space.job]
+
+
+def run_trial(config: dict[str, Any], plan: Plan) -> None:
+    """Tune's trainable. `config` holds the `point` and the `seed`.
+
+    A run that cannot succeed (`UserError`) is reported with the worst metrics and its reason; crashes Tune retries.
+    """
+    begun, space, job = time.perf_counter(), plan.space, job_of(plan.space)
+    run_dir = plan.folder / "trials" / tune.get_context().get_trial_id()
+    if report_again(run_dir):
+        return
+    try:
+        resolved = job.config(space, plan.overrides, config["point"], config["seed"])
+        job.train(resolved, plan, run_dir, Reporter(plan, run_dir, job.budget(resolved, space, plan.length)))
+    except UserError as error:
+        report_failure(plan, run_dir, str(error), time.perf_counter() - begun)

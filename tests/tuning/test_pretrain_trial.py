@@ -1,0 +1,56 @@
+"""What a trial tells while it trains, and after a crash."""
+
+import pytest
+from ray import tune
+
+from mlpt.config import RuntimeConfig
+from mlpt.tuning.plan import Plan
+from mlpt.tuning.pretrain_trial import PretrainJob
+from mlpt.tuning.space import Space
+
+JOB = PretrainJob()
+SPACE = Space(
+    parameters={"train.optimizer.lr": tune.loguniform(1e-4, 1e-2)},
+    metrics={"dev/mlm": "min"},
+    tokens=1_000,
+    trials=1,
+    evaluations=2,
+    base={
+        "model": {"architecture": "bert", "hidden_size": 32, "layers": 1, "heads": 2},
+        "objectives": {"atd": None, "dtd": None},
+        "meta.rules.mixture": {"rule": "fixed", "weights": {"mlm": 1}},
+        "train": {"batch_size": 4, "evaluate_batches": 1},
+    },
+)
+
+
+class Told:
+    """Keeps what a trial says; stands where Ray Tune listens."""
+
+    def __init__(self, crashes=False):
+        self.crashes = crashes
+        self.evaluations, self.last = [], None
+
+    def evaluated(self, step, values):
+        self.evaluations.append((step, values))
+
+    def wants_checkpoint(self, step):
+        return False
+
+    def finish(self, values):
+        if self.crashes:
+            raise RuntimeError("the power went out")
+        self.last = values
+
+
+def test_a_trial_that_crashed_after_its_last_step_reports_what_it_would_have(small_blocks, tmp_path):
+    plan = Plan(SPACE, {}, tmp_path, RuntimeConfig(), small_blocks, 32, {"CPU": 1})
+    config = JOB.config(SPACE, {"data": {"source": small_blocks}}, {"train.optimizer.lr": 1e-3}, 0)
+    first, second = Told(crashes=True), Told()
+    with pytest.raises(RuntimeError, match="power"):
+        JOB.train(config, plan, tmp_path / "trial", first)
+    JOB.train(config, plan, tmp_path / "trial", second)
+    assert [step for step, _ in first.evaluations] == [4, 8]
+    assert second.evaluations == []
+    assert first.evaluations[-1][1].items() <= second.last.items()
+    assert second.last["held_out/mlm"] > 0
