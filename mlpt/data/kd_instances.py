@@ -1,19 +1,15 @@
 """Paragraph pairs for distillation: TAMT's data generator (from TinyBERT), as pure functions of documents.
 
 Liu et al., NAACL 2022, `pregenerate_training_data.py --one_seq`. `packing: kd` makes blocks of these instances, whose
-one corrupted token is drawn anew at each step by objective `distill`; `write_kd_data` writes the published files.
+one corrupted token is drawn anew at each step by objective `distill`.
 Tokens may be strings or ids.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from mlpt.errors import UserError
 from mlpt.randomness import numpy_generator
 
 Token = TypeVar("Token", str, int)
@@ -22,17 +18,6 @@ Style = Literal["bert", "roberta"]
 SHORTEST_OPENING = 20  # tokens of a document's first paragraph
 SHORT_PROBABILITY = 0.1  # of a document whose instances get a random target length
 SPECIALS: dict[Style, int] = {"bert": 3, "roberta": 4}  # [CLS] A [SEP] B [SEP]; <s> A </s></s> B </s>
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One line of the published `epoch_0.json`; positions count from 0 in `tokens`."""
-
-    tokens: list[str]
-    segment_ids: list[int]
-    is_random_next: bool
-    masked_lm_positions: list[int]
-    masked_lm_labels: list[str]
 
 
 def kd_documents(
@@ -109,63 +94,3 @@ def kd_block_rows(
             tokens, _ = framed(first, second, cls, sep, style)
             rows.append(tokens + [pad] * (block_size - len(tokens)))
     return np.array(rows, dtype=np.int64).reshape(-1, block_size)
-
-
-def corrupt_one(
-    tokens: list[str], eligible: Sequence[int], mask: str, vocabulary: Sequence[str], generator: np.random.Generator
-) -> tuple[list[str], list[int], list[str]]:
-    """Corrupt one of the `eligible` positions: 80 % `mask`, 10 % kept, 10 % any token. (tokens, positions, labels)."""
-    if not eligible:
-        return tokens, [], []
-    position = int(eligible[int(generator.integers(len(eligible)))])
-    fate = generator.random()
-    label = tokens[position]
-    if fate < 0.8:
-        changed = mask
-    elif fate < 0.9:
-        changed = label
-    else:
-        changed = vocabulary[int(generator.integers(len(vocabulary)))]
-    return [*tokens[:position], changed, *tokens[position + 1 :]], [position], [label]
-
-
-def kd_instances(
-    lines: Iterable[str], tokenizer: Any, max_length: int = 512, seed: int = 0, published: bool = True
-) -> Iterator[Instance]:
-    """The published generator's instances, addressed by (seed, document): it has no seed itself.
-
-    tokenizer  a transformers tokenizer; one whose sequences begin with <s> is framed as RoBERTa's.
-    published  RoBERTa only. True: <s> and </s> may be the corrupted token and the mask is the text "[MASK]", which its
-               vocabulary lacks, as in the published code; False: ordinary tokens and <mask>.
-    """
-    style: Style = "roberta" if tokenizer.cls_token == "<s>" else "bert"
-    vocabulary = list(tokenizer.get_vocab())
-    mask = "[MASK]" if style == "bert" or published else tokenizer.mask_token
-    specials = {tokenizer.cls_token, tokenizer.sep_token} if style == "bert" or not published else set()
-    most = max_length - SPECIALS[style]
-    for number, document in enumerate(kd_documents(lines, tokenizer.tokenize, "=")):
-        generator = numpy_generator(seed, "kd instances", number)
-        for first, second in kd_pairs(document, most, generator):
-            tokens, segments = framed(first, second, tokenizer.cls_token, tokenizer.sep_token, style)
-            eligible = [at for at, token in enumerate(tokens) if token not in specials]
-            corrupted, positions, labels = corrupt_one(tokens, eligible, mask, vocabulary, generator)
-            yield Instance(corrupted, segments, False, positions, labels)
-
-
-def write_kd_data(instances: Iterable[Instance], folder: str | Path, max_length: int = 512) -> int:
-    """Write `epoch_0.json` (one instance a line) and `epoch_0_metrics.json`; returns the number of instances.
-
-    Raises `UserError` when there is none.
-    """
-    out = Path(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with open(out / "epoch_0.json", "w", encoding="utf-8") as file:
-        for instance in instances:
-            file.write(json.dumps(asdict(instance)) + "\n")
-            count += 1
-    if count == 0:
-        raise UserError("the text has no paragraph of 20 tokens: give running text with blank lines between documents")
-    metrics = {"num_training_examples": count, "max_seq_len": max_length}
-    (out / "epoch_0_metrics.json").write_text(json.dumps(metrics) + "\n", encoding="utf-8")
-    return count

@@ -295,16 +295,6 @@ def set_threshold(model: nn.Module, name: str, threshold: Tensor | float) -> Non
             module.threshold.fill_(threshold)
 
 
-@torch.no_grad()
-def load_scores(model: nn.Module, scores: Mapping[str, Tensor]) -> None:
-    """Copy `scores` (by weight name) into the masked model, in place; raises `UserError` for an unknown name."""
-    own = scores_of(model)
-    for name, values in scores.items():
-        if name not in own:
-            raise UserError(f"scores do not fit this model: no masked weight '{name}'")
-        own[name].copy_(values)
-
-
 def set_trainable(model: nn.Module, *, weights: bool, scores: bool, heads: bool) -> None:
     """Say which of the three kinds of parameters gradients reach.
 

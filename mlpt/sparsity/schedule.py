@@ -1,24 +1,19 @@
-"""When masks change: iterative magnitude pruning (IMP), TAMT's threshold resets, and the steps of published masks.
+"""When masks change: iterative magnitude pruning (IMP) and TAMT's threshold resets.
 
 IMP after "BERT Tickets" (Chen et al. 2020) as TAMT runs it: each matrix loses a fraction of its *remaining* weights
 every `interval` updates, so that the total goes 10 %, 20 %, ...
 """
 
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from mlpt.errors import UserError
 from mlpt.settings import Settings
 from mlpt.sparsity.making import lowest
 
 PUBLISHED_INTERVAL = 2792  # updates between two prunings, a fifth of an epoch of WikiText-103 at 16 x 512 tokens
-
-# The checkpoint of TAMT-MLM whose mask the paper fine-tunes, matched to IMP's budget; TAMT-KD's is one step earlier.
-TAMT_STEPS = {0.2: 3000, 0.3: 6000, 0.4: 8000, 0.5: 11000, 0.6: 14000, 0.7: 17000, 0.8: 20000, 0.9: 22000}
 
 
 class IterativeConfig(Settings):
@@ -70,24 +65,10 @@ class ResetConfig(Settings):
         return step == 1 or (step + 1) % self.interval == 0 or ends_epoch
 
 
-TAMT_MLM_RESET = ResetConfig(cadence="interval", interval=1000)
-TAMT_KD_RESET = ResetConfig(cadence="before", interval=100)
-
-
 def fraction_of_remaining(before: float, after: float) -> float:
     """The fraction of the weights left at sparsity `before` that must go to reach `after`; published: 1/(10 - j)."""
     old, new = (Fraction(level).limit_denominator(10**6) for level in (before, after))
     return float((new - old) / (1 - old))
-
-
-def pruned_after(size: int, levels: Sequence[float]) -> list[int]:
-    """Pruned weights in all of a matrix of `size` after each level, rounding each time as torch's pruning does."""
-    counts, before, pruned = [], 0.0, 0
-    for level in levels:
-        pruned += round(fraction_of_remaining(before, level) * (size - pruned))
-        counts.append(pruned)
-        before = level
-    return counts
 
 
 def prune_further(weight: Tensor, kept: Tensor, fraction: float) -> Tensor:
@@ -97,13 +78,3 @@ def prune_further(weight: Tensor, kept: Tensor, fraction: float) -> Tensor:
     mask = kept.clone()
     mask[kept] = ~going
     return mask
-
-
-def published_step(method: Literal["tamt_mlm", "tamt_kd", "imp"], sparsity: float) -> int:
-    """The training step whose mask the paper evaluates; raises `UserError` where it gives none."""
-    key = round(sparsity, 6)
-    if key not in TAMT_STEPS:
-        raise UserError(f"no published step for sparsity {sparsity}; there are {', '.join(map(str, TAMT_STEPS))}")
-    if method == "imp":
-        return round(10 * key - 1) * PUBLISHED_INTERVAL
-    return TAMT_STEPS[key] - (method == "tamt_kd")

@@ -64,11 +64,6 @@ class Group:
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return [value > 0 for value in held.tolist()]
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        if self.world > 1:
-            dist.barrier()
-
 
 def default_device() -> torch.device:
     """The GPU if there is one."""

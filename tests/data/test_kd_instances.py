@@ -1,24 +1,17 @@
 """TAMT's distillation data. Rules: specs/self-evolution_tamt.md, B6."""
 
-import json
-
 import numpy as np
 import pytest
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.kd_instances import (
-    Instance,
     framed,
     kd_block_rows,
     kd_documents,
-    kd_instances,
     kd_pairs,
     truncate_pair,
-    write_kd_data,
 )
 from mlpt.data.prepare import DataConfig, prepare
-from mlpt.data.tokenizers import load_tokenizer
-from mlpt.errors import UserError
 
 LONG = " ".join(f"w{n}" for n in range(25))
 
@@ -88,45 +81,6 @@ def test_rows_are_framed_padded_and_follow_from_the_seed():
     assert (rows[:, 0] == 2).all()
     assert ((rows == 3).sum(1) >= 1).all()
     assert np.array_equal(rows, kd_block_rows(documents, 16, 2, 3, 0, "bert", seed=1))
-
-
-@pytest.mark.parametrize("name", ["bert-base-uncased", "roberta-base"])
-def test_real_text_gives_the_published_lines(shared_data, tmp_path, name):
-    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / name))
-    lines = (shared_data / "wikitext-2" / "wiki.valid.tokens").read_text(encoding="utf-8").splitlines()[:120]
-    instances = list(kd_instances(lines, tokenizer, seed=3))
-    assert len(instances) > 5
-    specials = {tokenizer.cls_token, tokenizer.sep_token}
-    for one in instances:
-        assert len(one.tokens) <= 512
-        assert one.tokens[0] in (tokenizer.cls_token, "[MASK]", *tokenizer.get_vocab())
-        assert len(one.masked_lm_positions) == len(one.masked_lm_labels) == 1
-        assert "=" not in one.tokens[1:4]
-        if name.startswith("bert"):
-            assert one.masked_lm_labels[0] not in specials
-    masked = sum("[MASK]" in one.tokens for one in instances) / len(instances)
-    assert 0.5 < masked <= 1
-    assert write_kd_data(instances, tmp_path) == len(instances)
-    stored = [json.loads(line) for line in (tmp_path / "epoch_0.json").read_text().splitlines()]
-    assert Instance(**stored[0]) == instances[0]
-    assert set(stored[0]) == {"tokens", "segment_ids", "is_random_next", "masked_lm_positions", "masked_lm_labels"}
-    metrics = json.loads((tmp_path / "epoch_0_metrics.json").read_text())
-    assert metrics == {"num_training_examples": len(instances), "max_seq_len": 512}
-
-
-def test_roberta_may_be_corrupted_rightly(shared_data):
-    tokenizer = load_tokenizer(str(shared_data / "tokenizers" / "roberta-base"))
-    lines = [LONG, ""] * 200
-    ours = list(kd_instances(lines, tokenizer, seed=0, published=False))
-    assert any("<mask>" in one.tokens for one in ours)
-    assert not any("[MASK]" in one.tokens or {"<s>", "</s>"} & set(one.masked_lm_labels) for one in ours)
-    published = list(kd_instances(lines, tokenizer, seed=0))
-    assert any("[MASK]" in one.tokens for one in published)
-
-
-def test_text_without_documents_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no paragraph of 20 tokens"):
-        write_kd_data([], tmp_path)
 
 
 def test_blocks_can_be_packed_as_pairs(tmp_path):

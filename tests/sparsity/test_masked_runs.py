@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.meta.learner import MetaLearner
-from mlpt.models.masked import THETA, attach_scores, current_masks, load_scores, set_threshold
+from mlpt.models.masked import THETA, attach_scores, current_masks, scores_of, set_threshold
 from mlpt.run.build import arms_in, build_model, open_sources, run_rank
 from mlpt.run.launch import pretrain
 from mlpt.run.saved import resolve_model
@@ -267,8 +267,8 @@ def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense,
     trained = {name: mask.clone() for name, mask in current_masks(model).items()}
     saved = load_masks(tmp_path / "masks" / f"step_{best}").masks
     assert any(not torch.equal(mask, trained[name]) for name, mask in saved.items())
-    load_scores(model, {name: scores_of_mask(mask) for name, mask in saved.items()})
-    for name in saved:
+    for name, mask in saved.items():
+        scores_of(model)[name].data.copy_(scores_of_mask(mask))
         set_threshold(model, name, THETA)
     arms = arms_in(config, sources).every
     losses = held_out_losses(model, arms, sources, "dev", 2, 8, config.seed, Group())

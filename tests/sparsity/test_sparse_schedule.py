@@ -1,20 +1,17 @@
 """When masks change. Vectors: specs/self-evolution_tamt.md, B3, B4, B9; torch.nn.utils.prune as reference."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from mlpt.errors import UserError
 from mlpt.sparsity.schedule import (
-    TAMT_KD_RESET,
-    TAMT_MLM_RESET,
     IterativeConfig,
     ResetConfig,
     fraction_of_remaining,
     prune_further,
-    pruned_after,
-    published_step,
 )
 
 TENTHS = [tenth / 10 for tenth in range(1, 11)]
@@ -25,9 +22,13 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("size", COUNTS)
+@pytest.mark.parametrize("size", [589_824, 2_359_296, pytest.param(23_440_896, marks=pytest.mark.slow)])
 def test_iterative_pruning_counts_are_the_published_ones(size):
-    assert pruned_after(size, TENTHS) == [int(count) for count in COUNTS[size].split(",")]
+    weight, kept, pruned = torch.rand(size), torch.ones(size, dtype=torch.bool), []
+    for before, after in itertools.pairwise([0.0, *TENTHS]):
+        kept = prune_further(weight, kept, fraction_of_remaining(before, after))
+        pruned.append(size - int(kept.sum()))
+    assert pruned == [int(count) for count in COUNTS[size].split(",")]
 
 
 def test_the_published_fractions_of_the_remaining_weights():
@@ -69,14 +70,15 @@ def test_levels_must_rise_inside_0_to_1(levels):
 
 
 def test_thresholds_of_tamt_mlm_are_reset_every_1000_steps():
-    assert [step for step in range(1, 3001) if TAMT_MLM_RESET.due(step)] == [1000, 2000, 3000]
+    assert [step for step in range(1, 3001) if ResetConfig().due(step)] == [1000, 2000, 3000]
     first = ResetConfig(first_step=True)
     assert [step for step in range(1, 2001) if first.due(step)] == [1, 1000, 2000]
 
 
 def test_thresholds_of_tamt_kd_are_reset_at_1_99_199_and_at_an_epoch_s_end():
-    assert [step for step in range(1, 400) if TAMT_KD_RESET.due(step)] == [1, 99, 199, 299, 399]
-    assert [step for step in range(1, 400) if TAMT_KD_RESET.due(step, steps_per_epoch=150)] == [
+    reset = ResetConfig(cadence="before", interval=100)
+    assert [step for step in range(1, 400) if reset.due(step)] == [1, 99, 199, 299, 399]
+    assert [step for step in range(1, 400) if reset.due(step, steps_per_epoch=150)] == [
         1,
         99,
         150,
@@ -85,13 +87,3 @@ def test_thresholds_of_tamt_kd_are_reset_at_1_99_199_and_at_an_epoch_s_end():
         300,
         399,
     ]
-
-
-def test_published_masks_come_from_the_published_steps():
-    steps = {0.2: 3000, 0.3: 6000, 0.4: 8000, 0.5: 11000, 0.6: 14000, 0.7: 17000, 0.8: 20000, 0.9: 22000}
-    for sparsity, step in steps.items():
-        assert published_step("tamt_mlm", sparsity) == step
-        assert published_step("tamt_kd", sparsity) == step - 1
-    assert published_step("imp", 0.7) == 6 * 2792
-    with pytest.raises(UserError, match="no published step"):
-        published_step("tamt_mlm", 0.95)
