@@ -25,8 +25,9 @@ constraints:
 quickstart: install
 	$(BIN)/mlpt pretrain
 
+# Two processes: much of the suite waits for others. The tests of a file stay together.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Write down anew the losses that every recipe gives, after a change that is meant to alter them, or new pins.
 golden: install
@@ -36,7 +37,7 @@ golden: install
 cluster-test: install
 	$(BIN)/python -m pytest -m slow tests/integration/test_jobs.py tests/integration/test_autoscaling.py \
 		tests/integration/test_faults.py tests/integration/test_object_store.py tests/integration/test_nodes.py \
-		tests/integration/test_ray_dies.py
+		tests/integration/test_ray_dies.py tests/integration/test_pretrain.py tests/integration/test_loopback.py
 
 slow: install
 	$(BIN)/python -m pytest -m slow

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
+from waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = ["data.vocab_size=300", "data.block_size=32"]  # for text that is not prepared yet
@@ -69,15 +69,6 @@ class Mlpt:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             log.close()
-
-
-def wait_until(condition, timeout=120.0, every=0.1):
-    """Poll for something that another process does; fails with what was waited for."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {condition}"
-        time.sleep(every)
-    return found
 
 
 def metrics_of(run_dir):

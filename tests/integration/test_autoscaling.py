@@ -6,7 +6,7 @@ import time
 
 import pytest
 from ray_heads import Head, nodes_of_one_cpu
-from real_runs import wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

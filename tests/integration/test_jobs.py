@@ -4,7 +4,8 @@ import json
 
 import pytest
 from ray_heads import Head
-from real_runs import REPOSITORY, metrics_of, wait_until
+from real_runs import REPOSITORY, metrics_of
+from waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

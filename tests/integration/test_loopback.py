@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real_runs import metrics_of, wait_until
+from real_runs import metrics_of
+from waiting import wait_until
 
 from mlpt.config import RuntimeConfig
 from mlpt.runtime.cluster import ray_session
@@ -77,6 +78,7 @@ def test_the_list_of_sockets_knows_which_can_be_reached():
         assert names[inner] not in reachable(found)
 
 
+@pytest.mark.slow
 def test_no_process_of_a_local_run_can_be_reached_from_another_machine(mlpt, tiny, tmp_path):
     run = tmp_path / "run"
     process = mlpt.start("pretrain", *tiny, "train.steps=20000", "runtime.num_workers=2", f"run_dir={run}")

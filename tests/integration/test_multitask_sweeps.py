@@ -4,7 +4,8 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from real_runs import kill_the_process_that_writes, wait_until
+from real_runs import kill_the_process_that_writes
+from waiting import wait_until
 
 SPACE = '''"""Which sampler?"""
 from ray import tune

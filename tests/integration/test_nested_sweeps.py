@@ -6,7 +6,7 @@ Each has a Ray of its own, seen from outside.
 import pyarrow.parquet as pq
 import pytest
 from ray_heads import Head
-from real_runs import wait_until
+from waiting import wait_until
 
 SPACE = '''"""Why?"""
 from ray import tune

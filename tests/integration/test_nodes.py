@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 from ray_heads import RAY, Head
-from real_runs import metrics_of, wait_until
+from real_runs import metrics_of
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from ray_heads import Head
-from real_runs import Mlpt, wait_until
+from real_runs import Mlpt
 from s3_server import S3Server, every
 from transformers import AutoTokenizer
+from waiting import wait_until
 
 from mlpt.errors import UserError
 from mlpt.run.launch import pretrain

@@ -115,6 +115,7 @@ def test_a_run_on_ray_repeats_the_run_in_one_process(recipe, tmp_path, uninterru
     assert (run.stat().st_mode & 0o077) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_nothing(recipe, tmp_path, uninterrupted):
     run = tmp_path / "run"
     command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}")
@@ -142,6 +143,7 @@ def test_a_killed_worker_loses_nothing(recipe, tmp_path, uninterrupted):
     assert losses(run) == losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_killed_meta_learner_loses_nothing(recipe, tmp_path, uninterrupted):
     run = tmp_path / "run"
     command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}")
@@ -172,6 +174,7 @@ def has_answered(log: Path, learners: int) -> bool:
     return len(started) == learners and ": policy " in started[-1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_two_workers_from_the_same_token(recipe, tmp_path, uninterrupted):
     run = tmp_path / "run"
     command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}", "runtime.num_workers=0")
@@ -216,6 +219,7 @@ def test_a_run_directory_of_another_configuration_is_left_alone(recipe, tmp_path
     assert (uninterrupted / "config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_one_line(recipe, tmp_path):
     command = Command(
         tmp_path, "pretrain", str(recipe), f"run_dir={tmp_path / 'run'}", "train.optimizer.lr=1e18", "train.clip=0"

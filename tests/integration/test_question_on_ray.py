@@ -6,7 +6,7 @@ import signal
 import psutil
 import pytest
 import torch
-from real_runs import wait_until
+from waiting import wait_until
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.token_scores import TokenScores

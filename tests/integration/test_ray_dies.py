@@ -4,7 +4,8 @@ import shlex
 
 import psutil
 import pytest
-from real_runs import metrics_of, wait_until
+from real_runs import metrics_of
+from waiting import wait_until
 
 STEPS = ["train.steps=20000", "train.checkpoint_every=20"]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from real_runs import REPOSITORY, metrics_of, wait_until
+from real_runs import REPOSITORY, metrics_of
+from waiting import wait_until
 
 USUAL = {"port": 6379, "dashboard-port": 8265, "dashboard-agent-listen-port": 52365}  # of Ray, where nothing is said
 

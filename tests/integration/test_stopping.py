@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from real_runs import TEXT, TINY, metrics_of, wait_until
+from real_runs import TEXT, TINY, metrics_of
+from waiting import wait_until
 
 IN_PROCESS = "runtime.num_workers=0"
 SETTINGS = [*TINY, "train.steps=60", "train.log_every=1", "train.checkpoint_every=1000", "report.progress=lines"]

@@ -6,7 +6,8 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from real_runs import kill_the_process_that_writes, metrics_of, wait_until
+from real_runs import kill_the_process_that_writes, metrics_of
+from waiting import wait_until
 
 from mlpt.reporting.report import report_page
 

@@ -6,13 +6,13 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from scipy import stats
 from study_files import write
+from waiting import wait_until
 
 from mlpt.cli import run
 from mlpt.run.launch import pretrain
@@ -20,15 +20,6 @@ from mlpt.training.tracker import read_metrics
 
 LONGER = {"budget/steps": 60}  # than it takes to notice the first checkpoint
 TWO_AT_ONCE = ["--cores", "2"]
-
-
-def wait_until(condition, timeout=120.0):
-    """Poll for what another process does."""
-    deadline = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {condition}"
-        time.sleep(0.05)
-    return found
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

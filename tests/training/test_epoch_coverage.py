@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
+from waiting import wait_until
 
 from mlpt.config import RunConfig
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
+from mlpt.storage.checkpoint import COMMITTED
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop
 
@@ -56,6 +58,7 @@ def rank_main(rank: int, world: int, phase: int, end: int | None, blocks: str, f
 
         def must_save(step: int) -> bool:
             if step == end:
+                wait_until((Path(folder) / f"run/checkpoints/step_{end // 3 * 3:08d}" / COMMITTED).is_file)
                 os._exit(9)
             return False
 
