@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from mlpt.settings import Settings
@@ -73,6 +74,11 @@ class FinetuneConfig(Settings):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
         return self
+
+    def to_yaml(self) -> str:
+        """All settings, resolved, as a file that the same command takes: rates stand in `learning_rates` alone."""
+        values = self.model_dump(mode="json", exclude={"optimizer": {"lr"}})
+        return yaml.safe_dump(values, sort_keys=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FinetuneConfig":

@@ -5,7 +5,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mlpt.cli import app
-from mlpt.config import recipe_names
+from mlpt.config import read_recipe, recipe_names
 from mlpt.downstream.command import preset_names, read_preset, settings_from_words, tasks_of_files
 from mlpt.downstream.config import FinetuneConfig, for_task
 from mlpt.downstream.multitask.config import MultitaskConfig
@@ -128,3 +128,11 @@ def test_task_files_name_the_tasks_that_are_trained_on(tmp_path):
     assert config.tasks == ("mood", "tone")
     assert [own.train for own in config.source.own] == [str(tmp_path / f"{name}.csv") for name in ("mood", "tone")]
     assert config.source.data_dir == "GLUE"
+
+
+@pytest.mark.parametrize("words", [[], ["learning_rates=[1e-3,3e-4]", "optimizer.weight_decay=0.1"]])
+def test_the_settings_that_a_fine_tuning_leaves_can_be_given_back(tmp_path, words):
+    config = settings_from_words(FinetuneConfig, {"model": "m", "tasks": ["docs_package"], "out": "o"}, None, words)
+    (tmp_path / "finetune.yaml").write_text(config.to_yaml())
+    given = read_recipe(str(tmp_path / "finetune.yaml"))
+    assert settings_from_words(FinetuneConfig, given, None, []) == config
