@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, SerializeAsAny, field_validator
 
 from mlpt.errors import UserError
-from mlpt.meta.lookahead import LookaheadConfig
+from mlpt.meta.joint_lookahead import LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Part, Policy
 from mlpt.meta.rules import rule_config
 from mlpt.meta.rules.base import RuleConfig

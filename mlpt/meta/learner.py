@@ -18,7 +18,7 @@ from mlpt.data.batch import Source
 from mlpt.data.sources import TEXTS
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
-from mlpt.meta.lookahead import LookAhead, LookaheadConfig
+from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
 from mlpt.meta.rules import make_rules, rule_config
 from mlpt.meta.rules.base import LookaheadRule, Rule, RuleConfig

@@ -13,8 +13,8 @@ from mlpt.data.batch import Batch, Source
 from mlpt.data.sources import ALL
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
+from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.learner import MetaConfig, MetaLearner, Updates
-from mlpt.meta.lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.policy import Evidence, Policy
 from mlpt.meta.rules.mask_scores import MaskScores, learned_scores
 from mlpt.meta.snapshot import take_snapshot

@@ -8,8 +8,8 @@ import torch
 from tiny_encoder import ARMS, TinyBlocks, make_adamw, make_encoder, make_sources, train
 
 from mlpt.errors import UserError
+from mlpt.meta.joint_lookahead import LookaheadConfig
 from mlpt.meta.learner import MetaConfig, MetaLearner
-from mlpt.meta.lookahead import LookaheadConfig
 from mlpt.meta.policy import Evidence
 from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.famo import step_logits

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mlpt.errors import UserError
+
 Forward = Callable[..., Tensor]  # the model at some weights; called as the model is
 Outer = Mapping[str, Tensor]
 InnerLoss = Callable[[Forward, Outer], Tensor]  # (forward, outer) -> scalar loss
@@ -57,6 +59,10 @@ class Hypergradient(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+class Unsuited(UserError):  # noqa: N818 (it says what the engine is for the problem)
+    """This engine cannot solve this problem; another one can."""
+
+
 class Engine:
     """Solves a `Lookahead`; a run keeps one, and calls it at every update."""
 
@@ -72,7 +78,7 @@ def leaves(model: nn.Module) -> dict[str, Tensor]:
 def forward_at(problem: Lookahead, weights: dict[str, Tensor]) -> Forward:
     """The model at `weights`, with the outer tensors that take parameters' places."""
     inside = {name: one for name, one in problem.outer.items() if name in weights}
-    return lambda *args: functional_call(problem.model, {**weights, **inside}, args)
+    return lambda *args, **kwargs: functional_call(problem.model, {**weights, **inside}, args, kwargs)
 
 
 def outer_gradients(

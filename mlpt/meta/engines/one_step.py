@@ -3,14 +3,16 @@
 d L_dev / d w_i = <grad L_i, J^T g_dev>, J the Jacobian of the AdamW step by its gradient: the chain rule written out.
 """
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from mlpt.errors import UserError
-from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, add, dot, leaves, named, outer_gradients
+from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, Unsuited, add, dot, leaves, named, outer_gradients
 from mlpt.meta.engines.path import Path
 
 
@@ -18,15 +20,16 @@ class OneStep(Engine):
     """Any attention kernel works, at the price of one stored gradient an inner loss. Outer tensors may enter the inner
     loss only by how it combines the losses that `forward` returns (mixture weights).
 
-    Raises `UserError` for more steps or for outer tensors inside the model.
+    Raises `Unsuited` for more steps, for outer tensors inside the model or in what it is called with, and for a model
+    that does not return one loss.
     """
 
     def __call__(self, problem: Lookahead) -> Hypergradient:
         if len(problem.steps) != 1:
-            raise UserError("engine 'one_step' looks one step ahead: set inner_steps=1, or engine=higher")
+            raise Unsuited("engine 'one_step' looks one step ahead: set inner_steps=1, or engine=higher")
         weights = leaves(problem.model)
         if weights.keys() & problem.outer.keys():
-            raise UserError("engine 'one_step' cannot differentiate by parameters of the model: set engine=higher")
+            raise Unsuited("engine 'one_step' cannot differentiate by parameters of the model: set engine=higher")
         combination, per_loss = self._inner_gradients(problem, weights)
         gradients = {name: _weighted_sum(combination, [each[name] for each in per_loss]) for name in weights}
         path = Path(problem)
@@ -47,8 +50,14 @@ class OneStep(Engine):
         losses: list[Tensor] = []
         parts: list[Tensor] = []
 
-        def forward(*args: Any) -> Tensor:
-            losses.append(functional_call(problem.model, weights, args))
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            _refuse_outer((args, kwargs))
+            losses.append(functional_call(problem.model, weights, args, kwargs))
+            if losses[-1].ndim:
+                raise Unsuited(
+                    f"engine 'one_step' needs a model that returns one loss, and this one returns "
+                    f"{tuple(losses[-1].shape)}: set engine=higher"
+                )
             parts.append(losses[-1].detach().requires_grad_())
             return parts[-1]
 
@@ -61,6 +70,21 @@ class OneStep(Engine):
             found = torch.autograd.grad(loss, trained, allow_unused=True)
             per_loss.append({**dict.fromkeys(weights), **dict(zip(names, found, strict=True))})
         return combination, per_loss
+
+
+def _refuse_outer(given: Any) -> None:
+    """What the model is called with must not depend on an outer tensor: no second derivative is taken here."""
+    if any(one.requires_grad for one in _tensors(given)):
+        raise Unsuited("engine 'one_step' cannot differentiate by what the model is given: set engine=higher")
+
+
+def _tensors(given: Any) -> Iterator[Tensor]:
+    """Those in nested arguments, those in dataclasses too."""
+    for one in tree_leaves(given):
+        if is_dataclass(one) and not isinstance(one, type):
+            yield from _tensors([getattr(one, field.name) for field in fields(one)])
+        elif isinstance(one, Tensor):
+            yield one
 
 
 def _weighted_sum(weights: tuple[Tensor, ...], gradients: list[Tensor | None]) -> Tensor | None:

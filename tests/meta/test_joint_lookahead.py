@@ -11,8 +11,8 @@ from mlpt.arms import Arms, arms_of
 from mlpt.data.batch import Arm, Source
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
+from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig, each_share
 from mlpt.meta.learner import MetaConfig, MetaLearner, Updates
-from mlpt.meta.lookahead import LookAhead, LookaheadConfig, each_share
 from mlpt.meta.policy import Evidence, Part, Policy
 from mlpt.meta.rules.base import LookaheadRule, Share
 from mlpt.meta.rules.hypergradient import Hypergradient

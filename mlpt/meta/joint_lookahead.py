@@ -23,8 +23,8 @@ from mlpt.settings import Settings
 
 
 class LookaheadConfig(Settings):
-    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory); or
-                   your own, package.module:Class.
+    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory),
+                   `auto` (chooses one of them and logs why); or your own, package.module:Class.
     inner_steps    K, the AdamW steps looked ahead; they do not clip gradients.
     batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
     dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.

@@ -1,0 +1,50 @@
+"""Hypergradients for any torch model: `from mlpt.meta import lookahead` (docs/HYPERGRADIENTS.md)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mlpt.errors import UserError
+from mlpt.meta.engines import ENGINES
+from mlpt.meta.engines.base import Engine, Hypergradient, InnerLoss, InnerStep, Lookahead
+from mlpt.registry import find_class
+
+
+def lookahead(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    outer: Mapping[str, Tensor],
+    inner: InnerLoss | Sequence[InnerLoss],
+    outer_loss: InnerLoss,
+    engine: str | Engine = "auto",
+) -> Hypergradient:
+    """The gradient of a held-out loss after inner optimiser steps, by what those steps depend on.
+
+    model       any module (bare: neither compiled nor in DDP); weights may be tied. It is not changed.
+    optimizer   torch's Adam or AdamW over its parameters. Its moments and counts are where the inner steps start.
+    outer       tensors that require a gradient, by name. One that has a parameter's name takes its place in the model.
+    inner       a loss for each inner step, (forward, outer) -> scalar; `forward` is the model at the step's weights and
+                is called as the model is. Alone: one step.
+    outer_loss  the held-out loss at the weights after the last step, (forward, outer) -> scalar.
+    engine      `auto`, `higher`, `one_step`, `finite_difference`, a class package.module:Class, or an `Engine`, which
+                keeps what it made: give the same one at every call of a loop.
+
+    Returns the held-out loss, detached, and its gradient by each of `outer`, in their shapes and dtypes. Losses must
+    give the same value when they are called again (no dropout: `model.eval()`; no fresh noise).
+    Raises `UserError` for what an engine or the differentiable AdamW cannot do.
+    """
+    frozen = [name for name, one in outer.items() if not (one.is_leaf and one.requires_grad)]
+    if frozen or not outer:
+        raise UserError(f"outer must hold leaf tensors that require a gradient{_named(frozen)}")
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise UserError(f"a look-ahead follows torch's Adam or AdamW, not {type(optimizer).__name__}")
+    losses: Sequence[Callable[..., Tensor]] = [inner] if callable(inner) else list(inner)
+    if not losses:
+        raise UserError("a look-ahead has at least one inner step")
+    solve = engine if isinstance(engine, Engine) else find_class(engine, ENGINES, Engine, "engine")()
+    return solve(Lookahead(model, optimizer, outer, [InnerStep(one) for one in losses], outer_loss))
+
+
+def _named(names: Sequence[str]) -> str:
+    return f", and {names[0]!r} is none" if names else ""
