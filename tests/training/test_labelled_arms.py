@@ -1,0 +1,228 @@
+"""Labelled tasks as arms: their rows, heads and losses, targets, resuming, ranks, saved models, and what is refused."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from mlpt.config import RunConfig
+from mlpt.data.labelled import LabelledConfig, labelled_source
+from mlpt.data.prepare import DataConfig, prepare
+from mlpt.errors import UserError
+from mlpt.meta.policy import Evidence
+from mlpt.meta.snapshot import take_snapshot
+from mlpt.run.build import build_learner, build_model, open_sources, run_rank
+from mlpt.run.saved import resolve_model
+from mlpt.settings import load_settings, merge
+from mlpt.training.group import Group
+from mlpt.training.optimizer import make_optimizer
+from mlpt.training.tracker import read_metrics
+
+WORDS = {
+    "legal": ["court", "law", "judge", "appeal", "motion", "ruling", "statute", "counsel", "plaintiff", "brief"],
+    "sea": ["wave", "salt", "ship", "gull", "harbour", "tide", "sail", "rope", "deck", "storm"],
+}
+BASE = {
+    "model": {"hidden_size": 32, "layers": 1, "heads": 2, "dropout": 0.1},
+    "objectives": ["mlm"],
+    "meta": {
+        "interval": 4,
+        "lag": 2,
+        "rules": {"mixture": {"rule": "hypergradient", "lr": 0.5, "smoothing": 0.0}},
+        "lookahead": {"engine": "one_step", "start": 4},
+    },
+    "train": {"steps": 16, "batch_size": 8, "log_every": 1, "evaluate_batches": 2, "checkpoint_every": 4, "keep": 10},
+    "report": {"tensorboard": False},
+}
+
+
+def prose(domain, random, words=60):
+    """Text whose next word follows from the one before, in the domain's own words."""
+    place, text = int(random.integers(10)), []
+    for _ in range(words):
+        place = (place + int(random.integers(1, 3))) % 10
+        text.append(WORDS[domain][place])
+    return " ".join(text)
+
+
+def write_table(path, columns, rows):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """Blocks of two domains, and tables of labelled rows: of a text, of a pair of texts, of a score."""
+    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    sources = {}
+    for name in WORDS:
+        lines = [json.dumps({"text": prose(name, random)}) + "\n" for _ in range(200)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+        sources[name] = str(folder / f"{name}.jsonl")
+    settings = {"sources": sources, "vocab_size": 120, "block_size": 24, "dev_share": 0.1, "test_share": 0.1}
+    prepare(load_settings(DataConfig, {**settings, "workers": 1}), str(folder / "blocks"))
+    names = ["legal", "sea"]
+    drawn = [names[one] for one in random.integers(2, size=160)]
+    single = [(prose(name, random, int(random.integers(4, 12))), name) for name in drawn]
+    write_table(folder / "topic.csv", ["text", "label"], single)
+    write_table(folder / "topic_dev.csv", ["text", "label"], single[:20])
+    others = [names[one] for one in random.integers(2, size=160)]
+    pairs = [(prose(a, random, 6), prose(b, random, 6), "same" if a == b else "other") for a, b in zip(drawn, others)]  # noqa: B905
+    write_table(folder / "pairs.csv", ["one", "two", "label"], pairs)
+    scored = []
+    for share in random.random(160).round(2):
+        mixed = [prose("sea" if random.random() < share else "legal", random, 1) for _ in range(10)]
+        scored.append((" ".join(mixed), share))
+    write_table(folder / "wet.csv", ["text", "score"], scored)
+    (folder / "more.yaml").write_text(
+        "- {name: pairs, train: pairs.csv, first: one, second: two}\n"
+        "- {name: wet, train: wet.csv, first: text, label: score, kind: regression}\n"
+        "- {name: topic_with_dev, train: topic.csv, dev: topic_dev.csv, first: text}\n"
+    )
+    return folder
+
+
+def config_of(workspace, **changes) -> RunConfig:
+    data = {"source": str(workspace / "blocks")}
+    values = merge({**BASE, "data": data, "tasks": [str(workspace / "topic.csv")]}, changes)
+    return load_settings(RunConfig, values)
+
+
+def run(config, folder, **keywords):
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    return run_rank(config, config.data.source, folder, Group(), **keywords)
+
+
+def lines_of(folder):
+    return [{k: line[k] for k in ("step", "loss", "mixture") if k in line} for line in read_metrics(folder)]
+
+
+class KilledError(Exception):
+    """Stands for a process that ends here."""
+
+
+def killed_at(step):
+    def must_save(now):
+        if now == step:
+            raise KilledError
+        return False
+
+    return must_save
+
+
+def test_files_become_tasks_that_are_written_down(workspace):
+    config = config_of(workspace, tasks=[str(workspace / "topic.csv"), str(workspace / "more.yaml")])
+    assert config.tasks == ("topic", "pairs", "wet", "topic_with_dev")
+    own = {one.name: one for one in config.labelled.own}
+    assert own["topic"].labels == ("legal", "sea")
+    again = load_settings(RunConfig, config.model_dump(mode="json"))
+    assert again == config  # as a resumed run reads it
+
+
+def test_rows_are_held_out_and_every_row_is_in_one_place(workspace):
+    config = config_of(workspace, tasks=[str(workspace / "more.yaml")], labelled={"dev_rows": 10})
+    sources = open_sources(config, config.data.source)
+    tokenizer = sources.train.tokenizer()
+
+    def texts(rows):
+        batch = rows.batch(np.arange(len(rows)))
+        return [tokenizer.decode(one, skip_special_tokens=True) for one in batch.tokens]
+
+    with_dev, without = sources["topic_with_dev"], sources["pairs"]
+    assert (len(with_dev.train), len(with_dev.dev), len(with_dev.test)) == (150, 10, 20)
+    assert (len(without.train), len(without.dev), len(without.test)) == (140, 10, 10)
+    with open(workspace / "pairs.csv") as file:
+        written = sorted(f"{row['one']} {row['two']}" for row in csv.DictReader(file))
+    assert sorted(text for rows in (without.train, without.dev, without.test) for text in texts(rows)) == written
+
+
+def test_a_batch_has_its_rows_own_labels_and_types(workspace):
+    config = config_of(workspace, tasks=[str(workspace / "more.yaml")])
+    sources = open_sources(config, config.data.source)
+    tokenizer = sources.train.tokenizer()
+    pairs = sources["pairs"].train.batch(np.array([3, 0, 7]))
+    with open(workspace / "pairs.csv") as file:
+        label_of = {(row["one"], row["two"]): row["label"] for row in csv.DictReader(file)}
+    for tokens, types, label in zip(pairs.tokens, pairs.types, pairs.labels, strict=True):
+        sides = [tokenizer.decode(tokens[types == side], skip_special_tokens=True) for side in (0, 1)]
+        assert label_of[tuple(sides)] == ["other", "same"][int(label)]
+    wet = sources["wet"].train.batch(np.array([1]))
+    assert wet.types is None
+    assert wet.labels.dtype == torch.float32
+
+
+@pytest.mark.parametrize("step", [11])
+def test_a_killed_run_with_tasks_goes_on_bit_for_bit(workspace, tmp_path, step):
+    tasks = [str(workspace / "topic.csv"), str(workspace / "more.yaml")]
+    meta = {"target": {"topic": 0.5, "mlm": 0.5}}
+    config = config_of(workspace, tasks=tasks, meta=meta, train={"draw": "stratified", "micro_batch_size": 2})
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(config, tmp_path / "killed", must_save=killed_at(step))
+    resumed = run(config, tmp_path / "killed")
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    assert resumed["held_out"] == whole["held_out"]
+    assert resumed["epochs"] == whole["epochs"]
+    assert whole["held_out"].keys() == {"mlm", "topic", "pairs", "wet", "topic_with_dev"}
+    saved = [load_file(tmp_path / name / "model" / "heads.safetensors") for name in ("whole", "killed")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[1][name], one) for name, one in saved[0].items())
+
+
+def rank_main(group, values, blocks, folder):
+    run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
+
+
+def test_two_ranks_see_the_rows_of_one(workspace, tmp_path):
+    config = config_of(
+        workspace,
+        meta={"target": {"tasks": [str(workspace / "topic.csv"), str(workspace / "more.yaml")]}},
+        train={"draw": "stratified", "micro_batch_size": 2},
+    )
+    run(config, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    run_ranks(rank_main, config.model_dump(), config.data.source, str(tmp_path / "two"))
+    for key in ("loss", "held_out_before", "held_out"):
+        lines = [[line[key] for line in read_metrics(tmp_path / name) if key in line] for name in ("one", "two")]
+        assert len(lines[0]) == len(lines[1]) > 0
+        for ours, theirs in zip(*lines, strict=True):
+            assert theirs == pytest.approx(ours, rel=1e-3)
+
+
+def test_a_task_is_learned_beside_the_text_and_the_model_loads_without_it(workspace, tmp_path):
+    config = config_of(
+        workspace,
+        data={"mix": "learned"},
+        meta={"rules": {"mixture": {"rule": "uniform"}}},
+        train={"steps": 60, "optimizer": {"lr": 5e-3}, "draw": "stratified", "micro_batch_size": 2},
+    )
+    summary = run(config, tmp_path)
+    assert summary["held_out"].keys() == {"mlm@legal", "mlm@sea", "topic"}
+    assert summary["held_out_before"]["topic"] == pytest.approx(np.log(2), abs=0.1)
+    assert summary["held_out"]["topic"] < 0.1
+    assert summary["epochs"]["topic"] == pytest.approx(60 * 8 / 3 / 96, rel=0.2)
+    model, report = AutoModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["unexpected_keys"] or all("cls" in name for name in report["unexpected_keys"])
+    assert model.config.model_type == "bert"
+
+
+@pytest.mark.parametrize("rule", ["hypergradient", "mometas"])
+def test_every_rule_goes_through_with_a_target_of_tasks_that_train_or_do_not(workspace, tmp_path, rule):
+    target = {"topic": 0.5, "mlm": 0.25, "tasks": [str(workspace / "more.yaml")]}
+    rules = {"hypergradient": BASE["meta"]["rules"]["mixture"], "mometas": {"rule": "mometas"}}
+    values = {**BASE, "meta": {**BASE["meta"], "rules": {"mixture": rules[rule]}, "target": target}}
+    data = {"source": str(workspace / "blocks")}
+    config = load_settings(RunConfig, {**values, "data": data, "tasks": [str(workspace / "topic.csv")]})
+    summary = run(config, tmp_path)
+    assert summary["mixture"].keys() == {"mlm", "topic"}
+    assert summary["held_out"].keys() == {"mlm", "topic", "pairs", "wet", "topic_with_dev"}
+    assert summary["target"]["weights"]["wet"] == pytest.approx(1 / 3.75)
+    assert summary["policy_version"] >= 4
