@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.models.causal import Mask, causal_mask, check_causal
 from mlpt.models.config import (
     ModelConfig,
     check_pretrained,
@@ -77,10 +78,17 @@ class Encoder(nn.Module):
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder, self.config)
 
-    def _attended(self, inputs: Inputs) -> dict[str, Tensor | None]:
+    def check_causal(self) -> None:
+        """Raise `UserError` where inputs can't be causal in this architecture."""
+        check_causal(self)
+
+    def _attended(self, inputs: Inputs) -> dict[str, Mask | None]:
         """Arguments beside the ids. Token types only where there are any and the architecture tells them apart."""
         typed = inputs.token_types is not None and getattr(self.config, "type_vocab_size", 0) > 1
-        return {"attention_mask": inputs.attention_mask} | ({"token_type_ids": inputs.token_types} if typed else {})
+        mask: Mask | None = inputs.attention_mask
+        if inputs.causal:
+            mask = causal_mask(inputs.input_ids, inputs.attention_mask, self.config)
+        return {"attention_mask": mask} | ({"token_type_ids": inputs.token_types} if typed else {})
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,18 @@ import pytest
 import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from transformers import AutoModel
 
 from mlpt.config import RunConfig
-from mlpt.data.labelled import LabelledConfig, labelled_source
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.errors import UserError
-from mlpt.meta.policy import Evidence
-from mlpt.meta.snapshot import take_snapshot
-from mlpt.run.build import build_learner, build_model, open_sources, run_rank
+from mlpt.objectives.labelled import PENALTY
+from mlpt.run.build import build_model, open_sources, run_rank
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
 from mlpt.training.group import Group
-from mlpt.training.optimizer import make_optimizer
 from mlpt.training.tracker import read_metrics
 
 WORDS = {
@@ -181,6 +182,7 @@ def rank_main(group, values, blocks, folder):
     run_rank(RunConfig.model_validate(values), blocks, Path(folder), group)
 
 
+@pytest.mark.slow  # processes of two ranks
 def test_two_ranks_see_the_rows_of_one(workspace, tmp_path):
     config = config_of(
         workspace,
@@ -198,20 +200,28 @@ def test_two_ranks_see_the_rows_of_one(workspace, tmp_path):
 
 
 def test_a_task_is_learned_beside_the_text_and_the_model_loads_without_it(workspace, tmp_path):
-    config = config_of(
-        workspace,
-        data={"mix": "learned"},
-        meta={"rules": {"mixture": {"rule": "uniform"}}},
-        train={"steps": 60, "optimizer": {"lr": 5e-3}, "draw": "stratified", "micro_batch_size": 2},
-    )
+    values = {**BASE, "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"topic": 3, "mlm": 1}}}}}
+    changes = {
+        "data": {"source": str(workspace / "blocks"), "mix": "proportional"},
+        "tasks": [shutil.copy(workspace / "topic.csv", tmp_path)],
+        "model": {"dropout": 0.0},
+        "train": {"steps": 60, "optimizer": {"lr": 1e-2}, "draw": "stratified", "micro_batch_size": 2},
+    }
+    config = load_settings(RunConfig, merge(values, changes))
     summary = run(config, tmp_path)
-    assert summary["held_out"].keys() == {"mlm@legal", "mlm@sea", "topic"}
+    assert summary["held_out"].keys() == {"mlm", "mlm@legal", "mlm@sea", "topic"}
     assert summary["held_out_before"]["topic"] == pytest.approx(np.log(2), abs=0.1)
     assert summary["held_out"]["topic"] < 0.1
-    assert summary["epochs"]["topic"] == pytest.approx(60 * 8 / 3 / 96, rel=0.2)
+    assert summary["epochs"]["topic"] == pytest.approx(60 * 8 * 3 / 4 / 96, rel=0.01)
     model, report = AutoModel.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not report["unexpected_keys"] or all("cls" in name for name in report["unexpected_keys"])
+    assert all(name.startswith("cls.") for name in report["unexpected_keys"])  # nothing of the task is among them
     assert model.config.model_type == "bert"
+    (tmp_path / "topic.csv").unlink()
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    (tmp_path / "blocks.json").write_text(json.dumps({"blocks": config.data.source, "digest": ""}))
+    made = resolve_model(f"{tmp_path}@step=56")  # a checkpoint becomes a model without the task's rows
+    names = {f"topic.{layer}.{weight}" for layer in (0, 3) for weight in ("weight", "bias")}
+    assert load_file(Path(made) / "heads.safetensors").keys() == names
 
 
 @pytest.mark.parametrize("rule", ["hypergradient", "mometas"])
@@ -226,3 +236,105 @@ def test_every_rule_goes_through_with_a_target_of_tasks_that_train_or_do_not(wor
     assert summary["held_out"].keys() == {"mlm", "topic", "pairs", "wet", "topic_with_dev"}
     assert summary["target"]["weights"]["wet"] == pytest.approx(1 / 3.75)
     assert summary["policy_version"] >= 4
+
+
+def test_masked_and_causal_batches_train_the_same_weights(workspace, tmp_path):
+    rules = {"mixture": BASE["meta"]["rules"]["mixture"]}
+    meta = {**BASE["meta"], "rules": rules, "target": {"clm": 1}, "lookahead": {"engine": "higher", "start": 4}}
+    changes = {"objectives": ["mlm", "clm"], "train": {"steps": 24, "optimizer": {"lr": 1e-2}}, "meta": meta}
+    summary = run(config_of(workspace, tasks=[], **changes), tmp_path)
+    before, after = summary["held_out_before"], summary["held_out"]
+    assert after["clm"] < before["clm"] - 0.5
+    assert after["mlm"] < before["mlm"] - 0.5
+    assert summary["mixture"]["clm"] != pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_layer_of_a_task_that_does_not_train_is_the_best_one_for_the_encoder(workspace):
+    """Against scikit-learn's logistic and ridge regression on the same states."""
+    config = config_of(workspace, tasks=[], meta={"target": {"tasks": [str(workspace / "more.yaml")]}})
+    sources = open_sources(config, config.data.source)
+    model = build_model(config, sources).eval()
+    for name in ("pairs", "wet"):
+        objective = model.objectives[name]
+        objective.refresh(model)
+        rows = sources[name].train
+        assert len(objective.support) == len(rows) <= config.labelled.fit_rows
+        inputs = objective.corrupt(objective.support, torch.Generator())
+        with torch.no_grad():
+            hidden, real = model.hidden(inputs), inputs.attention_mask.unsqueeze(-1)
+            states = ((hidden * real).sum(1) / real.sum(1)).double().numpy()
+            ours = objective.loss(model, inputs)
+        states = (states - states.mean(0)) / states.std(0, ddof=1)
+        labels = inputs.targets.numpy()
+        if name == "pairs":
+            # scikit-learn writes two classes as one difference of weights, of which each class has half.
+            fitted = LogisticRegression(C=2 / (len(labels) * PENALTY), tol=1e-8, max_iter=5000).fit(states, labels)
+            expected = log_loss(labels, fitted.predict_proba(states))
+        else:
+            fitted = Ridge(alpha=len(labels) * PENALTY / 2, tol=1e-8).fit(states, labels)
+            expected = float(np.mean((fitted.predict(states) - labels) ** 2))
+        assert float(ours) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_of_a_target_move_the_mixture_towards_the_arm_that_helps_them(workspace, tmp_path):
+    """A task that trains is the best way to its own loss."""
+    config = config_of(
+        workspace,
+        model={"dropout": 0.0},
+        meta={"target": {"topic": 1}, "lookahead": {"start": 8}},
+        train={"steps": 40, "optimizer": {"lr": 5e-3}, "draw": "stratified", "micro_batch_size": 2, "log_every": 20},
+    )
+    summary = run(config, tmp_path)
+    assert summary["mixture"]["topic"] > 0.6
+    assert summary["target"]["after"] < summary["target"]["before"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["sst"]}, "unknown task 'sst'; did you mean 'sst2'?"),
+        ({"tasks": ["sst2"]}, "task 'sst2' needs its rows: set labelled.data_dir"),
+        ({"tasks": ["squad"]}, "task 'squad' labels spans of texts"),
+        ({"tasks": ["docs_package", "docs_package"]}, "names a task twice"),
+        ({"tasks": ["NOFILE.csv"]}, "the task of NOFILE.csv would be named 'NOFILE'"),
+        ({"tasks": ["nofile.csv"]}, "nofile.csv"),
+        ({"tasks": ["nofile.yaml"]}, "cannot read the task file nofile.yaml"),
+        ({"tasks": ["docs_package"], "objectives": {"docs_package": {"type": "mlm"}}}, "the name of an objective"),
+        ({"meta": {"target": {"tasks": []}}}, "names of labelled tasks"),
+        ({"meta": {"target": {"rte": 1}}}, "task 'rte' needs its rows: set labelled.data_dir"),
+        ({"labelled": {"dev_rows": 2}}, "labelled.dev_rows"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_one_line(workspace, changes, message):
+    values = {"data": {"source": str(workspace / "blocks")}, **changes}
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load_settings(RunConfig, values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (30, {}, "task 'few' has 30 training and 0 dev rows with labels, too few to hold 8 out of each"),
+        (60, {"train": {"batch_size": 64}}, "task 'few' has 36 rows to train on, fewer than one batch of 64"),
+        (60, {"meta": {"target": {"fewer": 1}}}, "meta.target names 'fewer', which this run neither trains nor"),
+    ],
+)
+def test_too_few_rows_are_one_line(workspace, tmp_path, rows, changes, message):
+    lines = [("wave salt", "wet") if one % 2 else ("law court", "dry") for one in range(rows)]
+    file = write_table(tmp_path / "few.csv", ["text", "label"], lines)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        run(config_of(workspace, tasks=[file], **changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_without_labels_and_one_named_like_a_domain_are_one_line(workspace, tmp_path):
+    file = write_table(tmp_path / "legal.csv", ["text", "label"], [("law court", "dry"), ("wave salt", "wet")] * 40)
+    with pytest.raises(UserError, match="'legal' names a domain of the text and a task"):
+        run(config_of(workspace, tasks=[file]), tmp_path / "run")
+    unlabelled = write_table(tmp_path / "bare.csv", ["text"], [("law court",)] * 60)
+    with pytest.raises(UserError, match=r"bare\.csv"):
+        config_of(workspace, tasks=[unlabelled])
+    described = {"name": "bare", "dev": file, "first": "text", "labels": ["dry", "wet"]}
+    with pytest.raises(UserError, match="task 'bare' has no labelled training rows"):
+        run(config_of(workspace, tasks=["bare"], labelled={"own": [described]}), tmp_path / "run")
