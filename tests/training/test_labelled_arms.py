@@ -282,7 +282,7 @@ def test_rows_of_a_target_move_the_mixture_towards_the_arm_that_helps_them(works
         workspace,
         model={"dropout": 0.0},
         meta={"target": {"topic": 1}, "lookahead": {"start": 8}},
-        train={"steps": 40, "optimizer": {"lr": 5e-3}, "draw": "stratified", "micro_batch_size": 2, "log_every": 20},
+        train={"steps": 60, "optimizer": {"lr": 1e-2}, "draw": "stratified", "micro_batch_size": 2, "log_every": 20},
     )
     summary = run(config, tmp_path)
     assert summary["mixture"]["topic"] > 0.6
