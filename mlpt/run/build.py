@@ -23,7 +23,7 @@ from mlpt.objectives.labelled import FittedTask, Labelled
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.storage.mirror import Remote
-from mlpt.tasks import task_of
+from mlpt.tasks import whole_task
 from mlpt.training.group import Group
 from mlpt.training.loop import Event, Loop
 from mlpt.training.optimizer import make_optimizer
@@ -55,11 +55,11 @@ def build_model(config: RunConfig, sources: Sources) -> Encoder:
 def labelled_objectives(config: RunConfig, sources: Sources) -> dict[str, Objective]:
     """The objectives of the labelled tasks, by task; of those that do not train only where their rows are there."""
     made: dict[str, Objective] = {
-        name: Labelled.of(task_of(name, config.labelled), sources.vocabulary) for name in config.tasks
+        name: Labelled.of(whole_task(name, config.labelled), sources.vocabulary) for name in config.tasks
     }
     for name in config.measured_tasks:
         if name in sources:
-            made[name] = fitted = FittedTask.of(task_of(name, config.labelled), sources.vocabulary)
+            made[name] = fitted = FittedTask.of(whole_task(name, config.labelled), sources.vocabulary)
             rows = sources[name].train
             fitted.support = rows.batch(np.arange(min(len(rows), config.labelled.fit_rows)))
     return made

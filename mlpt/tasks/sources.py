@@ -55,6 +55,11 @@ def task_of(name: str, source: TaskSource) -> Task:
     return TASKS[name]
 
 
+def whole_task(name: str, source: TaskSource) -> Task:
+    """`task_of` with the labels of tasks that find theirs in the embedded documentation."""
+    return load_docs(name, ()).task if name in DOCS else task_of(name, source)
+
+
 def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None) -> TaskData:
     """A task's examples. `splits` limits what is read (None: all that is there).
 

@@ -22,6 +22,7 @@ from mlpt.objectives.labelled import PENALTY
 from mlpt.run.build import build_model, open_sources, run_rank
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
+from mlpt.tasks import load_task
 from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
 
@@ -160,10 +161,18 @@ def test_a_batch_has_its_rows_own_labels_and_types(workspace):
     assert wet.labels.dtype == torch.float32
 
 
+def test_heads_are_as_wide_as_tasks_have_classes(workspace):
+    names = ["docs_package", "docs_summary", "topic", "wet"]
+    config = config_of(workspace, tasks=[*names[:2], str(workspace / "topic.csv"), str(workspace / "more.yaml")])
+    model = build_model(config, open_sources(config_of(workspace), config.data.source))
+    widths = [model.heads[name][-1].out_features for name in names]
+    assert widths == [len(load_task("docs_package", config.labelled).task.labels), 2, 2, 1]
+
+
 @pytest.mark.parametrize("step", [11])
 def test_a_killed_run_with_tasks_goes_on_bit_for_bit(workspace, tmp_path, step):
     tasks = [str(workspace / "topic.csv"), str(workspace / "more.yaml")]
-    meta = {"target": {"topic": 0.5, "mlm": 0.5}}
+    meta = {"target": {"topic": 0.5, "mlm": 0.5}, "interval": 8, "lag": 4}
     config = config_of(workspace, tasks=tasks, meta=meta, train={"draw": "stratified", "micro_batch_size": 2})
     whole = run(config, tmp_path / "whole")
     with pytest.raises(KilledError):
