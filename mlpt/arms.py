@@ -1,4 +1,5 @@
-"""Which arms a run has: its objectives on all of its text, or on each domain where the mix of domains is learned."""
+"""Which arms a run has: its objectives on all of its text, or on each domain where the mix of domains is learned; and
+its labelled tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,11 +49,20 @@ class Arms:
         return self.weights(mlm, "mlm")
 
 
-def arms_of(objectives: Sequence[str], domains: Sequence[str], mix: Any, texts: bool) -> Arms:
-    """The arms of `objectives`, over `domains` where `mix` says so.
+def arms_of(
+    objectives: Sequence[str],
+    domains: Sequence[str],
+    mix: Any,
+    texts: bool,
+    tasks: Sequence[str] = (),
+    measured: Sequence[str] = (),
+) -> Arms:
+    """The arms of `objectives`, over `domains` where `mix` says so, and those of labelled tasks.
 
-    mix    what `data.mix` says; None: all text is one source.
-    texts  measure on the target's own texts too.
+    mix       what `data.mix` says; None: all text is one source.
+    texts     measure on the target's own texts too.
+    tasks     labelled tasks that train; each has an objective and a source of its name.
+    measured  labelled tasks that the target alone looks at.
     """
     every = {name: Arm(name, name, ALL) for name in objectives}
     trained = list(objectives)
@@ -69,6 +79,8 @@ def arms_of(objectives: Sequence[str], domains: Sequence[str], mix: Any, texts: 
         else:
             every |= of_domains
     if texts:
-        measured = ["mlm"] if "mlm" in objectives else list(objectives)
-        every |= {f"{name}@{TEXTS}": Arm(f"{name}@{TEXTS}", name, TEXTS) for name in measured}
+        on_texts = ["mlm"] if "mlm" in objectives else list(objectives)
+        every |= {f"{name}@{TEXTS}": Arm(f"{name}@{TEXTS}", name, TEXTS) for name in on_texts}
+    every |= {name: Arm(name, name, name) for name in [*tasks, *measured]}
+    trained += tasks
     return Arms(every, trained)

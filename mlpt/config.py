@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
+from mlpt.data.labelled import LabelledConfig, check_tasks, is_task, with_own_tasks
 from mlpt.data.manifest import read_manifest
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaConfig
@@ -122,6 +123,7 @@ class RunConfig(Settings):
     run_dir  its folder, or a URI (s3://, gs://, ...). None: a new folder under runs/, named after recipe and time.
     blocks   prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
              None: a folder in the user's cache.
+    tasks    labelled tasks that train beside the objectives, each an arm: names, or files (mine.csv, mine.yaml).
     """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -131,6 +133,8 @@ class RunConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     objectives: dict[str, dict[str, Any]] = Field(default_factory=_plain_mlm)
+    tasks: tuple[str, ...] = ()
+    labelled: LabelledConfig = Field(default_factory=LabelledConfig)
     masks: MaskConfig | None = None
     meta: MetaConfig = Field(default_factory=MetaConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -160,6 +164,22 @@ class RunConfig(Settings):
                 raise ValueError(f"'{name}' can't name an objective: take letters, digits and '_'")
             resolved[name] = resolve_objective(name, settings, "objectives")  # its `UserError` goes through pydantic
         return resolved
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_of_files(cls, values: Any) -> Any:
+        return with_own_tasks(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> "RunConfig":
+        check_tasks(self.tasks, self.measured_tasks, self.labelled, [*self.objectives, *(self.data.sources or ())])
+        return self
+
+    @property
+    def measured_tasks(self) -> list[str]:
+        """Labelled tasks that the target looks at and that do not train."""
+        others = {*self.tasks, *self.objectives, *(self.data.sources or ())}
+        return [name for name in self.meta.weights if name not in others and is_task(name, self.labelled)]
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunConfig":

@@ -18,12 +18,16 @@ class Batch:
     rows    (batch,) int64, the rows' numbers in their split.
     split   the split that `rows` number.
     arm     the arm that they were drawn for.
+    labels  of labelled rows: (batch,) int64 class ids or float32 scores; None: text.
+    types   of labelled rows that are pairs: (batch, length) int64, 1 in the second text; None: one text.
     """
 
     tokens: Tensor
     rows: NDArray[np.int64]
     split: Split = "train"
     arm: str = ""
+    labels: Tensor | None = None
+    types: Tensor | None = None
 
     @classmethod
     def of(cls, tokens: Tensor, split: Split = "train") -> "Batch":

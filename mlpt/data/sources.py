@@ -42,7 +42,8 @@ class Subset:
 
 
 class Sources(Mapping[str, Source]):
-    """Sources by name: `all`, each domain of the training text, and `texts` where a target has texts of its own.
+    """Sources by name: `all`, each domain of the training text, `texts` where a target has texts of its own, and those
+    that were added.
 
     mix  share of each domain in what `all` gives, or "uniform"; else in proportion to the rows there are.
     """
@@ -92,6 +93,12 @@ class Sources(Mapping[str, Source]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    def add(self, name: str, rows: Source) -> None:
+        """A source beside the text: the rows of a labelled task. Raises `UserError` for the name of a domain."""
+        if name in self:
+            raise UserError(f"'{name}' names a domain of the text and a task: give one of them another name")
+        self._found[name] = rows
+
     def check(self, name: str) -> None:
         """Raise `UserError` unless a domain has training, dev and test text."""
         source = self._found[name] if name in self._found else self._domain(name)
@@ -113,6 +120,11 @@ class Sources(Mapping[str, Source]):
     def _domain_walk(self, name: str, batch_size: int, seed: int) -> Sampler:
         rows = len(self[name].train)
         if rows < batch_size:
+            if name not in self.domains:
+                raise UserError(
+                    f"task '{name}' has {rows} rows to train on, fewer than one batch of {batch_size}: give more, "
+                    "leave it out, or lower train.batch_size or labelled.dev_rows"
+                )
             raise UserError(
                 f"the domain '{name}' has {rows} blocks of training text, fewer than one batch of {batch_size}: give "
                 "more of it, leave it out, or lower train.batch_size or data.block_size"

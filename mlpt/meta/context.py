@@ -59,10 +59,13 @@ class MetaContext:
 
     @torch.no_grad()
     def dev_losses(self, batches: int, size: int | None, texts: int, noise: int) -> dict[str, float]:
-        """Mean held-out loss of each trained arm in nats, over `batches` of `size` rows (default: a training batch)."""
+        """Mean held-out loss in nats of each arm that trains or is in the target.
+
+        batches  of `size` rows each (default: a training batch).
+        """
         size = self.batch_size if size is None else size
         losses = {}
-        for arm in self.trained:
+        for arm in dict.fromkeys([*self.trained, *self.target]):
             objective = self.arms[arm].objective
             inputs = (self.dev_inputs(arm, size, index, texts, noise) for index in range(batches))
             losses[arm] = sum(float(self.model(objective, one)) for one in inputs) / batches

@@ -26,6 +26,7 @@ from mlpt.meta.snapshot import Snapshot, load_snapshot
 from mlpt.settings import Settings
 from mlpt.storage.state import State
 
+TASKS = "tasks"  # in a target: a list of labelled tasks
 LONGEST_DEFAULT_LAG = 20  # steps; a quick rule answers well within them
 _MOVED = {"mixture": "meta.rules.mixture", "masks": "meta.rules.masks"}  # keys of earlier versions
 
@@ -40,8 +41,9 @@ class MetaConfig(Settings):
                Default: 20, or the interval where that is shorter.
     rules      part of the policy -> the rule that learns it and its settings: {mixture: {rule: mometas, lr: .1}}.
     target     what the run is for, a weighted mean of held-out losses: {NAME: weight} or [NAME, ...], where a name is
-               an arm's (mlm@legal), an objective's or a domain's; or {texts: SOURCE}, a small text of its own, named as
-               in data.source, which nothing trains on. Empty: all that train, equally.
+               an arm's (mlm@legal), an objective's, a domain's or a labelled task's, which may train or not; or
+               {texts: SOURCE}, a small text of its own, named as in data.source, which nothing trains on.
+               {tasks: [sst2, mine.csv]} is short for {sst2: 1, mine: 1}. Empty: all that train, equally.
     lookahead  how rules that differentiate look ahead.
     """
 
@@ -77,6 +79,13 @@ class MetaConfig(Settings):
         """`[mlm]` and `mlm` are short for `{mlm: 1}`."""
         if isinstance(target, str):
             target = [target]
+        if isinstance(target, Mapping) and TASKS in target:
+            named = [target[TASKS]] if isinstance(target[TASKS], str) else target[TASKS]
+            if not isinstance(named, list | tuple) or not named:
+                raise ValueError(
+                    f"{TASKS} of a target are names of labelled tasks, such as [sst2]; weights: {{sst2: 2}}"
+                )
+            target = {name: weight for name, weight in target.items() if name != TASKS} | dict.fromkeys(named, 1.0)
         return dict.fromkeys(target, 1.0) if isinstance(target, list | tuple) else target
 
     @field_validator("target")
@@ -245,6 +254,8 @@ class MetaLearner:
             for name, rule in self._rules.items():
                 rule.apply(self._policy.parts[name], self._model)
         self._model.eval()
+        for objective in self._model.objectives.values() if self.needs_weights else ():
+            objective.refresh(self._model)
         return MetaContext(
             self._model,
             self._optimizer,

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.models.causal import Mask, causal_mask, check_causal
 from mlpt.models.config import (
     ModelConfig,
     check_pretrained,
@@ -53,11 +54,13 @@ class Encoder(nn.Module):
 
     def hidden(self, inputs: Inputs) -> Tensor:
         """Last hidden states, (batch, length, hidden)."""
-        return self.backbone.base_model(inputs.input_ids, **_attended(inputs))[0]
+        return self.backbone.base_model(inputs.input_ids, **self._attended(inputs))[0]
 
     def hidden_states(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """Embedding output and the output of every layer, each (batch, length, hidden)."""
-        return self.backbone.base_model(inputs.input_ids, output_hidden_states=True, **_attended(inputs)).hidden_states
+        return self.backbone.base_model(
+            inputs.input_ids, output_hidden_states=True, **self._attended(inputs)
+        ).hidden_states
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) -> (n, vocabulary), by the architecture's own head."""
@@ -75,16 +78,22 @@ class Encoder(nn.Module):
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder, self.config)
 
+    def check_causal(self) -> None:
+        """Raise `UserError` where inputs can't be causal in this architecture."""
+        check_causal(self)
+
+    def _attended(self, inputs: Inputs) -> dict[str, Mask | None]:
+        """Arguments beside the ids. Token types only where there are any and the architecture tells them apart."""
+        typed = inputs.token_types is not None and getattr(self.config, "type_vocab_size", 0) > 1
+        mask: Mask | None = inputs.attention_mask
+        if inputs.causal:
+            mask = causal_mask(inputs.input_ids, inputs.attention_mask, self.config)
+        return {"attention_mask": mask} | ({"token_type_ids": inputs.token_types} if typed else {})
+
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", 0.02))
             nn.init.zeros_(module.bias)
-
-
-def _attended(inputs: Inputs) -> dict[str, Tensor | None]:
-    """Arguments beside the ids. Token types only where there are any: not every architecture takes them."""
-    typed = {} if inputs.token_types is None else {"token_type_ids": inputs.token_types}
-    return {"attention_mask": inputs.attention_mask, **typed}
 
 
 def build_encoder(

@@ -219,5 +219,10 @@ def _activation(name: str) -> nn.Module:
 
 
 def _attended(real: Tensor) -> Tensor:
-    """(batch, 1, 1, length) bool: the keys of each row. A row of padding alone attends to all of it, instead of NaN."""
+    """(batch, 1, 1, length) bool: the keys of each row. A row of padding alone attends to all of it, instead of NaN.
+
+    A mask of four dimensions already says what each position sees.
+    """
+    if real.dim() == 4:
+        return real
     return (real | ~real.any(dim=-1, keepdim=True))[:, None, None, :]

@@ -6,6 +6,7 @@ from typing import Any
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.atd import AddedTokenDetection
 from mlpt.objectives.base import Objective
+from mlpt.objectives.clm import CausalLM
 from mlpt.objectives.combined import Combined
 from mlpt.objectives.counted_masking import CountedMaskedLM
 from mlpt.objectives.cse import ContrastiveSentences
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         Combined,
         CountedMaskedLM,
         TeacherMade,
+        CausalLM,
     )
 }
 

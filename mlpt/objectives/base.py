@@ -4,7 +4,7 @@ An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dic
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +24,12 @@ class Inputs:
     input_ids        (batch, length) int64.
     attention_mask   (batch, length) bool, True where a token may be attended to; None: no padding.
     positions        (n,) int64, predicted positions as indices into the flattened batch * length; None: none.
-    targets          (n,) int64, the class (or token id) to predict at each of `positions`.
+    targets          (n,) int64, the class (or token id) to predict at each of `positions`; of labelled rows, which have
+                     no positions, (batch,) int64 classes or float32 scores.
     token_types      (batch, length) int64, 0 for a first text and 1 for a second; None: all zero.
     smoothing        () float in [0, 1], how much of each target is the smoothing distribution; it may require a
                      gradient. None: plain targets, as for every held-out text.
+    causal           whether a position may attend to itself and to earlier ones alone.
 
     `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
     """
@@ -38,13 +40,14 @@ class Inputs:
     targets: Tensor | None = None
     token_types: Tensor | None = None
     smoothing: Tensor | None = None
+    causal: bool = field(default=False, kw_only=True)
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same micro-batch on `device`."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+        moved: dict[str, Any] = {
+            one.name: value.to(device, non_blocking=True)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), Tensor)
         }
         return replace(self, **moved)
 
@@ -115,6 +118,9 @@ class Objective:
 
     def prepare(self, model: Any) -> None:
         """Called once when the model has its starting weights (a distillation objective copies its teacher here)."""
+
+    def refresh(self, model: Any) -> None:
+        """Called before losses are measured at new weights, in evaluation mode: heads that are fitted are fitted."""
 
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         """Scalar float32 loss in nats, the mean over what is predicted; zero (with a gradient path) if nothing is."""

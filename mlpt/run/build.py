@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlpt.arms import Arms, arms_of
 from mlpt.config import RunConfig
+from mlpt.data.labelled import labelled_source
 from mlpt.data.sources import Sources
 from mlpt.logs import quiet_libraries
 from mlpt.meta.learner import MetaLearner
@@ -16,9 +18,12 @@ from mlpt.meta.rules import make_rules, rule_class
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
+from mlpt.objectives.base import Objective
+from mlpt.objectives.labelled import FittedTask, Labelled
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.storage.mirror import Remote
+from mlpt.tasks import whole_task
 from mlpt.training.group import Group
 from mlpt.training.loop import Event, Loop
 from mlpt.training.optimizer import make_optimizer
@@ -28,13 +33,16 @@ from mlpt.training.reference import AverageReference
 
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
-    """The rows of a prepared folder, and those of the target's own texts."""
-    return Sources.open(blocks, config.data.mix, config.meta.texts)
+    """The rows of a prepared folder, those of the target's own texts, and those of labelled tasks."""
+    sources = Sources.open(blocks, config.data.mix, config.meta.texts)
+    for name in [*config.tasks, *config.measured_tasks]:
+        sources.add(name, labelled_source(name, config.labelled, sources.train))
+    return sources
 
 
 def build_model(config: RunConfig, sources: Sources) -> Encoder:
     """The encoder with its starting weights, the same in every process."""
-    objectives = make_objectives(config.objectives, sources.vocabulary)
+    objectives = make_objectives(config.objectives, sources.vocabulary) | labelled_objectives(config, sources)
     model = build_encoder(config.model, sources.vocabulary, objectives, sources.block_size, config.seed)
     if config.masks is not None:
         mask_encoder(config.masks, model, config.model.pretrained, config.seed)
@@ -44,11 +52,25 @@ def build_model(config: RunConfig, sources: Sources) -> Encoder:
     return model
 
 
+def labelled_objectives(config: RunConfig, sources: Sources) -> dict[str, Objective]:
+    """The objectives of the labelled tasks, by task; of those that do not train only where their rows are there."""
+    made: dict[str, Objective] = {
+        name: Labelled.of(whole_task(name, config.labelled), sources.vocabulary) for name in config.tasks
+    }
+    for name in config.measured_tasks:
+        if name in sources:
+            made[name] = fitted = FittedTask.of(whole_task(name, config.labelled), sources.vocabulary)
+            rows = sources[name].train
+            fitted.support = rows.batch(np.arange(min(len(rows), config.labelled.fit_rows)))
+    return made
+
+
 def arms_in(config: RunConfig, sources: Sources) -> Arms:
     """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
     for name in config.data.sources or ():
         sources.check(name)
-    arms = arms_of(list(config.objectives), sources.domains, config.data.mix, config.meta.texts is not None)
+    texts, mix = config.meta.texts is not None, config.data.mix
+    arms = arms_of(list(config.objectives), sources.domains, mix, texts, config.tasks, config.measured_tasks)
     for source in dict.fromkeys(arm.source for arm in arms.every.values()):
         sources.check(source)
     make_rules(config.meta.rules, arms.trained)

@@ -69,7 +69,7 @@ def _about_steps(config: RunConfig, length: int) -> Iterator[str]:
 
 
 def _about_meta(config: RunConfig, length: int) -> Iterator[str]:
-    names = ", ".join(config.objectives)
+    names = ", ".join([*config.objectives, *config.tasks])
     if not learns(config):
         yield f"objectives: {names}; nothing about their mixture is learned"
         return
@@ -146,6 +146,7 @@ def _same_work(record: Record, config: RunConfig) -> bool:
     try:
         return (
             all(theirs[key] == mine[key] for key in ("model", "objectives", "masks", "meta"))
+            and list(theirs.get("tasks", ())) == mine["tasks"]
             and all(theirs["train"][key] == mine["train"][key] for key in alike)
             and theirs["data"]["block_size"] == mine["data"]["block_size"]
             and theirs["runtime"]["num_workers"] == mine["runtime"]["num_workers"]

@@ -135,6 +135,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}; download it again") from error
 
 
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # what `read_table` reads
+
+
 def read_table(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     """Numbered rows of a CSV (quoted, with a header), TSV (literal quotes), JSONL or Parquet file of the user's own."""
     suffix = path.suffix.lower()
@@ -152,7 +155,7 @@ def read_table(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
                 report.rows += 1
                 report.bad(number, str(error))
     else:
-        raise UserError(f"cannot tell the format of {path}; name it .csv, .tsv, .jsonl or .parquet")
+        raise UserError(f"cannot tell the format of {path}; name it {', '.join(TABLES[:-1])} or {TABLES[-1]}")
 
 
 def read_columns(path: Path, report: FileReport, needed: Sequence[str]) -> list[tuple[int, dict]]:

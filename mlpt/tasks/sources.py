@@ -43,6 +43,23 @@ class TaskSource(Settings):
     )
 
 
+def task_of(name: str, source: TaskSource) -> Task:
+    """What a task is; its files are read only for label names that nobody gave. Raises `UserError` if there is none."""
+    for own in source.own:
+        if own.name == name:
+            return load_own(own, source.max_malformed_share, ()).task
+    if name not in TASKS:
+        known = [*TASKS, *(own.name for own in source.own)]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(f"unknown task '{name}'; " + (f"did you mean '{near[0]}'?" if near else ", ".join(known)))
+    return TASKS[name]
+
+
+def whole_task(name: str, source: TaskSource) -> Task:
+    """`task_of` with the labels of tasks that find theirs in the embedded documentation."""
+    return load_docs(name, ()).task if name in DOCS else task_of(name, source)
+
+
 def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None) -> TaskData:
     """A task's examples. `splits` limits what is read (None: all that is there).
 
@@ -52,10 +69,7 @@ def load_task(name: str, source: TaskSource, splits: Iterable[str] | None = None
     for own in source.own:
         if own.name == name:
             return load_own(own, source.max_malformed_share, wanted)
-    if name not in TASKS:
-        known = [*TASKS, *(own.name for own in source.own)]
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"unknown task '{name}'; " + (f"did you mean '{near[0]}'?" if near else ", ".join(known)))
+    task_of(name, source)
     if name in DOCS:
         return load_docs(name, wanted)
     if name in TWO_MOONS:

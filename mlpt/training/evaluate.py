@@ -28,6 +28,8 @@ def held_out_losses(
     """
     was_training = model.training
     model.eval()
+    for name in dict.fromkeys(arm.objective for arm in arms.values()):
+        model.objectives[name].refresh(model)
     places = {arm.name: at for at, arm in enumerate(arms.values())}
     sums = torch.zeros(len(arms), dtype=torch.float64)
     counts = torch.ones(len(arms), dtype=torch.float64)

@@ -147,3 +147,20 @@ def test_the_update_follows_from_the_measured_losses_and_draws():
     scores = 1 + 0.2 * reward * (counts - 10 * p)  # the entropy's gradient is zero at the uniform mixture
     expected = scores.softmax(0)
     assert list(after.parts["mixture"].values.values()) == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_a_target_says_what_is_rewarded():
+    model = make_encoder()
+    optimizer = make_adamw(model, lr=1e-2)
+    config = MetaConfig.model_validate(
+        {"interval": 10, "rules": {"mixture": "mometas"}, "target": {"words": 3, "order": 1}}
+    )
+    learner = MetaLearner(config, model, optimizer, make_sources(), ARMS, seed=7, batch_size=24)
+    learner.update(take_snapshot(model, optimizer, 0, 1e-2, moments=False), Evidence())
+    before = learner.state().part("mixture").values["before"]
+    train(model, optimizer, TinyBlocks(1), 10)
+    evidence = Evidence(draws={"words": 10}, expected=THIRDS)
+    report = learner.update(take_snapshot(model, optimizer, 10, 1e-2, moments=False), evidence).report
+    drops = {name: relative_drop(before[name], report["dev_loss"][name]) for name in ("words", "order")}
+    assert report["reward"] == pytest.approx(2 * (0.75 * drops["words"] + 0.25 * drops["order"]))
+    assert drops["words"] != drops["order"]

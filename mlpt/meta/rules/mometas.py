@@ -1,8 +1,9 @@
 """Rule `mometas`: REINFORCE on softmax scores, rewarded by the drop of the held-out losses.
 
-MOMETAS (Wu et al., Findings of EMNLP 2022): the reward R is the sum over objectives of the relative drop of the
-meta-dev loss since the last update; one SGD step on sum_t(-R log p_t(draw_t)) - gamma H(p), here in closed form. p_t is
-the policy that drew step t, an older one than p where answers come with a lag.
+MOMETAS (Wu et al., Findings of EMNLP 2022): the reward R is the sum over objectives (with a target: the weighted sum
+over its arms) of the relative drop of the meta-dev loss since the last update; one SGD step on
+sum_t(-R log p_t(draw_t)) - gamma H(p), here in closed form. p_t is the policy that drew step t, an older one than p
+where answers come with a lag.
 """
 
 import math
@@ -64,7 +65,10 @@ class Mometas(MixtureRule):
             # The published code's first update sees the texts of the first measurement again, under fresh noise.
             texts = self._sample if self._updates == 0 else context.step
             after = next_before = self._measure(context, texts, context.step)
-        reward = sum(relative_drop(self._before[name], after[name]) for name in self.arms)
+        number = len(context.target)  # equal weights give the published sum
+        reward = sum(
+            number * weight * relative_drop(self._before[name], after[name]) for name, weight in context.target.items()
+        )
         counts = [evidence.draws.get(name, 0) for name in self.arms]
         expected = [evidence.expected.get(name, 0) for name in self.arms]
         context.report["dev_loss"] = after

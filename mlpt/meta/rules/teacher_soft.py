@@ -128,5 +128,7 @@ def _loss(named: Sequence[tuple[str, Weighted]], told: list[float] | None = None
 
 
 def _at(name: str, one: Weighted, outer: Outer) -> Weighted:
-    own = {key: outer[f"{name}/{key}"] for key in ("probabilities", "wanted") if f"{name}/{key}" in outer}
+    own: dict[str, Any] = {
+        key: outer[f"{name}/{key}"] for key in ("probabilities", "wanted") if f"{name}/{key}" in outer
+    }
     return one._replace(inputs=replace(one.inputs, **own)) if own else one
