@@ -60,8 +60,10 @@ def ray_session(
         else:
             _knock(runtime.address)
             ray.init(address=runtime.address, **_with(environment), **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if runtime.address == "local":
+            raise UserError(f"Ray does not start on this machine ({first_line}); is it too busy? Try again") from error
         raise UserError(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
             "or use runtime.address=local"
