@@ -24,6 +24,7 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray waits so long for a rank that is stopped, and then kills it
 }
 _PORT = "RAY_GCS_SERVER_PORT"  # read where Ray starts; ray.init has no argument for it
 

@@ -177,6 +177,7 @@ class Roll:
         self._limit = limit
         self._last = time.monotonic()  # when anybody was heard of
         self._heard: dict[int, tuple[float, int, float]] = {}  # rank -> when, its process, when it last made progress
+        self._ending: set[int] = set()  # processes of groups that start again, whose silence is nothing new
 
     def alive(self, rank: int, process: int, still: float) -> None:
         """`rank` is there, and has stood still for so many seconds. A new rank 0 begins a new group."""
@@ -193,13 +194,20 @@ class Roll:
         """Seconds for which no rank at all was heard of."""
         return time.monotonic() - self._last
 
+    def ends(self) -> None:
+        """The group that is there starts again."""
+        self._ending |= {process for _, process, _ in self._heard.values()}
+
     def missed(self) -> list[str]:
-        """A line for each rank that has been silent for longer than the limit, once."""
+        """A line for each rank that has been silent for longer than the limit, once a group."""
         if self._limit is None:
             return []
-        late = [rank for rank, (heard, _, _) in self._heard.items() if time.monotonic() - heard > self._limit]
+        now = time.monotonic()
+        late = {rank: one[1] for rank, one in self._heard.items() if now - one[0] > self._limit}
+        new = {rank: process for rank, process in late.items() if process not in self._ending}
+        if new:
+            self.ends()
         return [
-            f"rank {rank} (process {self._heard.pop(rank)[1]}) has not been heard of for {self._limit:g} s; its group "
-            "starts again"
-            for rank in late
+            f"rank {rank} (process {process}) has not been heard of for {self._limit:g} s; its group starts again"
+            for rank, process in new.items()
         ]

@@ -33,6 +33,11 @@ class Hub:
         """Told by each rank: it is there, and has stood still for so many seconds."""
         self._roll.alive(rank, process, still)
 
+    def ending(self, text: str) -> None:
+        """Told by a rank that stands still, and ends its group with these words."""
+        self._roll.ends()
+        self.push({"event": "warning", "text": text})
+
     def still(self) -> float:
         """Seconds for which every rank has stood still."""
         return self._roll.still()

@@ -261,7 +261,7 @@ def _watched(config: RunConfig, hub: Any, rank: int, log: Path, remote: Remote |
     name = f"rank {rank} (process {os.getpid()})"
 
     def warn(text: str) -> None:
-        hub.push.remote({"event": "warning", "text": text})
+        hub.ending.remote(text)
 
     def group() -> float:
         hub.alive.remote(rank, os.getpid(), watch.still())

@@ -53,6 +53,19 @@ def waits_for_ever():
 sys.meta_path.insert(0, Finder())
 """
 
+# Read likewise: what is written to a disk never gets there, once, as soon as the marker is there.
+BLOCKS = """
+import os, threading
+synced = os.fsync
+def fsync(file):
+    try:
+        os.remove("{marker}")
+    except FileNotFoundError:
+        return synced(file)
+    threading.Event().wait()
+os.fsync = fsync
+"""
+
 
 def undisturbed(tiny, folder, workers):
     """The losses of the run that nobody disturbs; one worker on Ray repeats the run in one process."""
@@ -97,6 +110,13 @@ def children(process, title):
     return found
 
 
+def read_at_start(mlpt, tmp_path, code):
+    """Let every Python that starts read `code` first."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(code)
+    mlpt.environment["PYTHONPATH"] += f":{tmp_path / 'path'}"
+
+
 def ended_well(mlpt, process):
     """What was said, on one line."""
     assert process.wait(timeout=400) == 0, mlpt.output()
@@ -120,9 +140,7 @@ def test_a_worker_a_meta_learner_and_a_hub_that_are_stopped_cost_time_alone(mlpt
 
 
 def test_ranks_that_are_stopped_or_wait_for_ever_cost_time_alone(mlpt, tiny, tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path/sitecustomize.py").write_text(WAITS.replace("{once}", str(tmp_path / "once")))
-    mlpt.environment["PYTHONPATH"] += f":{tmp_path / 'path'}"
+    read_at_start(mlpt, tmp_path, WAITS.replace("{once}", str(tmp_path / "once")))
     run = tmp_path / "run"
     process = mlpt.start("pretrain", *tiny, *WORDS, f"run_dir={run}", "runtime.num_workers=2")
     reach(mlpt, process, run, 30)
@@ -146,4 +164,17 @@ def test_a_meta_learner_that_ends_or_stops_while_it_is_built_is_given_up_soon(ml
     ended_well(mlpt, process)
     log = run / "logs/meta_learner.log"
     assert f"process {learner.pid}" not in log.read_text()  # it was not ready
+    assert losses(run) == undisturbed(tiny, tmp_path, 0)
+
+
+def test_a_disk_that_blocks_is_named(mlpt, tiny, tmp_path):
+    marker, run = tmp_path / "block", tmp_path / "run"
+    read_at_start(mlpt, tmp_path, BLOCKS.replace("{marker}", str(marker)))
+    process = mlpt.start("pretrain", *tiny, *WORDS, f"run_dir={run}")
+    reach(mlpt, process, run, 30)
+    marker.touch()
+    output = ended_well(mlpt, process)
+    assert not marker.exists()
+    assert re.search(r"rank 0 \(process \d+\) has stood still for \d+ s, in join \(checkpoint.py:\d+\)", output)
+    assert "_write_synced" in (run / "logs/rank_0.log").read_text()
     assert losses(run) == undisturbed(tiny, tmp_path, 0)

@@ -113,23 +113,33 @@ def test_slow_storage_is_as_good_as_work(clock, monkeypatch):
     assert clock.pass_by(watch(), 11)
 
 
-def test_a_silent_rank_is_missed_once_and_a_new_group_begins_anew(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("mlpt.runtime.hangs.time.monotonic", lambda: now[0])
+def test_a_silent_rank_is_missed_once_and_a_new_group_begins_anew(clock):
+    clock.now = 0.0
     roll = Roll(limit=10)
     roll.alive(0, 100, still=0)
     roll.alive(1, 101, still=0)
-    now[0] = 8
+    clock.now = 8
     roll.alive(0, 100, still=2)
     assert roll.still() == 2
-    now[0] = 12
+    clock.now = 12
     assert roll.missed() == ["rank 1 (process 101) has not been heard of for 10 s; its group starts again"]
+    clock.now = 30  # the other rank ends, too: that is no news
     assert roll.missed() == []
-    assert roll.silence() == 4
+    assert roll.silence() == 22
     roll.alive(1, 102, still=0)
-    roll.alive(0, 103, still=5)  # a smaller group
-    now[0] = 21
+    roll.alive(0, 103, still=5)  # a new group
+    clock.now = 39
     roll.alive(0, 103, still=14)
     assert roll.missed() == []
     assert roll.still() == 14
+    clock.now = 50
+    assert roll.missed() == ["rank 0 (process 103) has not been heard of for 10 s; its group starts again"]
+
+
+def test_a_group_that_a_rank_ends_is_not_missed(clock):
+    roll = Roll(limit=10)
+    roll.alive(0, 100, still=11)
+    roll.ends()
+    clock.now += 11
+    assert roll.missed() == []
     assert Roll(None).missed() == []
