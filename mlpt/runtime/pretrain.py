@@ -72,7 +72,8 @@ def pretrain_on_ray(
     if runtime.address == "local":
         check_cores(runtime.least_workers, runtime.cpus_per_worker, "runtime.num_workers or runtime.cpus_per_worker")
     display.doing(where(runtime))
-    with ray_session(runtime, needed_cpus(runtime, learns(config)), debug, resume=f"`{resume_command(run)}`"):
+    cpus, way_on = needed_cpus(runtime, learns(config)), f"`{resume_command(run)}`"
+    with ray_session(runtime, cpus, debug, resume=way_on, stop=stop):
         if stop is not None:
             stop.listen()
         check_resources(runtime, learns(config), display.say)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LIMIT = 15
 WORDS = [
     *("meta.rules.mixture={rule: mometas}", "train.steps=300", "train.checkpoint_every=20", "train.log_every=1"),
-    *("train.micro_batch_size=4", f"runtime.hang_timeout={LIMIT}"),
+    *("train.micro_batch_size=4", f"runtime.hang_timeout={LIMIT}", "runtime.max_failures=20"),
 ]
 # Read by every Python that starts: rank 1 waits for ever before step 200, the first time.
 WAITS = """
