@@ -9,7 +9,8 @@ from mlpt.reporting.display import Display
 from mlpt.runtime.hangs import Roll
 from mlpt.training.loop import Event
 
-_ANSWER_S = 60.0
+_ANSWER_S = 60
+_LAST_ANSWER_S = 15  # when nothing but the last events is waited for
 
 
 class Hub:
@@ -86,20 +87,29 @@ class Relay:
         while True:
             try:
                 events = events or self._hub.drain.remote()  # asked once: what is answered late is not lost
-                for event in ray.get(events, timeout=_ANSWER_S):
+                for event in self._answer(events):
                     self._display.handle(event)
                 events = None
-                self.silence = ray.get(self._hub.silence.remote(), timeout=_ANSWER_S)
+                self.silence = self._answer(self._hub.silence.remote())
                 answered = True
-            except ray.exceptions.GetTimeoutError:
-                if answered:  # else it still starts, on a busy machine
-                    self._display.say(f"the hub has not answered for {_ANSWER_S:.0f} s; training goes on, unseen")
-                self.silence = 0.0
+            except TimeoutError:
                 if self._stop.is_set():
                     return
+                if answered:  # else it still starts, on a busy machine
+                    self._display.say(f"the hub has not answered for {_ANSWER_S} s; training goes on, unseen")
+                self.silence = 0.0
                 continue
             except ray.exceptions.RayError:
                 return  # Ray is going away; `fit` says why
             if stopping:
                 return
             stopping = self._stop.wait(0.3)
+
+    def _answer(self, asked: Any) -> Any:
+        """What the hub answers; raises `TimeoutError` where it hangs, sooner if the run has ended."""
+        waited = 0
+        while not ray.wait([asked], timeout=1.0)[0]:
+            waited += 1
+            if waited >= (_LAST_ANSWER_S if self._stop.is_set() else _ANSWER_S):
+                raise TimeoutError
+        return ray.get(asked)
