@@ -27,8 +27,9 @@ class Hub:
         self._events.append(event)
 
     def drain(self) -> list[Event]:
+        self._warn(*self._roll.missed())
         events, self._events = self._events, []
-        return [*events, *({"event": "warning", "text": text} for text in self._roll.missed())]
+        return events
 
     def alive(self, rank: int, process: int, still: float) -> None:
         """Told by each rank: it is there, and has stood still for so many seconds."""
@@ -36,8 +37,8 @@ class Hub:
 
     def ending(self, text: str) -> None:
         """Told by a rank that stands still, and ends its group with these words."""
+        self._warn(*self._roll.missed(), text)
         self._roll.ends()
-        self.push({"event": "warning", "text": text})
 
     def still(self) -> float:
         """Seconds for which every rank has stood still."""
@@ -46,6 +47,9 @@ class Hub:
     def silence(self) -> float:
         """Seconds for which no rank was heard of."""
         return self._roll.silence()
+
+    def _warn(self, *texts: str) -> None:
+        self._events += [{"event": "warning", "text": text} for text in texts]
 
     def fail(self, error: str) -> None:
         self._error = self._error or error

@@ -8,6 +8,7 @@ import pytest
 
 from mlpt.runtime import hangs
 from mlpt.runtime.hangs import Roll, Watch
+from mlpt.runtime.hub import Hub
 
 WAITS = """
 import sys, threading
@@ -143,3 +144,17 @@ def test_a_group_that_a_rank_ends_is_not_missed(clock):
     clock.now += 11
     assert roll.missed() == []
     assert Roll(None).missed() == []
+
+
+def test_the_hub_names_who_is_missed_before_those_who_wait_for_it(clock):
+    hub = Hub(hang_timeout=10)
+    hub.alive(0, 100, 0)
+    hub.alive(1, 101, 0)
+    clock.now += 11
+    hub.alive(0, 100, 11)
+    hub.ending("rank 0 (process 100) has stood still for 11 s")
+    said = [event["text"] for event in hub.drain()]
+    missed = "rank 1 (process 101) has not been heard of for 10 s; its group starts again"
+    assert said == [missed, "rank 0 (process 100) has stood still for 11 s"]
+    clock.now += 100
+    assert hub.drain() == []
