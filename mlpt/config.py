@@ -43,6 +43,9 @@ class RuntimeConfig(Settings):
     address            local: a Ray of its own on this machine; auto: the cluster that this machine belongs to;
                        or HOST:PORT.
     max_failures       worker crashes that the run restarts from its last checkpoint.
+    hang_timeout       seconds without a sign of progress after which a process counts as hung: its stacks go to its
+                       log, and it starts again from the last checkpoint. Where it computes, or has been slow before, it
+                       has ten times as long. null: wait for ever.
     replay_every       steps between those whose forward and backward passes are made twice and compared, bit for
                        bit, so that corrupted memory is noticed; 200 costs half a per cent. On CPUs; null: none.
     compare_ranks      compare what all ranks should hold alike at every checkpoint; false where they run on
@@ -63,6 +66,7 @@ class RuntimeConfig(Settings):
     meta_spare: bool = True
     address: str = "local"
     max_failures: int = Field(3, ge=0)
+    hang_timeout: float | None = Field(300, gt=0)
     replay_every: int | None = Field(None, gt=0)
     compare_ranks: bool = True
     resize_every: float = Field(60, gt=0)

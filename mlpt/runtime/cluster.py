@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import psutil
 import ray
 from ray._private.utils import get_num_cpus  # what ray.init counts where it is not told
 
@@ -13,6 +14,7 @@ from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.runtime.loopback import LOOPBACK, on_loopback
 from mlpt.runtime.watchdog import watched
+from mlpt.stopping import StopRequest
 
 _KNOCK_TIMEOUT_S = 10.0
 
@@ -24,7 +26,9 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray waits so long for a rank that is stopped, and then kills it
 }
+_STARTS = 3
 _PORT = "RAY_GCS_SERVER_PORT"  # read where Ray starts; ray.init has no argument for it
 
 
@@ -36,6 +40,7 @@ def ray_session(
     nested: bool = False,
     environment: Mapping[str, str] | None = None,
     resume: str = "the same command",
+    stop: StopRequest | None = None,
 ) -> Iterator[None]:
     """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block
     and listens on the loopback alone.
@@ -44,7 +49,8 @@ def ray_session(
     nested       runs will start runs of their own. Ray then needs its dashboard, and its processes must know its
                  address, or it leaks the resources of those that are stopped.
     environment  variables that every process of the job gets.
-    resume       what goes on with the work if Ray dies; that ends this process with one line and exit code 2.
+    resume       what goes on with the work if Ray dies; that ends this process with one line and exit code 2,
+                 or with that of the signal that `stop` has heard of.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -56,21 +62,39 @@ def ray_session(
         if runtime.address == "local":
             options |= {"num_cpus": max(1, round(cpus)), "include_dashboard": nested}
             with on_loopback(), _known_address() if nested else contextlib.nullcontext(environment) as environment:
-                ray.init(address="local", **_with(environment), **options)
+                _start(**_with(environment), **options)
         else:
             _knock(runtime.address)
             ray.init(address=runtime.address, **_with(environment), **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if runtime.address == "local":
+            raise UserError(f"Ray does not start on this machine ({first_line}); is it too busy? Try again") from error
         raise UserError(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
             "or use runtime.address=local"
         ) from error
     try:
-        with watched(resume):
+        with watched(resume, stop):
             yield
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """A Ray of our own. It has 30 s to start, a limit of Ray's that nothing sets: a busy machine gets more of them."""
+    for attempt in range(_STARTS):
+        earlier = psutil.Process().children(recursive=True)
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:  # Ray raises plain ones
+            if "timed out during startup" not in str(error) or attempt == _STARTS - 1:
+                raise
+            for process in psutil.Process().children(recursive=True):
+                if process not in earlier:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
 
 
 def where(runtime: RuntimeConfig) -> str:

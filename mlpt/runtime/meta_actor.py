@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
@@ -27,14 +27,17 @@ from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import Answer, Evidence, Policy
 from mlpt.meta.snapshot import Snapshot
 from mlpt.run.build import build_learner, open_sources, threads_of
+from mlpt.runtime.hangs import Watch
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.storage.state import Flat, State
 from mlpt.training.group import default_device
 from mlpt.training.outer import newer, policy_of, policy_state
 
 _UPDATE_TIMEOUT_S = 3600.0  # an update that takes longer hangs
-_START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
+START_TIMEOUT_S = 900.0  # an autoscaling cluster may have to add a node for the actor
 _LOG_TIMEOUT_S = 30.0
+BUILD_S = 60.0  # doubled each time; where nothing has to be waited for but its imports and its model
+_PULSE_S = 5.0
 _RETRY_S = 0.25
 _MOST_DEATHS = 10  # without an answer in between; more are no accident
 _log = logging.getLogger(__name__)
@@ -55,6 +58,9 @@ class MetaLearnerActor:
         self._config = RunConfig.model_validate(config)
         self._blocks = blocks
         torch.set_num_threads(threads_of(self._config.runtime.meta_cpus))
+        self._watch = Watch(
+            self._config.runtime.hang_timeout, f"the meta-learner (process {os.getpid()})", self._log
+        ).__enter__()
         if idle or ray.get_runtime_context().was_current_actor_reconstructed:
             self._build()
         else:
@@ -79,9 +85,15 @@ class MetaLearnerActor:
 
     def update(self, snapshot: Snapshot, evidence: Evidence) -> "Parcel":
         """One update of the learner: a packed answer."""
-        answer = self._learner.update(snapshot, evidence)
+        with self._watch.at_work():
+            answer = self._learner.update(snapshot, evidence)
         _log.info("step %d: policy %d, %s", snapshot.step, answer.version, dict(answer.report))
         return Parcel.pack(_state_of(answer))
+
+    @ray.method(concurrency_group="pulse")
+    def pulse(self) -> bool:
+        """Whether an update is under way; answered meanwhile."""
+        return self._watch.working
 
     def send_log(self) -> None:
         """Copy the log to the run's URI, if it has one."""
@@ -131,7 +143,7 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote |
         "max_task_retries": 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
     }
-    actor_class = ray.remote(MetaLearnerActor).options(**options)
+    actor_class = ray.remote(concurrency_groups={"pulse": 1})(MetaLearnerActor).options(**options)
     return actor_class.remote(config.model_dump(), blocks, str(run_dir), remote, spare)
 
 
@@ -154,12 +166,23 @@ class ActorSource:
 
     A thread follows each update: a death is seen at once, not when the answer is due, and by then it may be mended.
 
+    hang_timeout   seconds without a sign of life after which the actor's process is ended; null: never.
+    build_timeout  seconds in which an actor is ready, or another one is made; doubled each time.
     create        makes another actor for one that is dead for good: somebody killed it through Ray.
     create_spare  makes one that waits, with its imports done, to take the place of one that dies: the dead one, once
                   Ray has restarted it, is then the spare. None: the restart itself is waited for.
     """
 
-    def __init__(self, actor: Any, create: Callable[[], Any], create_spare: Callable[[], Any] | None = None):
+    def __init__(
+        self,
+        actor: Any,
+        create: Callable[[], Any],
+        create_spare: Callable[[], Any] | None = None,
+        hang_timeout: float | None = None,
+        build_timeout: float = START_TIMEOUT_S,
+    ):
+        self._hang_timeout = hang_timeout
+        self._patience = build_timeout
         self._actor = actor
         self._create = create
         self._create_spare = create_spare
@@ -169,12 +192,14 @@ class ActorSource:
         self._state: State | None = None
         self._launched: tuple[Any, Evidence] | None = None
         self._future: Any = None
-        self._outcome: SimpleQueue[Answer | Exception] = SimpleQueue()
+        self._outcome: SimpleQueue[Answer | Exception | None] = SimpleQueue()
+        self.waiting: Callable[[], None] = lambda: None  # called every few seconds by whoever waits for the actor
 
     def start(self, policy: Policy, state: State | None) -> None:
         """Push the state of a checkpoint: an actor that outlived a crash of the workers is ahead of it."""
         self._policy, self._state = policy, state
-        self._push()
+        self._begin(self._push)
+        self._wait()
 
     def launch(self, snapshot: Snapshot, evidence: Evidence) -> None:
         """Put the snapshot's flat buffers into the object store and begin the update."""
@@ -182,27 +207,42 @@ class ActorSource:
         self._future = self._actor.update.remote(*self._launched)
         if self._spare is None and self._create_spare is not None:
             self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
-        # A daemon: the end of a run that fails does not wait for it.
-        threading.Thread(target=self._follow, name="meta-learner", daemon=True).start()
+        self._begin(self._answer)
 
     def collect(self) -> Answer:
         """Wait for the answer. Raises `UserError` when the learner fails or its actor keeps dying."""
-        outcome = self._outcome.get()
-        if isinstance(outcome, Exception):
-            raise outcome
-        self._policy, self._state = self._policy.after(outcome), newer(self._state, outcome.state)
+        answer = self._wait()
+        assert answer is not None
+        self._policy, self._state = self._policy.after(answer), newer(self._state, answer.state)
         self._launched, self._future, self._deaths = None, None, 0
-        return outcome
+        return answer
 
-    def _follow(self) -> None:
-        try:
-            self._outcome.put(self._answer())
-        except Exception as error:  # for `collect` to raise where the run can end
-            self._outcome.put(error)
+    def _begin(self, work: Callable[[], Answer | None]) -> None:
+        def follow() -> None:
+            try:
+                self._outcome.put(work())
+            except Exception as error:  # raised where the run can end
+                self._outcome.put(error)
+
+        # A daemon: the end of a run that fails does not wait for it.
+        threading.Thread(target=follow, name="meta-learner", daemon=True).start()
+
+    def _wait(self) -> Answer | None:
+        """The outcome of what has begun. It does come: each of its own waits has an end."""
+        while True:
+            try:
+                outcome = self._outcome.get(timeout=_PULSE_S)
+            except Empty:
+                self.waiting()
+                continue
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
 
     def _answer(self) -> Answer:
         while True:
             try:
+                self._wait_for_life()
                 answer = _answer_of(ray.get(self._future, timeout=_UPDATE_TIMEOUT_S).unpack())
             except RayTaskError as error:
                 raise UserError(
@@ -212,6 +252,27 @@ class ActorSource:
                 self._again(error)
             else:
                 return answer
+
+    def _wait_for_life(self) -> None:
+        """Return when the update under way has ended.
+
+        An actor that does not answer, as one that is stopped, or that has not begun the update, is ended, and with it
+        its update; one that updates watches itself.
+        """
+        if self._hang_timeout is None:
+            return
+        updated = time.monotonic()  # when it was last seen to
+        while not ray.wait([self._future], timeout=_PULSE_S)[0]:
+            pulse = self._actor.pulse.remote()
+            answered, _ = ray.wait([pulse], timeout=self._hang_timeout)
+            if answered and ray.get(pulse):
+                updated = time.monotonic()
+            if time.monotonic() - updated < self._hang_timeout or ray.wait([self._future], timeout=0)[0]:
+                continue
+            _log.warning("the meta-learner has not answered for %g s: its process is ended", self._hang_timeout)
+            ray.kill(self._actor, no_restart=False)
+            ray.wait([self._future], timeout=self._hang_timeout)
+            updated = time.monotonic()
 
     def _again(self, error: Exception) -> None:
         """Give the spare, or the restarted actor, the state and the update that was lost."""
@@ -234,21 +295,29 @@ class ActorSource:
         """Hand over the state, as soon as there is an actor to take it."""
         policy = ray.put(Parcel.pack(policy_state(self._policy)))
         state = None if self._state is None else ray.put(Parcel.pack(self._state))
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + self._patience
         while True:
+            left = max(0.1, deadline - time.monotonic())
             try:
-                ray.get(self._actor.start.remote(policy, state), timeout=_START_TIMEOUT_S)
+                ray.get(self._actor.start.remote(policy, state), timeout=left)
                 return
             except RayTaskError as error:
                 raise UserError(f"the meta-learner cannot start: {_cause(error)}") from error
             except (RayActorError, GetTimeoutError) as error:
-                if time.monotonic() > deadline:
-                    raise UserError(f"the meta-learner's actor does not start: {_cause(error)}") from error
-                if isinstance(error, ActorDiedError):
-                    self._count(error)
-                    # Like a spare, if there is one: the other of the two may hold the place that this one had.
-                    self._actor = (self._create_spare or self._create)()
+                if isinstance(error, ActorDiedError) or time.monotonic() > deadline:
+                    self._replace(error)
+                    deadline = time.monotonic() + self._patience
                 time.sleep(_RETRY_S)  # it is restarting
+
+    def _replace(self, error: Exception) -> None:
+        """Make another actor for one that is dead for good, or that is not ready in time."""
+        self._count(error)
+        if not isinstance(error, ActorDiedError):
+            _log.warning("the meta-learner was not ready in %g s: another one is made", self._patience)
+            self._patience *= 2
+            ray.kill(self._actor)
+        # Like a spare, if there is one: the other of the two may hold the place that this one had.
+        self._actor = (self._create_spare or self._create)()
 
 
 def _cause(error: BaseException) -> str:

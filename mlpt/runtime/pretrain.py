@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -26,8 +27,17 @@ from mlpt.logs import log_to_file
 from mlpt.reporting.display import Display
 from mlpt.run.build import learns, run_rank, threads_of
 from mlpt.runtime.cluster import check_cores, check_resources, needed_cpus, ray_session, where
+from mlpt.runtime.hangs import Watch
+from mlpt.runtime.hub import Hub, Relay
 from mlpt.runtime.loopback import LoopbackTorchConfig
-from mlpt.runtime.meta_actor import ActorSource, create_actor, end_actor, may_have_spare
+from mlpt.runtime.meta_actor import (
+    BUILD_S,
+    START_TIMEOUT_S,
+    ActorSource,
+    create_actor,
+    end_actor,
+    may_have_spare,
+)
 from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.training.group import Group
@@ -35,6 +45,11 @@ from mlpt.training.loop import Event
 
 _SIGNAL_POLL_S = 0.2
 _STOP_POLL_S = 0.5
+_HUB_TIMEOUT_S = 30.0
+_ALIVE_S = 5.0
+_RESTART_S = 300.0  # that ranks may take from their end to the next ones' first sign of life
+_CONTROLLER_FAILURES = 3
+_PLACINGS = _CONTROLLER_FAILURES + 1  # how often Ray Train looks for a place
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +72,8 @@ def pretrain_on_ray(
     if runtime.address == "local":
         check_cores(runtime.least_workers, runtime.cpus_per_worker, "runtime.num_workers or runtime.cpus_per_worker")
     display.doing(where(runtime))
-    with ray_session(runtime, needed_cpus(runtime, learns(config)), debug, resume=f"`{resume_command(run)}`"):
+    cpus, way_on = needed_cpus(runtime, learns(config)), f"`{resume_command(run)}`"
+    with ray_session(runtime, cpus, debug, resume=way_on, stop=stop):
         if stop is not None:
             stop.listen()
         check_resources(runtime, learns(config), display.say)
@@ -78,13 +94,14 @@ def _on_ray(
     stop: StopRequest | None,
 ) -> dict[str, Any]:
     actor = create_actor(config, blocks, run_dir, remote) if learns(config) else None
-    hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote()
     runtime = config.runtime
+    hub = ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=_this_node()).remote(runtime.hang_timeout)
     on_gpus = runtime.gpus_per_worker > 0
     resources = {"CPU": runtime.cpus_per_worker, **runtime.worker_resources}
     resources |= {"GPU": runtime.gpus_per_worker} if on_gpus else {}
-    elastic = not isinstance(runtime.num_workers, int)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(runtime.start_timeout or (60 if elastic else 900))
+    if runtime.hang_timeout is not None:  # for ranks that cannot notice it themselves, because they are stopped
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(runtime.hang_timeout)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_start_timeout(runtime))
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -105,13 +122,15 @@ def _on_ray(
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # Ray resumes runs of the same name silently; ours are resumed on request
             storage_path=str(run_dir / ".ray"),
-            failure_config=FailureConfig(max_failures=runtime.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(
+                max_failures=runtime.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+            ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
-        with _Relay(hub, display):
-            result = trainer.fit() if stop is None else _fit(trainer, hub, stop)
+        with Relay(hub, display) as relay:
+            result = _fit(trainer, hub, stop, partial(_given_up, runtime, relay))
     except Exception as error:
         raise _why_failed(error, hub, str(run_dir) if remote is None else remote.uri) from error
     finally:
@@ -126,10 +145,11 @@ def _on_ray(
     return outcome
 
 
-def _fit(trainer: TorchTrainer, hub: Any, stop: StopRequest) -> Any:
+def _fit(trainer: TorchTrainer, hub: Any, stop: StopRequest | None, given_up: Callable[[], str | None]) -> Any:
     """`trainer.fit()` in a thread, because in the main one Ray takes SIGINT for itself and aborts the run.
 
-    Workers that train hear of a signal through the hub and end; before there are any, the signal ends the wait.
+    Workers that train hear of a signal through the hub and end; before there are any, the signal ends the wait. So does
+    what `given_up` says.
     """
     results: SimpleQueue[Any] = SimpleQueue()
 
@@ -141,18 +161,45 @@ def _fit(trainer: TorchTrainer, hub: Any, stop: StopRequest) -> Any:
 
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     told = False
-    with stop.training():
+    with contextlib.nullcontext() if stop is None else stop.training():
         thread.start()
         while thread.is_alive():
             thread.join(_SIGNAL_POLL_S)
-            if stop() and not told:
+            if (why := given_up()) is not None:
+                raise TimeoutError(why)
+            if stop is not None and stop() and not told:
                 told = True
-                if not ray.get(hub.stop.remote()):
+                if not _asked(hub.stop.remote(), or_else=False):
                     raise Stopped(stop.number)
     result = results.get()
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def _given_up(runtime: RuntimeConfig, relay: Relay) -> str | None:
+    """Why nothing is to be expected of a group any more that neither ends nor is heard of; None while something is.
+
+    Ray itself hangs then: its controller is stopped, or a worker that it waits for while the group starts.
+    """
+    if runtime.hang_timeout is None:
+        return None
+    places = 0 if runtime.address == "local" else _PLACINGS * _start_timeout(runtime)
+    if relay.silence < runtime.hang_timeout + _RESTART_S + places:
+        return None
+    return f"no worker has been heard of for {relay.silence:.0f} s, and Ray does not say why"
+
+
+def _start_timeout(runtime: RuntimeConfig) -> float:
+    return runtime.start_timeout or (900 if isinstance(runtime.num_workers, int) else 60)
+
+
+def _asked(answer: Any, or_else: Any) -> Any:
+    """What the hub answers; `or_else` where it hangs, which shall not be what a run waits for."""
+    try:
+        return ray.get(answer, timeout=_HUB_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        return or_else
 
 
 def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +211,7 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     fetch_log(remote, log)
     log_to_file(log)
     config = RunConfig.model_validate(settings["config"])
-    earlier = ray.get(hub.error.remote())
+    earlier = _asked(hub.error.remote(), or_else=None)
     if earlier is not None:  # another rank said what is wrong before the group was restarted
         return {"error": earlier}
     torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))
@@ -172,13 +219,25 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     source = None
     if rank == 0 and settings["actor"] is not None:
         create = partial(create_actor, config, settings["blocks"], run_dir, remote)
-        source = ActorSource(settings["actor"], create, partial(create, spare=True) if may_have_spare(config) else None)
+        spare = partial(create, spare=True) if may_have_spare(config) else None
+        patience = START_TIMEOUT_S if config.runtime.address != "local" else BUILD_S  # a cluster may have to grow first
+        source = ActorSource(settings["actor"], create, spare, config.runtime.hang_timeout, patience)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         tell, must_save = _teller(hub), _preemption_notice(config)
-        with _stop_notice(hub, rank) as should_stop:
+        with _stop_notice(hub, rank) as should_stop, _watched(config, hub, rank, log, remote) as watch:
+            if source is not None:
+                source.waiting = watch.beat
             return run_rank(
-                config, settings["blocks"], run_dir, group, source, tell, must_save, should_stop, remote=remote
+                config,
+                settings["blocks"],
+                run_dir,
+                group,
+                source,
+                _beginning(tell, watch),
+                must_save,
+                _beating(should_stop, watch),
+                remote=remote,
             )
     except RunStopped as stopped:
         return {"stopped": stopped.step}
@@ -188,12 +247,60 @@ def _train_rank(settings: dict[str, Any]) -> dict[str, Any]:
             _log.exception("rank %d failed", rank)
             raise
         _log.error("%s", said)
-        ray.get(hub.fail.remote(said))
+        _asked(hub.fail.remote(said), or_else=None)
         if group.world == 1:
             return {"error": said}
         raise  # the other ranks wait in a collective: only a restart of the group frees them
     finally:
         send_log(remote, log)
+
+
+@contextlib.contextmanager
+def _watched(config: RunConfig, hub: Any, rank: int, log: Path, remote: Remote | None) -> Iterator[Watch]:
+    """Watches the work of this rank while the block lasts, and lets the hub know that the process is there."""
+    limit, done = config.runtime.hang_timeout, threading.Event()
+    name = f"rank {rank} (process {os.getpid()})"
+
+    def warn(text: str) -> None:
+        hub.ending.remote(text)
+
+    def group() -> float:
+        hub.alive.remote(rank, os.getpid(), watch.still())
+        return _asked(hub.still.remote(), or_else=math.inf)  # without the hub, each rank is on its own
+
+    def report() -> None:
+        while not done.wait(_ALIVE_S if limit is None else min(_ALIVE_S, limit / 4)):
+            hub.alive.remote(rank, os.getpid(), watch.still())
+
+    watch = Watch(limit, name, log, warn, group, slow_storage=remote is not None)
+    watch.begin()
+    threading.Thread(target=report, name="alive", daemon=True).start()
+    try:
+        with watch:
+            yield watch
+    finally:
+        done.set()
+
+
+def _beating(should_stop: Callable[[], bool], watch: Watch) -> Callable[[], bool]:
+    """`should_stop`, which is asked in every step."""
+
+    def asked() -> bool:
+        watch.beat()
+        return should_stop()
+
+    return asked
+
+
+def _beginning(tell: Callable[[Event], None], watch: Watch) -> Callable[[Event], None]:
+    """`tell`, which hears of what is done before and after all steps."""
+
+    def told(event: Event) -> None:
+        if event["event"] == "doing":
+            watch.begin()
+        tell(event)
+
+    return told
 
 
 def _for_people(error: Exception, run: str) -> str | None:
@@ -206,72 +313,9 @@ def _for_people(error: Exception, run: str) -> str | None:
     return told(trouble, f"`{resume_command(run)}`")
 
 
-class Hub:
-    """A mailbox between rank 0 and the driver: events in order, the error that ended the run, a wish to stop it."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._error: str | None = None
-        self._trains = False
-        self._stopping = False
-
-    def push(self, event: Event) -> None:
-        self._events.append(event)
-
-    def drain(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def fail(self, error: str) -> None:
-        self._error = self._error or error
-
-    def error(self) -> str | None:
-        return self._error
-
-    def stop(self) -> bool:
-        """Ask the run to stop; False if there is no worker yet that could hear it."""
-        self._stopping = True
-        return self._trains
-
-    def stopping(self) -> bool:
-        """Asked by a worker: whether the run shall stop."""
-        self._trains = True
-        return self._stopping
-
-
 def _this_node() -> NodeAffinitySchedulingStrategy:
     """Where the driver is, which may outlive every other node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-class _Relay:
-    """A driver thread that shows the hub's events while `fit` holds the main thread."""
-
-    def __init__(self, hub: Any, display: Display):
-        self._hub, self._display = hub, display
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        stopping = False
-        while True:
-            try:
-                for event in ray.get(self._hub.drain.remote(), timeout=60):
-                    self._display.handle(event)
-            except ray.exceptions.GetTimeoutError:
-                continue  # a busy machine
-            except ray.exceptions.RayError:
-                return  # Ray is going away; `fit` says why
-            if stopping:
-                return
-            stopping = self._stop.wait(0.3)
 
 
 def _teller(hub: Any) -> Callable[[Event], None]:

@@ -16,25 +16,28 @@ import psutil
 import ray
 
 from mlpt.reporting.text import say_error
+from mlpt.stopping import StopRequest
 
 _KNOCK_EVERY_S = 2.0
 _KNOCKS = 10  # in vain, one after another; Ray gives up after a minute
 
 
 @contextlib.contextmanager
-def watched(resume: str) -> Iterator[None]:
+def watched(resume: str, stop: StopRequest | None = None) -> Iterator[None]:
     """While the block runs, the end of the Ray that this process has joined ends it, with exit code 2.
 
     resume  what goes on with the work, for people.
+    stop    knows whether a signal came, which some schedulers send to all processes at once; the exit code is its own
+            then.
     """
     node = ray._private.worker._global_node
     processes = {"raylet": _raylet(node.raylet_socket_name), "GCS": _own_gcs(node)}
     known = {name: pid for name, pid in processes.items() if pid is not None}
     with contextlib.ExitStack() as opened:
         if hasattr(os, "pidfd_open"):  # Linux
-            opened.enter_context(watching(Ends(known, resume)))
+            opened.enter_context(watching(Ends(known, resume, stop)))
         if "GCS" not in known:
-            opened.enter_context(watching(Answers(node.gcs_address, resume)))
+            opened.enter_context(watching(Answers(node.gcs_address, resume, stop)))
         yield
 
 
@@ -52,9 +55,10 @@ def watching(watcher: "Ends | Answers") -> Iterator[None]:
 class Ends:
     """Waits for the end of one of the processes (pid by name), without asking again and again."""
 
-    def __init__(self, processes: dict[str, int], resume: str):
+    def __init__(self, processes: dict[str, int], resume: str, stop: StopRequest | None = None):
         self._names = {os.pidfd_open(pid): name for name, pid in processes.items()}
         self._resume = resume
+        self._asked = stop
         self._stopped, self._stop = os.pipe()
 
     def run(self) -> None:
@@ -63,7 +67,7 @@ class Ends:
             poll.register(descriptor, select.POLLIN)
         found = {descriptor for descriptor, _ in poll.poll()}
         if self._stopped not in found:
-            _end(self._names[found.pop()], self._resume)
+            _end(self._names[found.pop()], self._resume, self._asked)
         for descriptor in (*self._names, self._stopped, self._stop):
             os.close(descriptor)
 
@@ -74,10 +78,11 @@ class Ends:
 class Answers:
     """Knocks at the GCS of a cluster, which may be on another machine."""
 
-    def __init__(self, address: str, resume: str):
+    def __init__(self, address: str, resume: str, stop: StopRequest | None = None):
         host, _, port = address.rpartition(":")
         self._place = (host.strip("[]"), int(port))
         self._resume = resume
+        self._asked = stop
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -89,7 +94,7 @@ class Answers:
             except OSError:
                 in_vain += 1
             if in_vain == _KNOCKS and not self._stop.is_set():
-                _end("GCS", self._resume)
+                _end("GCS", self._resume, self._asked)
 
     def stop(self) -> None:
         self._stop.set()
@@ -109,7 +114,7 @@ def _own_gcs(node: "ray._private.node.Node") -> int | None:
     return started[0].process.pid if started else None
 
 
-def _end(what: str, resume: str) -> None:
+def _end(what: str, resume: str, stop: StopRequest | None) -> None:
     """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
     with _silence():  # Ray's own threads are about to print pages
         for process in psutil.Process().children(recursive=True):
@@ -117,9 +122,12 @@ def _end(what: str, resume: str) -> None:
                 process.kill()
     if sys.stderr.isatty():
         os.write(2, b"\033[?25h\n")  # a live display has hidden the cursor
-    say_error(f"Ray's {what} has died, and with it what ran on this Ray; go on by {resume}")
+    why, code = f"Ray's {what} has died", 2
+    if stop is not None and stop():
+        why, code = f"{stop.name} has ended Ray's {what}, too", 128 + stop.number
+    say_error(f"{why}, and with it what ran on this Ray; go on by {resume}")
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Processes of Ray itself die under a run, or a file outside checkpoints cannot be written: one line, the way on."""
 
+import os
 import shlex
+import signal
 
 import psutil
 import pytest
@@ -43,6 +45,18 @@ def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, 
     _, alive = psutil.wait_procs(started, timeout=60)
     assert alive == []
     assert metrics_of(run)
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_at_once_is_one_line_and_its_exit_code(mlpt, tiny, tmp_path):
+    run = tmp_path / "run"
+    process = begun(mlpt, run, *tiny)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143, mlpt.output()
+    assert last_line(mlpt).endswith(f"go on by `mlpt pretrain --resume {run}`")
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,45 @@
+"""A Ray that does not start, or cannot be reached, is one line."""
+
+import contextlib
+import subprocess
+
+import pytest
+import ray
+
+from mlpt.config import RuntimeConfig
+from mlpt.errors import UserError
+from mlpt.runtime import cluster
+from mlpt.runtime.cluster import ray_session
+
+
+def test_a_ray_of_our_own_that_does_not_start_is_one_line(monkeypatch):
+    started = starts(monkeypatch, in_vain=100)
+    with (
+        pytest.raises(UserError, match=r"Ray does not start on this machine \(The current node timed out") as raised,
+        ray_session(RuntimeConfig(), cpus=1),
+    ):
+        pass
+    assert "\n" not in str(raised.value)
+    assert len(started) == 3
+
+
+def test_a_ray_that_starts_late_on_a_busy_machine_is_started_again(monkeypatch):
+    started = starts(monkeypatch, in_vain=1)
+    with ray_session(RuntimeConfig(), cpus=1):
+        assert len(started) == 2
+    assert [process.wait() != 0 for process in started] == [True, False]  # the first was ended, the second was not
+
+
+def starts(monkeypatch, in_vain):
+    """Let so many starts of Ray take too long; the processes that they have started."""
+    started = []
+
+    def start(**settings):
+        nap = "60" if len(started) < in_vain else "0"
+        started.append(subprocess.Popen(["sleep", nap]))
+        if len(started) <= in_vain:
+            raise Exception("The current node timed out during startup. This could happen ...")  # as Ray 2.60 does
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(cluster, "watched", lambda *known: contextlib.nullcontext())
+    return started
