@@ -22,7 +22,6 @@ from mlpt.meta.rules.mixture import MixtureRule, with_floor
 from mlpt.storage.state import State
 
 WEIGHTS = "mixture.weights"
-SCALE_KEPT = 0.99  # share of the old mean square of alignments that an update keeps
 
 
 class Dga(MixtureRule, LookaheadRule):
@@ -32,9 +31,9 @@ class Dga(MixtureRule, LookaheadRule):
 
     class Config(RuleConfig):
         """lr         the paper's eta.
-        scale      `relative` (default): alignments, less their mean over arms, are divided by the root of their running
-                   mean square, so that lr means the same at every scale of losses and gradients; `plain`: as they come.
-        averaging  share of the old average that an update keeps of alignments, which are noisy; 0: each by itself.
+        scale      `relative` (default): alignments, less their mean over arms, are divided by their root mean square, so
+                   that every update counts alike (in early training they are twenty times as large as later);
+                   `plain`: as they come.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
         floor      least probability of an arm.
         smoothing  share of the old mixture that an update keeps (the paper's moving average: .9).
@@ -43,7 +42,6 @@ class Dga(MixtureRule, LookaheadRule):
         rule: Literal["dga"] = "dga"
         lr: float = Field(default=0.2, gt=0, allow_inf_nan=False)
         scale: Literal["relative", "plain"] = "relative"
-        averaging: float = Field(default=0.8, ge=0, lt=1)
         entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False)
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -52,9 +50,6 @@ class Dga(MixtureRule, LookaheadRule):
         super().__init__(config, arms)
         with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
         self._logits = [0.0] * len(arms)  # log alpha but for a constant
-        self._mean = [0.0] * len(arms)  # of alignments, as yet biased to 0
-        self._square = 0.0  # likewise, of their squares over all arms
-        self._updates = 0
 
     def share(self, part: Part, context: MetaContext) -> "_Weights":
         device = next(context.model.parameters()).device
@@ -64,33 +59,30 @@ class Dga(MixtureRule, LookaheadRule):
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         alignments = (-gradients[WEIGHTS].double().cpu()).tolist()
         context.report["alignment"] = dict(zip(self.arms, alignments, strict=True))
-        middle = math.fsum(alignments) / len(alignments)  # the same for all arms: it moves no probability
-        centred = [one - middle for one in alignments]
-        keep, self._updates = self.config.averaging, self._updates + 1
-        self._mean = [keep * old + (1 - keep) * new for old, new in zip(self._mean, centred, strict=True)]
-        square = math.fsum(one * one for one in centred) / len(centred)
-        self._square = SCALE_KEPT * self._square + (1 - SCALE_KEPT) * square
-        step = self.config.lr / (1 - keep**self._updates)
         if self.config.scale == "relative":
-            step /= math.sqrt(self._square / (1 - SCALE_KEPT**self._updates)) or math.inf
+            alignments = relative(alignments)
         pull = entropy_gradient(softmax(self._logits))
         self._logits = [
-            logit + step * mean + self.config.lr * self.config.entropy * flatter
-            for logit, mean, flatter in zip(self._logits, self._mean, pull, strict=True)
+            logit + self.config.lr * (alignment + self.config.entropy * flatter)
+            for logit, alignment, flatter in zip(self._logits, alignments, pull, strict=True)
         ]
         wanted = with_floor(dict(zip(self.arms, softmax(self._logits), strict=True)), self.config.floor)
         keep = self.config.smoothing
         return self.becomes([keep * part.values[arm] + (1 - keep) * wanted[arm] for arm in self.arms], context)
 
     def state(self) -> State:
-        return State(
-            {"logits": self._logits, "mean": self._mean, "square": self._square, "updates": self._updates}
-        )
+        return State({"logits": self._logits})
 
     def load_state(self, state: State) -> None:
-        values = state.values
-        self._logits, self._mean = list(values["logits"]), list(values["mean"])
-        self._square, self._updates = values["square"], values["updates"]
+        self._logits = list(state.values["logits"])
+
+
+def relative(alignments: Sequence[float]) -> list[float]:
+    """Less their mean, which moves no probability, and divided by their root mean square; zeros where all are equal."""
+    middle = math.fsum(alignments) / len(alignments)
+    centred = [one - middle for one in alignments]
+    scale = math.sqrt(math.fsum(one * one for one in centred) / len(centred))
+    return [one / scale if scale > 0 else 0.0 for one in centred]
 
 
 class _Weights(Share):
