@@ -112,7 +112,9 @@ def _write(folder: Path, texts: Texts) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a file, a folder or a URI of text; three for the study")
+    parser.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="a file, a folder or a URI of text; three for the study"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--megabytes", type=float, default=3.0, help="of each domain (default: 3)")
     parser.add_argument("--seed", type=int, default=0)

@@ -31,8 +31,8 @@ class Dga(MixtureRule, LookaheadRule):
 
     class Config(RuleConfig):
         """lr         the paper's eta.
-        scale      `relative` (default): alignments, less their mean over arms, are divided by their root mean square, so
-                   that every update counts alike (in early training they are twenty times as large as later);
+        scale      `relative` (default): alignments, less their mean over arms, are divided by their root mean square,
+                   so that every update counts alike (in early training they are twenty times as large as later);
                    `plain`: as they come.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
         floor      least probability of an arm.

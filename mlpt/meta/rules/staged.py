@@ -1,9 +1,10 @@
 """Rule `staged`: mixtures that the user wrote down, one after another, each until a share of the run is done.
 
-The simplest schedule, and the baseline of rules that claim to find one (general text first, the wanted kind at the end).
+The simplest schedule (general text first, say, and the wanted kind at the end): a baseline for rules that find one.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -47,7 +48,7 @@ class Staged(MixtureRule):
         @classmethod
         def _in_order(cls, stages: list[Stage]) -> list[Stage]:
             ends = [stage.until for stage in stages]
-            if ends[-1] != 1 or any(one >= after for one, after in zip(ends, ends[1:], strict=False)):
+            if ends[-1] != 1 or any(one >= after for one, after in pairwise(ends)):
                 raise ValueError(f"stages end at rising shares of the run, the last at 1, not at {ends}")
             return stages
 
