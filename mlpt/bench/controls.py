@@ -2,9 +2,9 @@
 
     python -m mlpt.bench.controls TEXT TEXT TEXT --out DIR [--megabytes 3] [--seed 0]
 
-DIR/junk      six domains of equal size: the texts themselves (good1, good2, ...), the words of a passage in random order
-              (shuffled), every word replaced by another, always the same (recoded: what the ids of another tokenizer
-              are), and the same twenty lines over and over (repeated).
+DIR/junk      six domains: the texts themselves (good1, good2, ...), passages with their words in random order (shuffled),
+              with every word replaced by another, always the same (recoded: what the ids of another tokenizer are), and
+              of the same twenty lines over and over (repeated).
 DIR/slices    six random slices of all texts together (slice1 to slice6).
 DIR/target    passages of the texts that stand in none of these.
 """
@@ -29,8 +29,9 @@ Texts = dict[str, list[str]]  # passages by the name of their domain
 
 
 def write_controls(sources: Sequence[str], out: Path, size: int, seed: int = 0) -> dict[str, int]:
-    """Write the three folders; `size` is of each domain, in characters. Returns the passages of each domain.
+    """Write the three folders, and return the passages of each domain.
 
+    size  of each domain before it is garbled, in characters.
     Raises `UserError` where the texts are too short.
     """
     generator = random.Random(seed)

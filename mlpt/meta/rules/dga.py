@@ -34,15 +34,21 @@ class Dga(MixtureRule, LookaheadRule):
         scale      `relative` (default): alignments, less their mean over arms, are divided by their root mean square,
                    so that every update counts alike (in early training they are twenty times as large as later);
                    `plain`: as they come.
+        averaging  share of the old average of alignments that an update keeps: a step goes along the average.
+        doubt      steps shrink by max(0, 1 - (doubt se / a_i)^2), with se the standard error of an averaged alignment
+                   a_i by how much those of single updates differ: what noise alone could be moves nothing. 2 asks for
+                   about two standard errors; 0: no shrinking.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
         floor      least probability of an arm.
         smoothing  share of the old mixture that an update keeps (the paper's moving average: .9).
         """
 
         rule: Literal["dga"] = "dga"
-        lr: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+        lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
         scale: Literal["relative", "plain"] = "relative"
-        entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+        averaging: float = Field(default=0.9, ge=0, lt=1)
+        doubt: float = Field(default=2.5, ge=0, allow_inf_nan=False)
+        entropy: float = Field(default=0.3, ge=0, allow_inf_nan=False)
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
 
@@ -50,6 +56,14 @@ class Dga(MixtureRule, LookaheadRule):
         super().__init__(config, arms)
         with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
         self._logits = [0.0] * len(arms)  # log alpha but for a constant
+        self._mean = [0.0] * len(arms)  # running averages of alignments and of their squares, as yet biased to 0
+        self._square = [0.0] * len(arms)
+        self._updates = 0
+
+    @property
+    def _memory(self) -> float:
+        """What the weights of the running averages sum to by now."""
+        return 1 - self.config.averaging**self._updates
 
     def share(self, part: Part, context: MetaContext) -> "_Weights":
         device = next(context.model.parameters()).device
@@ -61,20 +75,47 @@ class Dga(MixtureRule, LookaheadRule):
         context.report["alignment"] = dict(zip(self.arms, alignments, strict=True))
         if self.config.scale == "relative":
             alignments = relative(alignments)
+        self._average(alignments)
+        means = [mean / self._memory for mean in self._mean]
+        error = self._standard_error(means)
         pull = entropy_gradient(softmax(self._logits))
         self._logits = [
-            logit + self.config.lr * (alignment + self.config.entropy * flatter)
-            for logit, alignment, flatter in zip(self._logits, alignments, pull, strict=True)
+            logit + self.config.lr * (shrunk(mean, self.config.doubt * error) + self.config.entropy * flatter)
+            for logit, mean, flatter in zip(self._logits, means, pull, strict=True)
         ]
         wanted = with_floor(dict(zip(self.arms, softmax(self._logits), strict=True)), self.config.floor)
         keep = self.config.smoothing
         return self.becomes([keep * part.values[arm] + (1 - keep) * wanted[arm] for arm in self.arms], context)
 
+    def _average(self, alignments: Sequence[float]) -> None:
+        keep, self._updates = self.config.averaging, self._updates + 1
+        self._mean = [keep * old + (1 - keep) * new for old, new in zip(self._mean, alignments, strict=True)]
+        self._square = [keep * old + (1 - keep) * new**2 for old, new in zip(self._square, alignments, strict=True)]
+
+    def _standard_error(self, means: Sequence[float]) -> float:
+        """Of an averaged alignment: the spread of single ones about their averages, pooled over arms, times the root of
+        what the squares of the averages' weights sum to. Infinite after one update without a spread to judge by."""
+        keep = self.config.averaging
+        squares = (1 - keep) / (1 + keep) * (1 - keep ** (2 * self._updates)) / self._memory**2
+        if squares >= 1:
+            return math.inf
+        spread = math.fsum(one / self._memory - mean**2 for one, mean in zip(self._square, means, strict=True))
+        return math.sqrt(max(0.0, spread) / len(means) * squares / (1 - squares))
+
     def state(self) -> State:
-        return State({"logits": self._logits})
+        return State({"logits": self._logits, "mean": self._mean, "square": self._square, "updates": self._updates})
 
     def load_state(self, state: State) -> None:
-        self._logits = list(state.values["logits"])
+        values = state.values
+        self._logits, self._mean = list(values["logits"]), list(values["mean"])
+        self._square, self._updates = list(values["square"]), values["updates"]
+
+
+def shrunk(mean: float, least: float) -> float:
+    """mean * max(0, 1 - (least / mean)^2), James and Stein's positive part; `mean` itself where least is 0."""
+    if not least >= 0:  # 0 standard errors of an infinite one
+        least = 0.0
+    return mean if least == 0 else 0.0 if abs(mean) <= least else mean * (1 - (least / mean) ** 2)
 
 
 def relative(alignments: Sequence[float]) -> list[float]:
