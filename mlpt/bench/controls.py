@@ -2,9 +2,9 @@
 
     python -m mlpt.bench.controls TEXT TEXT TEXT --out DIR [--megabytes 3] [--seed 0]
 
-DIR/junk      six domains: the texts themselves (good1, good2, ...), passages with their words in random order (shuffled),
-              with every word replaced by another, always the same (recoded: what the ids of another tokenizer are), and
-              of the same twenty lines over and over (repeated).
+DIR/junk      six domains: the texts themselves (good1, good2, ...), passages with their words in random order
+              (shuffled), with every word replaced by another, always the same (recoded: what the ids of another
+              tokenizer are), and of the same twenty lines over and over (repeated).
 DIR/slices    six random slices of all texts together (slice1 to slice6).
 DIR/target    passages of the texts that stand in none of these.
 """

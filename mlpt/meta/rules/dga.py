@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.meta.context import MetaContext
@@ -52,6 +52,12 @@ class Dga(MixtureRule, LookaheadRule):
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
 
+        @model_validator(mode="after")
+        def _judged_by_several(self) -> "Dga.Config":
+            if self.doubt and not self.averaging:
+                raise ValueError("doubt judges an average by several updates: set averaging above 0, or doubt=0")
+            return self
+
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
         with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
@@ -77,10 +83,10 @@ class Dga(MixtureRule, LookaheadRule):
             alignments = relative(alignments)
         self._average(alignments)
         means = [mean / self._memory for mean in self._mean]
-        error = self._standard_error(means)
+        least = self.config.doubt * self._standard_error(means) if self.config.doubt else 0.0
         pull = entropy_gradient(softmax(self._logits))
         self._logits = [
-            logit + self.config.lr * (shrunk(mean, self.config.doubt * error) + self.config.entropy * flatter)
+            logit + self.config.lr * (shrunk(mean, least) + self.config.entropy * flatter)
             for logit, mean, flatter in zip(self._logits, means, pull, strict=True)
         ]
         wanted = with_floor(dict(zip(self.arms, softmax(self._logits), strict=True)), self.config.floor)
@@ -95,10 +101,10 @@ class Dga(MixtureRule, LookaheadRule):
     def _standard_error(self, means: Sequence[float]) -> float:
         """Of an averaged alignment: the spread of single ones about their averages, pooled over arms, times the root of
         what the squares of the averages' weights sum to. Infinite after one update without a spread to judge by."""
+        if self._updates < 2:
+            return math.inf
         keep = self.config.averaging
         squares = (1 - keep) / (1 + keep) * (1 - keep ** (2 * self._updates)) / self._memory**2
-        if squares >= 1:
-            return math.inf
         spread = math.fsum(one / self._memory - mean**2 for one, mean in zip(self._square, means, strict=True))
         return math.sqrt(max(0.0, spread) / len(means) * squares / (1 - squares))
 
@@ -112,10 +118,8 @@ class Dga(MixtureRule, LookaheadRule):
 
 
 def shrunk(mean: float, least: float) -> float:
-    """mean * max(0, 1 - (least / mean)^2), James and Stein's positive part; `mean` itself where least is 0."""
-    if not least >= 0:  # 0 standard errors of an infinite one
-        least = 0.0
-    return mean if least == 0 else 0.0 if abs(mean) <= least else mean * (1 - (least / mean) ** 2)
+    """mean * max(0, 1 - (least / mean)^2), as the positive part of James and Stein's estimator."""
+    return 0.0 if abs(mean) <= least else mean * (1 - (least / mean) ** 2)
 
 
 def relative(alignments: Sequence[float]) -> list[float]:
