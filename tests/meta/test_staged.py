@@ -15,7 +15,9 @@ LAST = {"weights": {"order": 2}}
 
 
 def make_learner(stages, **meta):
-    config = load_settings(MetaConfig, {"interval": 10, "rules": {"mixture": {"rule": "staged", "stages": stages}}, **meta})
+    config = load_settings(
+        MetaConfig, {"interval": 10, "rules": {"mixture": {"rule": "staged", "stages": stages}}, **meta}
+    )
     model = make_encoder(seed=3)
     return MetaLearner(config, model, make_adamw(model), make_sources(), ARMS, seed=7, batch_size=12, steps=100)
 
