@@ -135,6 +135,8 @@ class Updates:
             name: looking[name].descend(policy.parts[name], gradients[name], context)
             if name in looking
             else rule.update(policy.parts[name], evidence, context)
+            if rule.begins(context.step)
+            else policy.parts[name]
             for name, rule in self.rules.items()
         }
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlpt.errors import UserError
+from mlpt.meta.rules.ado import Ado
 from mlpt.meta.rules.base import Rule, RuleConfig
 from mlpt.meta.rules.dga import Dga
+from mlpt.meta.rules.doremi import Doremi
 from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.famo import Famo
 from mlpt.meta.rules.fixed import Fixed
 from mlpt.meta.rules.hypergradient import Hypergradient
+from mlpt.meta.rules.loss_ratio import LossRatio
 from mlpt.meta.rules.mask_scores import MaskScores
 from mlpt.meta.rules.mometas import Mometas
 from mlpt.meta.rules.staged import Staged
@@ -28,6 +31,9 @@ _RULES: tuple[type[Rule], ...] = (
     Famo,
     Hypergradient,
     Dga,
+    Ado,
+    Doremi,
+    LossRatio,
     MaskScores,
     TeacherHard,
     TeacherSoft,

@@ -64,6 +64,11 @@ class Rule:
         """The part before the first update."""
         return Part()
 
+    def begins(self, step: int) -> bool:
+        """Whether updates at this step reach the rule; before that its part stays. (Look-aheads have a start of their
+        own, `meta.lookahead.start`.)"""
+        return True
+
     def apply(self, part: Part, model: Any) -> None:
         """Make `model` obey `part`, in place: on every worker when it is adopted, on the learner before each update."""
 

@@ -18,7 +18,7 @@ from mlpt.meta.context import MetaContext
 from mlpt.meta.engines.base import Outer
 from mlpt.meta.policy import Part
 from mlpt.meta.rules.base import LookaheadRule, RuleConfig, Share, entropy_gradient, softmax
-from mlpt.meta.rules.mixture import MixtureRule, with_floor
+from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.storage.state import State
 
 WEIGHTS = "mixture.weights"
@@ -60,7 +60,6 @@ class Dga(MixtureRule, LookaheadRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
         self._logits = [0.0] * len(arms)  # log alpha but for a constant
         self._mean = [0.0] * len(arms)  # running averages of alignments and of their squares, as yet biased to 0
         self._square = [0.0] * len(arms)
@@ -89,9 +88,7 @@ class Dga(MixtureRule, LookaheadRule):
             logit + self.config.lr * (shrunk(mean, least) + self.config.entropy * flatter)
             for logit, mean, flatter in zip(self._logits, means, pull, strict=True)
         ]
-        wanted = with_floor(dict(zip(self.arms, softmax(self._logits), strict=True)), self.config.floor)
-        keep = self.config.smoothing
-        return self.becomes([keep * part.values[arm] + (1 - keep) * wanted[arm] for arm in self.arms], context)
+        return self.guarded(part, softmax(self._logits), context, self.config.smoothing)
 
     def _average(self, alignments: Sequence[float]) -> None:
         keep, self._updates = self.config.averaging, self._updates + 1
