@@ -33,6 +33,9 @@ class Ado(MixtureRule):
     class Config(Smoothed):
         """credit     exponent of an arm's recent share (published: .5).
         history    share of the old recent shares that an update keeps (published, per step: .9).
+        floor      least probability of an arm.
+        smoothing  share of the old mixture that an update keeps.
+        start      step before which losses are not fitted and the mixture stays as it began.
         """
 
         rule: Literal["ado"] = "ado"

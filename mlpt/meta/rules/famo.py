@@ -27,7 +27,7 @@ class Famo(MixtureRule):
     class Config(Smoothed):
         """lr, decay       the paper's beta and gamma.
         smallest_loss   nats; a loss below counts as this much, lest a solved objective take all the draws.
-        floor           least probability of an objective; smoothing and start as for every rule of the mixture.
+        floor           least probability of an objective.
         dev_batches     meta-dev batches of each objective a measurement, the same before and after.
         dev_batch_size  texts in each; null: the training batch size.
         """

@@ -25,7 +25,10 @@ class LossRatio(MixtureRule):
     name = "loss_ratio"
 
     class Config(Smoothed):
-        """power  how sharply the mixture follows the ratios; 0: uniform (GradNorm's alpha: .12 to 1.5)."""
+        """power      how sharply the mixture follows the ratios; 0: uniform (GradNorm's alpha: .12 to 1.5).
+        floor      least probability of an arm.
+        smoothing  share of the old mixture that an update keeps.
+        """
 
         rule: Literal["loss_ratio"] = "loss_ratio"
         power: float = Field(default=1.0, ge=0, allow_inf_nan=False)
