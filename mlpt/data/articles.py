@@ -15,9 +15,7 @@ RowStyle = Literal["row", "heading", "bare heading"]
 _TITLE = re.compile(r"[ \t]*= (?![= ]).*[^=\s] =[ \t]*")
 _HEADING = re.compile(r"[ \t]*(?:= )+(?![= ]).*[^=\s](?: =)+[ \t]*")  # of any level
 
-LONGEST_TITLE = (
-    250  # characters; twice WikiText's longest. A longer row is a text that begins and ends with equal signs.
-)
+LONGEST_TITLE = 250  # characters, twice WikiText's longest; a longer row is a text between equal signs
 
 
 def row_style(texts: Iterable[str]) -> RowStyle:
