@@ -226,10 +226,13 @@ class RunConfig(Settings):
         return next((name for name, how in smoothed.items() if how.get("reference") == "average"), None)
 
     @classmethod
-    def settings_by_name(cls) -> dict[str, type[Settings]]:
-        """The settings that stand in mappings, by dotted key: where `mlpt.setting_names` goes on looking."""
-        rules = {f"meta.rules.{part}": rule.Config for part, named in RULES.items() for rule in named.values()}
-        return rules | {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
+    def settings_by_name(cls) -> dict[str, list[type[Settings]]]:
+        """The settings that stand in mappings, by dotted key, and what each may be: where `mlpt.setting_names` goes on
+        looking."""
+        rules: dict[str, list[type[Settings]]] = {
+            f"meta.rules.{part}": [rule.Config for rule in named.values()] for part, named in RULES.items()
+        }
+        return rules | {f"objectives.{name}": [objective.Config] for name, objective in OBJECTIVES.items()}
 
 
 def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:

@@ -45,8 +45,9 @@ def entries_of(cls: type[BaseModel], prefix: str = "", only_with: str = "") -> I
         for one in inner:
             yield from entries_of(one, f"{key}.", _choice(one) if len(inner) > 1 else only_with)
     named = getattr(cls, "settings_by_name", None)
-    for name, one in named().items() if named is not None else ():
-        yield from entries_of(one, f"{prefix}{name}.", only_with)
+    for name, several in named().items() if named is not None else ():
+        for one in several:
+            yield from entries_of(one, f"{prefix}{name}.", _choice(one) if len(several) > 1 else only_with)
 
 
 def chosen(cls: type[BaseModel], key: str | None) -> list[Entry]:

@@ -105,8 +105,9 @@ def keys_of(cls: type[BaseModel], prefix: str = "", conditional: bool = False) -
             optional = len(inner) > 1 or field.default is None
             yield from keys_of(one, f"{prefix}{name}.", conditional or optional)
     more = getattr(cls, "settings_by_name", None)
-    for name, one in more().items() if more is not None else ():
-        yield from keys_of(one, f"{prefix}{name}.", conditional=True)
+    for name, several in more().items() if more is not None else ():
+        keys = (key for one in several for key in keys_of(one, f"{prefix}{name}.", conditional=True))
+        yield from {key.name: key for key in keys}.values()
 
 
 def settings_in(annotation: Any) -> list[type[BaseModel]]:

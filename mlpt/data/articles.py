@@ -15,6 +15,8 @@ RowStyle = Literal["row", "heading", "bare heading"]
 _TITLE = re.compile(r"[ \t]*= (?![= ]).*[^=\s] =[ \t]*")
 _HEADING = re.compile(r"[ \t]*(?:= )+(?![= ]).*[^=\s](?: =)+[ \t]*")  # of any level
 
+LONGEST_TITLE = 250  # characters, twice WikiText's longest; a longer row is a text between equal signs
+
 
 def row_style(texts: Iterable[str]) -> RowStyle:
     """What the rows are that a file begins with.
@@ -29,7 +31,7 @@ def row_style(texts: Iterable[str]) -> RowStyle:
             return "row"
     bare = all(line.strip() for line in lines)
     for before, line, after in zip(["", *lines], lines, [*lines[1:], "end"], strict=False):
-        if _opens(before, line, after, bare):
+        if len(line) <= LONGEST_TITLE and _opens(before, line, after, bare):
             return "bare heading" if bare else "heading"
     return "row"
 

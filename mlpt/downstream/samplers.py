@@ -13,7 +13,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from mlpt.errors import UserError
 from mlpt.meta.joint_lookahead import LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Part, Policy
-from mlpt.meta.rules import rule_config
+from mlpt.meta.rules import rule_class, rule_config
 from mlpt.meta.rules.base import RuleConfig
 from mlpt.randomness import numpy_generator
 from mlpt.settings import Settings
@@ -195,7 +195,10 @@ class PolicySampler(_Weighted):
         @field_validator("learner", mode="before")
         @classmethod
         def _resolved(cls, learner: Any) -> Any:
-            return rule_config(MIXTURE, learner, "sampler.learner")
+            found = rule_config(MIXTURE, learner, "sampler.learner")
+            if rule_class(MIXTURE, found.rule).needs_progress:
+                raise ValueError(f"rule '{found.rule}' is of pretraining: take another sampler.learner")
+            return found
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -24,6 +24,7 @@ class MetaContext:
     sources     rows by the name of their source; rules see the train and dev splits.
     batch_size  rows in a training batch.
     step        the snapshot's step.
+    progress    share of the run's steps that are done when the answer is adopted, 0 to 1.
     report      figures for the log, filled by the rules.
     """
 
@@ -36,6 +37,7 @@ class MetaContext:
     seed: int
     batch_size: int
     step: int
+    progress: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
 
     def coming_batch(self, planned: Planned) -> tuple[Batch, torch.Generator]:

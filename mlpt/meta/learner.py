@@ -144,6 +144,8 @@ class Updates:
             name: looking[name].descend(policy.parts[name], gradients[name], context)
             if name in looking
             else rule.update(policy.parts[name], evidence, context)
+            if rule.begins(context.step)
+            else policy.parts[name]
             for name, rule in self.rules.items()
         }
 
@@ -166,6 +168,7 @@ class MetaLearner:
     optimizer   an AdamW over it, with the groups and settings of the workers' own.
     sources     the rows of all arms.
     batch_size  rows in a training batch.
+    steps       of the whole run, for rules that need its progress.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class MetaLearner:
         arms: Arms,
         seed: int,
         batch_size: int,
+        steps: int = 0,
     ):
         self._target = arms.weights(config.weights, "meta.target")
         for name in dict.fromkeys([*arms.trained, *self._target]):
@@ -189,6 +193,7 @@ class MetaLearner:
         self._model, self._optimizer = model, optimizer
         self._arms, self._trained, self._sources = dict(arms.every), list(arms.trained), sources
         self._seed, self._batch_size = seed, batch_size
+        self._lag, self._steps = config.lag, steps
         self._rules = make_rules(config.rules, arms.trained)
         self._updates = Updates(self._rules, config.lookahead)
         self._policy = self._updates.first()
@@ -266,6 +271,7 @@ class MetaLearner:
             self._seed,
             self._batch_size,
             snapshot.step,
+            min(1.0, (snapshot.step + self._lag) / self._steps) if self._steps else 0.0,
         )
 
 

@@ -83,7 +83,8 @@ def build_learner(config: RunConfig, sources: Sources, device: torch.device) -> 
     model = build_model(config, sources).to(device)
     optimizer = make_optimizer(model, config.train.optimizer)
     arms = arms_in(config, sources)
-    return MetaLearner(config.meta, model, optimizer, sources, arms, config.seed, config.train.batch_size)
+    steps = config.train.total_steps(sources.block_size)
+    return MetaLearner(config.meta, model, optimizer, sources, arms, config.seed, config.train.batch_size, steps)
 
 
 def learns(config: RunConfig) -> bool:

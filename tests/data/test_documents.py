@@ -254,6 +254,12 @@ def test_rows_that_are_documents_stay_documents(tmp_path: Path) -> None:
     assert texts(write_parquet(lines, tmp_path), documents="lines") == [line for line in lines if line]
 
 
+def test_a_long_row_between_equal_signs_is_no_title(tmp_path: Path) -> None:
+    passage = " = Title = " + "word " * 300 + "= Section = "  # of a text cut without regard to its lines
+    rows = ["first", passage, "third"]
+    assert texts(write_jsonl(rows, tmp_path)) == rows
+
+
 def test_real_wikitext_is_the_same_from_rows(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "wikitext-2" / "wiki.valid.tokens"
     source = write_parquet(rows_of(path.read_text()), tmp_path)

@@ -33,6 +33,11 @@ SETTINGS = {
         {"rule": "hypergradient", "optimizer": "sgd"},
         {"lookahead": {"engine": "finite_difference", "inner_steps": 2, "start": 5}},
     ),
+    "dga": ({"rule": "dga"}, {"lookahead": {"engine": "one_step", "start": 5}, "target": ["words"]}),
+    "ado": ({"rule": "ado", "start": 0}, {}),
+    "doremi": ({"rule": "doremi", "reference": {"words": 3.0, "noise": 0.5, "order": 0.5}}, {}),
+    "loss_ratio": ({"rule": "loss_ratio"}, {}),
+    "staged": ({"rule": "staged", "stages": [{"until": 0.5, "weights": {"words": 1}}, {"weights": {"order": 1}}]}, {}),
     "mometas, resampled": ({"rule": "mometas", "dev": "resampled", "dev_batch_size": 8, "dev_batches": 2}, {}),
 }
 
@@ -178,7 +183,7 @@ def test_a_source_without_text_is_named(split):
         ({"target": {"words": 0}}, "above 0"),
         ({"target": {"words": "much"}}, "words: much is no weight"),
         ({"target": {"texts": 2}}, "texts: 2.0 is no weight; .*FILE OR FOLDER"),
-        ({"lookahead": {"engine": "magic"}}, "there is no engine 'magic'; there are higher, one_step"),
+        ({"lookahead": {"engine": "magic"}}, "there is no engine 'magic'; there are auto, higher, one_step"),
         ({"lookahead": {"engine": "one_step", "inner_steps": 2}}, "inner_steps=1"),
     ],
 )

@@ -4,13 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlpt.errors import UserError
+from mlpt.meta.rules.ado import Ado
 from mlpt.meta.rules.base import Rule, RuleConfig
+from mlpt.meta.rules.dga import Dga
+from mlpt.meta.rules.doremi import Doremi
 from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.famo import Famo
 from mlpt.meta.rules.fixed import Fixed
 from mlpt.meta.rules.hypergradient import Hypergradient
+from mlpt.meta.rules.loss_ratio import LossRatio
 from mlpt.meta.rules.mask_scores import MaskScores
 from mlpt.meta.rules.mometas import Mometas
+from mlpt.meta.rules.staged import Staged
 from mlpt.meta.rules.teacher_hard import TeacherHard
 from mlpt.meta.rules.teacher_soft import TeacherSoft
 from mlpt.meta.rules.uniform import Uniform
@@ -20,10 +25,15 @@ from mlpt.settings import load_settings
 _RULES: tuple[type[Rule], ...] = (
     Fixed,
     Uniform,
+    Staged,
     Mometas,
     Exp3,
     Famo,
     Hypergradient,
+    Dga,
+    Ado,
+    Doremi,
+    LossRatio,
     MaskScores,
     TeacherHard,
     TeacherSoft,

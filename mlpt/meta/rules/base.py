@@ -28,6 +28,7 @@ class Rule:
     needs_weights  `update` forwards the model: the learner loads the snapshot first.
     needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
     needs_coming   `update` reads `evidence.coming`, the micro-batches of the step to come.
+    needs_progress `update` reads `context.progress`: only pretraining, whose length is known, can have the rule.
     learns_from_draws  what it learns lies in how far chance took the draws from their probabilities; a run whose steps
                        train every arm by its share (train.draw=weighted) has nothing for it.
 
@@ -42,6 +43,7 @@ class Rule:
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
     needs_coming: ClassVar[bool] = False
+    needs_progress: ClassVar[bool] = False
     learns_from_draws: ClassVar[bool] = False
 
     class Config(RuleConfig):
@@ -61,6 +63,11 @@ class Rule:
     def first(self) -> Part:
         """The part before the first update."""
         return Part()
+
+    def begins(self, step: int) -> bool:
+        """Whether updates at this step reach the rule; before that its part stays. (Look-aheads have a start of their
+        own, `meta.lookahead.start`.)"""
+        return True
 
     def apply(self, part: Part, model: Any) -> None:
         """Make `model` obey `part`, in place: on every worker when it is adopted, on the learner before each update."""

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import RuleConfig, softmax
-from mlpt.meta.rules.mixture import MixtureRule
+from mlpt.meta.rules.base import softmax
+from mlpt.meta.rules.mixture import Guarded, MixtureRule
 from mlpt.storage.state import State
 
 
@@ -25,7 +25,7 @@ class Exp3(MixtureRule):
 
     name = "exp3"
 
-    class Config(RuleConfig):
+    class Config(Guarded):
         """smoothing  share of the old reward estimate that an update keeps (published: .9).
         reward     `loss` (published): the mean training loss; `relative` (default): divided by the objective's first
                    one, because objectives, unlike domains, have losses on scales of their own.
@@ -61,7 +61,7 @@ class Exp3(MixtureRule):
         probabilities = softmax([sharpness * one for one in rewards])
         context.report["reward"] = dict(zip(self.arms, rewards, strict=True))
         mixture = [(1 - n * exploration) * one + exploration for one in probabilities]
-        return self.becomes(mixture, context)
+        return self.guarded(part, mixture, context)
 
     def _rate(self, t: int) -> float:
         n = len(self.arms)

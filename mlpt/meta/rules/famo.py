@@ -13,8 +13,8 @@ from pydantic import Field
 
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import RuleConfig, softmax
-from mlpt.meta.rules.mixture import MixtureRule, with_floor
+from mlpt.meta.rules.base import softmax
+from mlpt.meta.rules.mixture import MixtureRule, Smoothed
 from mlpt.storage.state import State
 
 
@@ -24,7 +24,7 @@ class Famo(MixtureRule):
     name = "famo"
     needs_weights = True
 
-    class Config(RuleConfig):
+    class Config(Smoothed):
         """lr, decay       the paper's beta and gamma.
         smallest_loss   nats; a loss below counts as this much, lest a solved objective take all the draws.
         floor           least probability of an objective.
@@ -42,7 +42,6 @@ class Famo(MixtureRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
         self._logits = [0.0] * len(self.arms)
         self._before: dict[str, float] | None = None
         self._sample = 0
@@ -56,10 +55,9 @@ class Famo(MixtureRule):
             logits = step_logits(logits, drops, self.config.lr, self.config.decay)
         weights = [z / current[name] for z, name in zip(softmax(logits), self.arms, strict=True)]
         total = math.fsum(weights)
-        mixture = {name: weight / total for name, weight in zip(self.arms, weights, strict=True)}
         context.report["dev_loss"] = current
         self._logits, self._before, self._sample = logits, current, context.step
-        return self.becomes(list(with_floor(mixture, self.config.floor).values()), context)
+        return self.guarded(part, [weight / total for weight in weights], context, self.config.smoothing)
 
     def _measure(self, context: MetaContext, sample: int) -> dict[str, float]:
         losses = context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, sample, sample)

@@ -1,7 +1,7 @@
 """Rule `fixed`: the mixture that the user wrote down, always. With one arm it is plain pretraining."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import field_validator
@@ -27,19 +27,27 @@ class Fixed(MixtureRule):
         @field_validator("weights")
         @classmethod
         def _proportions(cls, weights: dict[str, float]) -> dict[str, float]:
-            if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(
-                weights.values()
-            ):
-                raise ValueError("give numbers >= 0 of which at least one is above 0, for example {mlm: 3, cse: 1}")
-            return weights
+            return check_weights(weights)
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
         check_arms(config.weights, arms, "meta.rules.mixture.weights")
 
     def first(self) -> Part:
-        total = sum(self.config.weights.values())
-        return Part({arm: self.config.weights.get(arm, 0.0) / total for arm in self.arms})
+        return Part(in_proportion(self.config.weights, self.arms))
 
     def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
         return part
+
+
+def check_weights(weights: dict[str, float]) -> dict[str, float]:
+    """These weights. Raises `ValueError` unless they are numbers >= 0, one of them above 0."""
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights.values()) or not any(weights.values()):
+        raise ValueError("give numbers >= 0 of which at least one is above 0, for example {mlm: 3, cse: 1}")
+    return weights
+
+
+def in_proportion(weights: Mapping[str, float], arms: Sequence[str]) -> dict[str, float]:
+    """The probability of each arm, in proportion to its weight; 0 without one."""
+    total = sum(weights.values())
+    return {arm: weights.get(arm, 0.0) / total for arm in arms}

@@ -16,7 +16,7 @@ from mlpt.meta.engines.base import Outer
 from mlpt.meta.outer_optimizer import OuterOptimizer
 from mlpt.meta.policy import Part
 from mlpt.meta.rules.base import LookaheadRule, RuleConfig, Share, entropy_gradient, softmax
-from mlpt.meta.rules.mixture import MixtureRule, with_floor
+from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.storage.state import State
 
 LOGITS = "mixture.logits"
@@ -46,7 +46,6 @@ class Hypergradient(MixtureRule, LookaheadRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        with_floor(self.first().values, config.floor)  # a floor that does not fit is refused now
         self._logits = [0.0] * len(arms)
         self._outer = OuterOptimizer(config.optimizer, config.lr, BETAS)
 
@@ -62,9 +61,7 @@ class Hypergradient(MixtureRule, LookaheadRule):
         moved, state = self._outer.step(logits, {LOGITS: gradient})
         self._outer.load_state(state)
         self._logits = (moved[LOGITS] + self.config.lr * self.config.entropy * pull).tolist()
-        wanted = with_floor(dict(zip(self.arms, softmax(self._logits), strict=True)), self.config.floor)
-        keep = self.config.smoothing
-        return self.becomes([keep * part.values[arm] + (1 - keep) * wanted[arm] for arm in self.arms], context)
+        return self.guarded(part, softmax(self._logits), context, self.config.smoothing)
 
     def state(self) -> State:
         outer = self._outer.state()

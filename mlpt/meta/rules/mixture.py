@@ -1,12 +1,27 @@
 """What rules of the mixture share: the part holds the probability of each arm that trains."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import MIXTURE, Part
-from mlpt.meta.rules.base import Rule, entropy_of
+from mlpt.meta.rules.base import Rule, RuleConfig, entropy_of
+
+
+class Guarded(RuleConfig):
+    """Guard rails of a rule that looks at losses; one that looks ahead starts at `meta.lookahead.start`."""
+
+    floor: float = Field(default=0.0, ge=0, lt=1, description="least probability of an arm")
+    start: int = Field(default=0, ge=0, description="step before which the mixture stays as it began")
+
+
+class Smoothed(Guarded):
+    """Guard rails of a rule that does not smooth by itself."""
+
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the old mixture that an update keeps")
 
 
 class MixtureRule(Rule):
@@ -14,8 +29,22 @@ class MixtureRule(Rule):
 
     part: ClassVar[str] = MIXTURE
 
+    def __init__(self, config: Any, arms: Sequence[str]):
+        super().__init__(config, arms)
+        # A floor that does not fit is refused now.
+        with_floor(dict.fromkeys(arms, 1 / len(arms)), getattr(config, "floor", 0.0))
+
+    def begins(self, step: int) -> bool:
+        return not isinstance(self.config, Guarded) or step >= self.config.start
+
     def first(self) -> Part:
         return Part({arm: 1 / len(self.arms) for arm in self.arms})
+
+    def guarded(self, part: Part, probabilities: Sequence[float], context: MetaContext, smoothing: float = 0.0) -> Part:
+        """The part after the old one with these probabilities, lifted to the floor of the settings and smoothed."""
+        wanted = with_floor(dict(zip(self.arms, probabilities, strict=True)), self.config.floor)
+        smoothed = [smoothing * part.values[arm] + (1 - smoothing) * wanted[arm] for arm in self.arms]
+        return self.becomes(smoothed, context)
 
     def becomes(self, probabilities: Sequence[float], context: MetaContext) -> Part:
         """The part with these probabilities of the arms, in order, whose entropy in nats it reports."""

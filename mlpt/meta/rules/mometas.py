@@ -14,8 +14,8 @@ from pydantic import Field
 
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import RuleConfig, entropy_gradient, entropy_of, softmax
-from mlpt.meta.rules.mixture import MixtureRule
+from mlpt.meta.rules.base import entropy_gradient, entropy_of, softmax
+from mlpt.meta.rules.mixture import MixtureRule, Smoothed
 from mlpt.storage.state import State
 
 SMOOTHING = 1e-6  # added to the loss drop and to the old loss
@@ -30,7 +30,7 @@ class Mometas(MixtureRule):
     needs_weights = True
     learns_from_draws = True
 
-    class Config(RuleConfig):
+    class Config(Smoothed):
         """lr, gamma           step size on the scores, weight of the entropy (published: .1 and 2).
         dev                    `same` (default): the losses before and after are measured on the same texts with the
                                same corruption, which leaves the sampling noise out of the reward, for twice the
@@ -76,7 +76,7 @@ class Mometas(MixtureRule):
         self._scores = reinforce(self._scores, counts, expected, reward, self.config.lr, self.config.gamma)
         self._before, self._sample = next_before, context.step
         self._updates += 1
-        return self.becomes(softmax(self._scores), context)
+        return self.guarded(part, softmax(self._scores), context, self.config.smoothing)
 
     def _measure(self, context: MetaContext, texts: int, noise: int) -> dict[str, float]:
         return context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, texts, noise)
