@@ -208,15 +208,15 @@ class RunConfig(Settings):
         return rules | {f"objectives.{name}": objective.Config for name, objective in OBJECTIVES.items()}
 
 
-def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:
-    """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, one by one, validated.
+def load_run_config(recipe: str | Mapping[str, Any] | None, *overrides: Mapping[str, Any]) -> RunConfig:
+    """The recipe (a packaged name, a YAML path or values; None: quickstart) with `overrides` laid on it, one by one.
 
     A pretrained model brings its dimensions and its tokenizer: where one of the overrides names a model, what those
     before it said of them falls away, and what it says of them itself is honoured or refused. So do settings of a text
     give way to another text; what is asked of a prepared folder it must have.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
-    values = read_recipe(recipe or "quickstart")
+    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe or "quickstart")
     for one in map(nested, overrides):
         values = _laid_on(values, one)
     config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)

@@ -38,6 +38,7 @@ HEIGHT = {
     "run/launch": 10,
     "bench": 11,
     "studies": 11,
+    "api": 11,
     "cli_options": 12,
     "cli_masks": 12,
     "cli_finetune": 12,
