@@ -133,7 +133,9 @@ def test_task_files_name_the_tasks_that_are_trained_on(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["learning_rates=[1e-3,3e-4]", "optimizer.weight_decay=0.1"]])
 def test_the_settings_that_a_fine_tuning_leaves_can_be_given_back(tmp_path, words):
-    config = settings_from_words(FinetuneConfig, {"model": "m", "tasks": ["docs_package"], "out": "o"}, None, words)
+    config = settings_from(
+        FinetuneConfig, {"model": "m", "tasks": ["docs_package"], "out": "o"}, None, parse_overrides(words)
+    )
     (tmp_path / "finetune.yaml").write_text(config.to_yaml())
     given = read_recipe(str(tmp_path / "finetune.yaml"))
-    assert settings_from_words(FinetuneConfig, given, None, []) == config
+    assert settings_from(FinetuneConfig, given, None, {}) == config
