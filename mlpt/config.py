@@ -20,6 +20,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES, resolve_objective
+from mlpt.reporting.boards import BoardSettings
 from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
@@ -95,10 +96,9 @@ class RuntimeConfig(Settings):
         return max(1, self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1])
 
 
-class ReportConfig(Settings):
+class ReportConfig(BoardSettings):
     """What a run writes besides its results."""
 
-    tensorboard: bool = True
     html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
     licence: str = Field("unknown", description="of the model, for its card: an id that hubs know, such as apache-2.0")
     progress: Literal["auto", "bar", "lines", "off"] = Field(

@@ -17,6 +17,7 @@ from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.objectives import make_objectives
 from mlpt.objectives.prediction import TokenPrediction
+from mlpt.reporting.boards import Boards
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.storage.mirror import Remote
 from mlpt.training.group import Group
@@ -130,7 +131,7 @@ def run_rank(
         tell=tell,
         must_save=must_save,
         should_stop=should_stop,
-        tensorboard=config.report.tensorboard,
+        boards=Boards(config.report, config.name, config.model_dump(mode="json")),
         remote=remote,
         replay_every=config.runtime.replay_every,
         compare_ranks=config.runtime.compare_ranks,

@@ -15,6 +15,7 @@ from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError, resume_command, system_error, told
 from mlpt.logs import logging_to_file
 from mlpt.outputs import forget_replaced, write_file
+from mlpt.reporting.boards import check_boards
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.reporting.text import plain_console, say
@@ -87,6 +88,7 @@ def pretrain(
 
 def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, watch: Watch, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
+    check_boards(config.report)
     with _told_how_to_go_on(run), written_up(run, step, config.report.html, console):
         display = Display(config.report.progress, console, watch.tell)
         with display, _stopped_with_advice(run, step, display) as stop:
