@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlpt.api.finetuning import finetune
     from mlpt.api.masks import export
     from mlpt.api.pretraining import pretrain
+    from mlpt.api.pushing import push
     from mlpt.config import RunConfig, load_run_config
     from mlpt.errors import UserError
     from mlpt.run.callbacks import Callback, Control
@@ -35,6 +36,7 @@ _FROM = {
     "load_run": "mlpt.run.result",
     "load_run_config": "mlpt.config",
     "pretrain": "mlpt.api.pretraining",
+    "push": "mlpt.api.pushing",
 }
 _ROOMS = ("sparsity", "tasks")
 
@@ -47,6 +49,7 @@ __all__ = [  # noqa: RUF022 (as the page that describes them)
     "finetune",
     "evaluate",
     "export",
+    "push",
     "sparsity",
     "tasks",
     "load_run_config",

@@ -44,6 +44,7 @@ HEIGHT = {
     "cli_finetune": 12,
     "cli_suites": 12,
     "cli_question": 12,
+    "cli_push": 12,
     "cli_study": 12,
     "cli_report": 12,
     "cli_settings": 12,
