@@ -4,9 +4,10 @@ VENV ?= .venv
 # Exact versions, so that nothing that was released since changes what runs. `make CONSTRAINTS= ...` takes today's.
 CONSTRAINTS ?= --constraint constraints.txt
 BIN := $(VENV)/bin
+DOCS := build/docs-env
 PIP := $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
 
-.PHONY: install constraints quickstart test golden cluster-test slow lint types bench clean
+.PHONY: install constraints quickstart test docs golden cluster-test slow lint types bench clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +29,15 @@ quickstart: install
 # Two processes: much of the suite waits for others. The tests of a file stay together.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The documentation site, in build/docs; its tools have an environment of their own.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet $(CONSTRAINTS) "mkdocs-material>=9.6,<10"
+	touch $@
 
 # Write down anew the losses that every recipe gives, after a change that is meant to alter them, or new pins.
 golden: install

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlpt import cli_finetune, cli_masks, cli_question, cli_report, cli_settings, cli_study
+from mlpt import cli_finetune, cli_masks, cli_push, cli_question, cli_report, cli_settings, cli_study
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
@@ -42,6 +42,7 @@ for command in (
     cli_masks.prune,
     cli_masks.evaluate,
     cli_masks.export,
+    cli_push.push,
     cli_finetune.finetune,
     cli_study.study,
     cli_report.report,

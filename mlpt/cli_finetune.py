@@ -1,11 +1,10 @@
 """The command `mlpt finetune`. Parse, call, print; `mlpt.cli` adds it."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mlpt.cli_options import Overwrite
-from mlpt.errors import UserError
 
 
 def finetune(
@@ -32,43 +31,24 @@ def finetune(
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
-    from mlpt.config import read_recipe
-    from mlpt.downstream import command
-    from mlpt.outputs import FINE_TUNING, MULTITASK, growing_folder
-    from mlpt.reporting import text
-    from mlpt.reporting.steps import Steps
-    from mlpt.settings import merge, split_words
+    from mlpt.api.finetuning import finetune as run
+    from mlpt.reporting.text import plain_console
+    from mlpt.settings import parse_overrides, split_words
 
     (model, *more), settings = split_words(words)
-    command.refuse_a_task_as_model(model)
-    if preset is not None and multitask:
-        raise UserError("presets are protocols of single tasks; leave out --preset or --multitask")
-    given: dict[str, Any] = {} if preset is None else command.read_preset(preset)
-    given |= read_recipe(model) if model.endswith((".yaml", ".yml")) else {"model": model}
-    given = merge(given, command.tasks_of_files(task_file or []))
     named = [name for word in [*(tasks or []), *more] for name in word.split(",") if name]
-    chosen = {"tasks": named or None, "masks": masks, "dense": dense or None, "out": out}
-    given = {"out": "finetuned", **given, **{name: value for name, value in chosen.items() if value is not None}}
-    with Steps() as steps:
-
-        def say(line: str) -> None:
-            steps.clear()
-            text.say(line)
-
-        if multitask:
-            from mlpt.downstream.multitask.config import MultitaskConfig
-            from mlpt.downstream.multitask.run import run_multitask
-            from mlpt.run.saved import resolve_model
-
-            joint = command.settings_from_words(MultitaskConfig, given, data_dir, settings)
-            joint = joint.model_copy(update={"model": resolve_model(joint.model, say)})
-            with growing_folder(joint.out, MULTITASK, overwrite):
-                run_multitask(joint, say=say, show=steps.show)
-        else:
-            from mlpt.downstream.config import FinetuneConfig
-            from mlpt.runtime.finetune import finetune_cells
-
-            cells = command.settings_from_words(FinetuneConfig, given, data_dir, settings)
-            asked = {"finetune.yaml": cells.to_yaml()}
-            with growing_folder(cells.out, FINE_TUNING, overwrite, asked):
-                finetune_cells(cells, workers, say=say, show=steps.show)
+    run(
+        model,
+        named,
+        data_dir=data_dir,
+        task_file=task_file or (),
+        preset=preset,
+        masks=masks,
+        dense=dense,
+        out=out,
+        multitask=multitask,
+        workers=workers,
+        overwrite=overwrite,
+        console=plain_console(),
+        settings=parse_overrides(settings),
+    )

@@ -1,7 +1,5 @@
 """The commands about sparse subnetworks: prune, masks, evaluate, export. Parse, call, print; `mlpt.cli` adds them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +16,6 @@ Model = Annotated[str, typer.Argument(help="a run (or RUN@best, RUN@step=500), a
 Dense = Annotated[bool, typer.Option("--dense", help="leave the masks beside the model's weights aside")]
 ByPosition = Annotated[bool, typer.Option("--by-position", help="pair matrices by order, as published")]
 
-EXPORTED = "export.json"  # says what a folder was exported from; written last
-_FILES = (".safetensors", ".pt", ".npy")  # of masks; any other name is a folder's
-
 
 def prune(
     model: Model,
@@ -34,16 +29,14 @@ def prune(
     overwrite: Overwrite = False,
 ) -> None:
     """One-shot masks of a model. Trained and iterative ones: mlpt pretrain tamt_mlm, tamt_kd, tamt_imp, ..."""
-    from mlpt.run.saved import resolve_model
-    from mlpt.sparsity import commands
+    from mlpt.api import masks
 
     chosen: Any = {
         "scope": one_of("scope", scope, ("local", "global")),
         "structured": None if structured is None else one_of("structured", structured, ("heads", "neurons")),
     }
-    with _place_of_masks(out, overwrite) as place:
-        found = resolve_model(model, say)
-        made = commands.prune(found, method, sparsity, str(place), seed, modules=modules, **chosen)
+    given: Any = {"method": method, "modules": modules, "seed": seed, "overwrite": overwrite, "say": say}
+    made = masks.prune(model, sparsity, out, **given, **chosen)
     say(f"{made['file']}: {made['method']} masks, density {made['density']:.4f} over {len(made['layers'])} matrices")
 
 
@@ -56,12 +49,12 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     """Jaccard similarity of kept weights: each pair of files, mean over matrices."""
-    from mlpt.sparsity.commands import compare_files
+    from mlpt.api.masks import compare_masks
     from mlpt.sparsity.compare import plot_comparison
 
     file = json_file(json, overwrite, "names", "means", "matrices")
     image = result_file(plot, overwrite, _is_drawn)
-    comparison = compare_files(files, _pairing(by_position))
+    comparison = compare_masks(files, pairing=_pairing(by_position))
     for name, means in zip(comparison.names, comparison.means, strict=True):
         say("  ".join([*(f"{mean:.4f}" for mean in means), name]))
     if file is not None:
@@ -79,10 +72,10 @@ def distance(
     overwrite: Overwrite = False,
 ) -> None:
     """How far masks have moved from a reference (1 - similarity), by step."""
-    from mlpt.sparsity.commands import distance_files
+    from mlpt.api.masks import mask_distances
 
     file = json_file(json, overwrite, "file", "step", "distance")
-    rows = distance_files(reference, files, _pairing(by_position))
+    rows = mask_distances(reference, files, pairing=_pairing(by_position))
     for row in rows:
         say(f"step {row['step']:>8}  similarity {row['similarity']:.4f}  distance {row['distance']:.4f}  {row['file']}")
     _write(file, rows)
@@ -95,10 +88,10 @@ def show(
     overwrite: Overwrite = False,
 ) -> None:
     """What mask files say of themselves: method, target, density of every matrix."""
-    from mlpt.sparsity import commands
+    from mlpt.api.masks import describe_masks
 
     file = json_file(json, overwrite, "file", "method", "layers")
-    rows = commands.show(files)
+    rows = describe_masks(files)
     for row in rows:
         say(f"{row['file']}: method {row['method']}, sparsity {row['sparsity']}, density {row['density']:.4f}")
         for name, layer in row["layers"].items():
@@ -120,15 +113,11 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Masks from one format to the other: bits with a description, or a published dict of bool tensors."""
-    from mlpt.run.saved import resolve_model
-    from mlpt.sparsity import commands
+    from mlpt.api.masks import convert_masks
 
-    if another_base and model is None:
-        raise UserError("--another-base says for which weights the masks are meant; name them by --model")
-    chosen: Any = f".{one_of('suffix', suffix.removeprefix('.'), ('weight', 'weight_mask'))}"
-    with _place_of_masks(out, overwrite) as place:
-        base = None if model is None else resolve_model(model, say)
-        made = commands.convert(file, str(place), chosen, base, another_base)
+    chosen: Any = one_of("suffix", suffix.removeprefix("."), ("weight", "weight_mask"))
+    given: Any = {"model": model, "another_base": another_base, "overwrite": overwrite, "say": say}
+    made = convert_masks(file, out, suffix=chosen, **given)
     say(f"{made['file']}: density {made['density']:.4f} over {made['matrices']} matrices")
 
 
@@ -175,8 +164,7 @@ def evaluate(
     if len(models) > 1 or settings:
         raise UserError("several models and --set belong to --suite; give one model for its losses")
     (model,) = models
-    from mlpt.run.saved import blocks_of_run, resolve_model
-    from mlpt.sparsity.commands import evaluate_files
+    from mlpt.api.evaluation import losses
 
     chosen: Any = {
         "split": one_of("split", split, ("train", "dev", "test")),
@@ -186,10 +174,9 @@ def evaluate(
         "batch_size": batch_size,
     }
     file = json_file(json, overwrite, "mlm_loss", "perplexity")
-    where = blocks or blocks_of_run(model)
-    values = evaluate_files(resolve_model(model, say), where, masks, seed=seed, dense=dense, **chosen)
-    losses = f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}"
-    say(f"{losses}, density {values['density']:.4f}; {values['blocks']:,} blocks of {values['split']}")
+    values = losses(model, blocks, masks, say, seed=seed, dense=dense, **chosen)
+    told = f"mlm loss {values['mlm_loss']:.4f} nats, perplexity {values['perplexity']:.2f}"
+    say(f"{told}, density {values['density']:.4f}; {values['blocks']:,} blocks of {values['split']}")
     if values["masks"] is not None:
         say(f"masks: {values['masks']}")
         say(f"kd loss against the dense model: cosine {values['kd_cosine']:.5f}, mse {values['kd_mse']:.5f}")
@@ -213,16 +200,11 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """A folder that other programs load. Zeros make no model faster; removed heads and neurons do."""
-    from mlpt.reporting.card import run_of_model, write_card
-    from mlpt.run.saved import resolve_model
-    from mlpt.sparsity.commands import export_files
+    from mlpt.api.masks import export as run
 
     file = json_file(json, overwrite, "folder", "loader")
-    with outputs.new_folder(out, outputs.EXPORT, overwrite, EXPORTED) as folder:
-        source = resolve_model(model, say)
-        made = export_files(source, str(folder), masks, heads, neurons, dense)
-        write_card(folder, run_of_model(Path(source)), made)
-        outputs.write_json(folder / f"{EXPORTED}.unfinished", {"model": model, **made})
+    chosen: Any = {"masks": masks, "heads": heads, "neurons": neurons, "dense": dense}
+    made = run(model, out, overwrite=overwrite, say=say, **chosen)
     say(f"{made['folder']}: load it with {made['loader']}")
     if made["masks"] is not None:
         say(f"with the masks of {made['masks']}")
@@ -247,36 +229,6 @@ def one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
 def _write(file: Path | None, value: Any) -> None:
     if file is not None:
         outputs.write_json(file, value)
-
-
-@contextmanager
-def _place_of_masks(out: str, overwrite: bool) -> Iterator[Path]:
-    """Where masks may be written: a file of its own, with the description beside it, or a folder."""
-    from mlpt.sparsity.artefacts import description_path
-
-    if Path(out).suffix not in _FILES:
-        with outputs.new_folder(out, outputs.MASKS, overwrite) as folder:
-            yield folder
-        return
-    file = outputs.check_file(out, overwrite, _is_mask)
-    if file.suffix == ".safetensors":
-        outputs.check_file(description_path(file), overwrite, _is_description)
-    yield file
-
-
-def _is_mask(path: Path) -> bool:
-    from mlpt.sparsity.artefacts import load_masks
-    from mlpt.sparsity.structured import load_group_mask
-
-    try:
-        load_group_mask(path) if path.suffix == ".npy" else load_masks(path)
-    except UserError:
-        return False
-    return True
-
-
-def _is_description(path: Path) -> bool:
-    return outputs.is_json_of(path, ("format", "layers", "density"))
 
 
 def _is_drawn(path: Path) -> bool:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlpt.api.evaluation import folders_of
 from mlpt.downstream.suite_report import report
 from mlpt.downstream.suites import build_suites, choose_suites, measure
-from mlpt.errors import UserError
 from mlpt.outputs import write_json
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import say
-from mlpt.run.saved import resolve_model
 
 
 def evaluate_suites(
@@ -22,9 +21,7 @@ def evaluate_suites(
     json_file: Path | None,
 ) -> None:
     """Measure every model by every suite and print the tables; `json_file` grows with each suite that is done."""
-    if len(set(models)) < len(models):
-        raise UserError("a model is named twice; name each once")
-    folders = {model: resolve_model(model, say) for model in models}
+    folders = folders_of(models, say)
     built = build_suites(choose_suites(suites), settings)
     results: dict[str, Any] = {}
     try:

@@ -21,6 +21,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES, resolve_objective
+from mlpt.reporting.boards import BoardSettings
 from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
@@ -100,10 +101,9 @@ class RuntimeConfig(Settings):
         return max(1, self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1])
 
 
-class ReportConfig(Settings):
+class ReportConfig(BoardSettings):
     """What a run writes besides its results."""
 
-    tensorboard: bool = True
     html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
     licence: str = Field("unknown", description="of the model, for its card: an id that hubs know, such as apache-2.0")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
@@ -235,15 +235,15 @@ class RunConfig(Settings):
         return rules | {f"objectives.{name}": [objective.Config] for name, objective in OBJECTIVES.items()}
 
 
-def load_run_config(recipe: str | None, *overrides: Mapping[str, Any]) -> RunConfig:
-    """The recipe (a packaged name or a YAML path; None: quickstart) with `overrides` laid on it, one by one, validated.
+def load_run_config(recipe: str | Mapping[str, Any] | None, *overrides: Mapping[str, Any]) -> RunConfig:
+    """The recipe (a packaged name, a YAML path or values; None: quickstart) with `overrides` laid on it, one by one.
 
     A pretrained model brings its dimensions and its tokenizer: where one of the overrides names a model, what those
     before it said of them falls away, and what it says of them itself is honoured or refused. So do settings of a text
     give way to another text; what is asked of a prepared folder it must have.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
-    values = read_recipe(recipe or "quickstart")
+    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe or "quickstart")
     for one in map(nested, overrides):
         values = _laid_on(values, one)
     config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)

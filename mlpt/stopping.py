@@ -37,14 +37,24 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop. Handlers are installed in the main thread alone."""
+    """Whether a signal, or a callback, has asked this process to stop. Handlers are in the main thread alone."""
 
     def __init__(self, say: Callable[[str], None]):
         self._say = say
         self._number: int | None = None
+        self._asked = False
         self._trains = False
 
     def __call__(self) -> bool:
+        return self._asked or self.signalled
+
+    def ask(self) -> None:
+        """Let training finish the step under way and end with a checkpoint, as after a first signal."""
+        self._asked = True
+
+    @property
+    def signalled(self) -> bool:
+        """Whether it was a signal."""
         return self._number is not None
 
     @property
@@ -54,8 +64,8 @@ class StopRequest:
 
     @property
     def name(self) -> str:
-        """Its name, such as SIGTERM."""
-        return signal.Signals(self.number).name
+        """Its name, such as SIGTERM; or that it was a callback."""
+        return signal.Signals(self.number).name if self.signalled or not self._asked else "a callback"
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -47,6 +47,7 @@ def test_make_installs_torch_first_and_alone_and_all_of_it_under_the_constraints
         "--upgrade pip",
         f'"{next(one for one in REQUIREMENTS if one.startswith("torch"))}"',
         '--editable ".[dev]"',
+        f'$(DOCS)/bin/python -m pip install --quiet $(CONSTRAINTS) "{EXTRAS["docs"][0]}"',
     ]
     assert re.search(r"^PIP := .* \$\(CONSTRAINTS\)$", recipe, re.MULTILINE)
     assert re.search(r"^CONSTRAINTS \?= --constraint constraints.txt$", recipe, re.MULTILINE)

@@ -129,7 +129,7 @@ class CellRun:
         position = self._resume()
         identity = self.cell.identity(self.prepared.contents) | {NAMED: self.cell.named()}
         (self.cell.folder / SETTINGS).write_text(json.dumps(identity, indent=1))
-        self.tracker = Tracker(self.cell.folder, self.step, position, tensorboard=False)
+        self.tracker = Tracker(self.cell.folder, position)
         begun, first_step = time.perf_counter(), self.step
         try:
             self._train()

@@ -1,6 +1,6 @@
 """From the words of `mlpt finetune` to its settings: presets, task files, options and `key=value`, in this order."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mlpt.errors import UserError
-from mlpt.settings import Settings, load_settings, merge, parse_overrides
+from mlpt.settings import Settings, load_settings, merge
 from mlpt.tasks import TASKS, read_task_file
 
 S = TypeVar("S", bound=Settings)
@@ -49,12 +49,12 @@ def refuse_a_task_as_model(model: str) -> None:
         )
 
 
-def settings_from_words(cls: type[S], given: Mapping[str, Any], data_dir: str | None, words: Iterable[str]) -> S:
-    """`cls` from what options gave, the task files' folder, and `key=value` words. Raises `UserError`."""
+def settings_from(cls: type[S], given: Mapping[str, Any], data_dir: str | None, settings: Mapping[str, Any]) -> S:
+    """`cls` from what options gave, the task files' folder, and settings by key. Raises `UserError`."""
     values = dict(given)
     if data_dir is not None:
         values = merge(values, {"source": {"data_dir": data_dir}})
-    values = merge(values, parse_overrides(words))
+    values = merge(values, settings)
     if not values.get("tasks"):
         raise UserError("no task is named; say which, for example --tasks sst2,rte, or --task-file task.yaml")
     return load_settings(cls, values)

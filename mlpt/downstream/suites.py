@@ -62,12 +62,12 @@ def choose_suites(words: Iterable[str]) -> list[Chosen]:
     return chosen
 
 
-def build_suites(chosen: Sequence[Chosen], settings: Iterable[str] = ()) -> dict[str, Suite]:
-    """The suites with their data read. `settings`: `SUITE.KEY=VALUE` words.
+def build_suites(chosen: Sequence[Chosen], settings: Iterable[str] | Mapping[str, Any] = ()) -> dict[str, Suite]:
+    """The suites with their data read. `settings`: `SUITE.KEY=VALUE` words, or the same as nested mappings.
 
     Raises `UserError` for settings of a suite that wasn't chosen, unknown keys, and bad data, by the suite's name.
     """
-    given = parse_overrides(settings)
+    given = settings if isinstance(settings, Mapping) else parse_overrides(settings)
     names = [one.name for one in chosen]
     for name, values in given.items():
         if name not in names or not isinstance(values, Mapping):

@@ -27,7 +27,7 @@ RUN = Kind(
     results=("metrics.jsonl", "checkpoints/step_*", "model/*", "summary.json"),
     contents=(
         *("config.yaml", "metrics.jsonl", "summary.json", "blocks.json", "run.json", "report.html", "mixture.json"),
-        "history.json",
+        *("history.json", "boards.json", "wandb"),
         *("tensorboard", "policies", "checkpoints", "model", "models", "masks", "logs"),
     ),
 )

@@ -21,7 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from mlpt.reporting.text import plain_console, printable, say
+from mlpt.reporting.text import has_bars, plain_console, printable, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -29,9 +29,16 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Display:
     """Takes the loop's events, whatever process they come from, and shows them. Use it as a context manager."""
 
-    def __init__(self, mode: Literal["auto", "bar", "lines", "off"] = "auto", console: Console | None = None):
+    def __init__(
+        self,
+        mode: Literal["auto", "bar", "lines", "off"] = "auto",
+        console: Console | None = None,
+        also: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    ):
+        """`also` hears every event, after it was shown."""
+        self._also = also
         self.console = console or plain_console(stderr=True)
-        self.mode = ("bar" if self.console.is_terminal else "lines") if mode == "auto" else mode
+        self.mode = ("bar" if has_bars(self.console) else "lines") if mode == "auto" else mode
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -127,6 +134,7 @@ class Display:
             self.say(f"resumed at step {event['step']}")
         elif kind == "policy":
             self._latest["policy"] = event["policy"]
+        self._also(event)
 
     def _step(self, event: Mapping[str, Any]) -> None:
         now = time.monotonic()

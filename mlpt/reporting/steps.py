@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from mlpt.reporting.text import plain_console, say
+from mlpt.reporting.text import has_bars, plain_console, say
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -36,7 +36,7 @@ class Steps:
             self.clear()
             self._what, self._begun, self._last_line = what, (now, done), now
         told = ", ".join(part for part in (note, f"time left {self._left(now, done, total)}") if part)
-        if self.console.is_terminal:
+        if has_bars(self.console):
             self._draw(done, total, told)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now

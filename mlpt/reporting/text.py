@@ -3,6 +3,7 @@
 import sys
 import textwrap
 import unicodedata
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,11 @@ from rich.text import Text
 def plain_console(*, stderr: bool = False, **options: Any) -> Console:
     """A console that takes no text for markup, emoji codes or something to be coloured."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+
+def has_bars(console: Console) -> bool:
+    """True where a progress bar can be redrawn: on a terminal, and in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def say(text: str, console: Console | None = None, whole: bool = False) -> None:

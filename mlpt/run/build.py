@@ -21,6 +21,7 @@ from mlpt.objectives import make_objectives
 from mlpt.objectives.base import Objective
 from mlpt.objectives.labelled import FittedTask, Labelled
 from mlpt.objectives.prediction import TokenPrediction
+from mlpt.reporting.boards import Boards
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
 from mlpt.storage.mirror import Remote
 from mlpt.tasks import whole_task
@@ -153,7 +154,7 @@ def run_rank(
         tell=tell,
         must_save=must_save,
         should_stop=should_stop,
-        tensorboard=config.report.tensorboard,
+        boards=Boards(config.report, config.name, config.model_dump(mode="json")),
         remote=remote,
         replay_every=config.runtime.replay_every,
         compare_ranks=config.runtime.compare_ranks,

@@ -1,17 +1,11 @@
-"""From a recipe to a finished run: the steps behind `mlpt pretrain`, and the function to call from Python.
-
-from mlpt.run.launch import pretrain
-run = pretrain("quickstart", {"train": {"steps": 200}})
-print(run.summary["held_out"], run.folder / "model")
-"""
+"""From a recipe to a finished run: the steps behind `mlpt pretrain` and `mlpt.pretrain`."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +15,15 @@ from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError, resume_command, system_error, told
 from mlpt.logs import logging_to_file
 from mlpt.outputs import forget_replaced, write_file
+from mlpt.reporting.boards import check_boards
 from mlpt.reporting.display import Display
 from mlpt.reporting.summary import print_summary
 from mlpt.reporting.text import plain_console, say
 from mlpt.run.blocks import blocks_of, with_target_texts
 from mlpt.run.build import run_rank, threads_of
+from mlpt.run.callbacks import Watch
 from mlpt.run.folder import RunDir, new_run, open_run
+from mlpt.run.result import Run
 from mlpt.run.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
 from mlpt.run.saved import with_model_of_run
 from mlpt.run.writing_up import say_report, written_up
@@ -37,21 +34,8 @@ from mlpt.storage.mirror import fetch_log, send_log
 from mlpt.training.group import Group, default_device
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder (the model is in `folder`/model) and its summary (plain JSON values).
-
-    folder  where it lies on this machine; of a run at a URI the working folder.
-    name    its URI if it has one, else the folder.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-    name: str
-
-
 def pretrain(
-    recipe: str | None = None,
+    recipe: str | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
     resume: str | os.PathLike[str] | None = None,
@@ -59,8 +43,9 @@ def pretrain(
     overwrite: bool = False,
     console: Console | None = None,
     debug: bool = False,
+    watch: Watch | None = None,
 ) -> Run:
-    """Pretrain by a recipe (a packaged name or a YAML file; None: quickstart) with `settings` laid on it.
+    """Pretrain by a recipe (a packaged name, a YAML file or its values; None: quickstart) with `settings` laid on it.
 
     resume     the folder or URI of a run to go on with, from its last whole checkpoint; a finished one is shown again.
                What may be set anew is where it runs, and what counts from here on: its length, and what rescues a run
@@ -68,17 +53,18 @@ def pretrain(
     restart    begin the run of `resume` again, at step 0; what it has made goes.
     overwrite  replace an earlier run in `run_dir`.
     console    where progress and the summary go; None: standard error.
+    watch      hears of the run while it trains, and may ask it to stop.
     Raises `UserError` in one line for anything that the caller can put right, and `Stopped`, a KeyboardInterrupt, once
     a SIGINT or SIGTERM has ended the run, everything saved.
     """
-    console = console or plain_console(stderr=True)
+    console, watch = console or plain_console(stderr=True), watch or Watch()
     if resume is None:
         if restart:
             raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
         config = load_run_config(recipe, settings or {})
         config = with_model_of_run(config, lambda text: say(text, console))
         with new_run(config, overwrite) as run:
-            return _run(config, run, console, debug)
+            return _run(config, run, console, debug, watch)
     if recipe is not None:
         raise UserError(f"--resume takes the run's own configuration; leave out '{recipe}'")
     if overwrite:
@@ -97,18 +83,22 @@ def pretrain(
         if restart:
             run = begin_again(run)
         say_what_changes(run, before, config, step, lambda text: say(text, console))
-        return _run(config, run, console, debug, step)
+        return _run(config, run, console, debug, watch, step)
 
 
-def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, step: int = 0) -> Run:
+def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, watch: Watch, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
+    check_boards(config.report)
     with _told_how_to_go_on(run), written_up(run, step, config.report.html, console):
-        with Display(config.report.progress, console) as display, _stopped_with_advice(run, step, display) as stop:
+        display = Display(config.report.progress, console, watch.tell)
+        with display, _stopped_with_advice(run, step, display) as stop:
             display.say(f"run: {run.name}")
             if run.remote is not None:
                 display.say(f"working folder on this machine: {run.folder}")
                 shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
-            train = _in_this_process if config.runtime.num_workers == 0 else _on_ray
+            alone = config.runtime.num_workers == 0
+            watch.begin(run.name, stop, in_process=alone)
+            train = partial(_in_this_process, must_save=watch.must_save) if alone else _on_ray
             summary = train(config, run, display, debug, stop)
         write_file(run.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         print_summary(summary, run.name, console)
@@ -157,7 +147,12 @@ def _stopped_with_advice(run: RunDir, step: int, display: Display) -> Iterator[S
 
 
 def _in_this_process(
-    config: RunConfig, run: RunDir, display: Display, debug: bool, stop: StopRequest
+    config: RunConfig,
+    run: RunDir,
+    display: Display,
+    debug: bool,
+    stop: StopRequest,
+    must_save: Callable[[int], bool],
 ) -> dict[str, Any]:
     """The run without Ray, for a debugger: one rank, and the in-process twin of the meta-learner's actor."""
     blocks = blocks_of(config, run.folder, display)
@@ -171,7 +166,16 @@ def _in_this_process(
     try:
         group = Group(device=default_device())
         with logging_to_file(log), stop.training():
-            return run_rank(config, blocks, run.folder, group, tell=display.handle, should_stop=stop, remote=run.remote)
+            return run_rank(
+                config,
+                blocks,
+                run.folder,
+                group,
+                tell=display.handle,
+                must_save=must_save,
+                should_stop=stop,
+                remote=run.remote,
+            )
     finally:
         torch.set_num_threads(threads)
         send_log(run.remote, log)

@@ -7,6 +7,7 @@ from typing import Any
 from mlpt.config import RunConfig
 from mlpt.data.manifest import read_manifest
 from mlpt.errors import UserError, pretrain_command, resume_command
+from mlpt.reporting.boards import RECORDS as BOARDS
 from mlpt.reporting.history import REPORT
 from mlpt.run.folder import CONFIG, RunDir
 from mlpt.settings import load_settings, merge
@@ -30,7 +31,10 @@ _FROM_HERE = (
     "train.optimizer.lr",
     "train.schedule.length",
 )
-_LEFT_BEHIND = ("checkpoints", "metrics.jsonl", SUMMARY, REPORT, "policies", "masks", "model", "tensorboard")
+_LEFT_BEHIND = (
+    *("checkpoints", "metrics.jsonl", SUMMARY, REPORT, "policies", "masks", "model", "tensorboard"),
+    *(BOARDS, "wandb"),
+)
 
 
 def summary_of(run: RunDir, config: RunConfig) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ class Hub:
         self._stopping = False
 
     def push(self, event: Event) -> None:
+        self._trains = True
         self._events.append(event)
 
     def drain(self) -> list[Event]:

@@ -20,6 +20,7 @@ from mlpt.errors import UserError, resume_command
 from mlpt.meta.policy import MIXTURE, Planned
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address
+from mlpt.reporting.boards import Boards
 from mlpt.stopping import RunStopped
 from mlpt.storage.checkpoint import Checkpoint
 from mlpt.storage.mirror import Remote, run_checkpoints
@@ -57,7 +58,7 @@ class Loop:
         tell: Callable[[Event], None] = lambda event: None,
         must_save: Callable[[int], bool] = lambda step: False,
         should_stop: Callable[[], bool] = lambda: False,
-        tensorboard: bool = True,
+        boards: Boards | None = None,
         remote: Remote | None = None,
         replay_every: int | None = None,
         compare_ranks: bool = True,
@@ -88,7 +89,7 @@ class Loop:
         self.training, self.busy = Stopwatch(), Stopwatch()
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
-        self._tensorboard = tensorboard
+        self._boards = boards
         self._forward = wrapped(self.model, config.compile, group, self._warn)
         self._meter = Meter()
         self._window: dict[str, Seen] = {}  # losses since the last log line
@@ -105,9 +106,11 @@ class Loop:
         the whole run, over all resumes. Raises `RunStopped`, with everything saved, when it should stop.
         """
         resumed_at = self._restore()
-        tracker = (
-            Tracker(self.run_dir, resumed_at, self._metrics_bytes, self._tensorboard) if self.group.leads else None
-        )
+        tracker = None
+        if self.group.leads:
+            if self._boards is not None:
+                self._boards.open(self.run_dir, resumed_at, self._warn)
+            tracker = Tracker(self.run_dir, self._metrics_bytes, self._boards)
         try:
             if self.outer.learns:
                 self._say_doing("starting the meta-learner")

@@ -1,4 +1,4 @@
-"""The run's figures: `metrics.jsonl`, TensorBoard and the versions of the policy. Rank 0 writes them."""
+"""The run's figures: `metrics.jsonl`, the boards and the versions of the policy. Rank 0 writes them."""
 
 import json
 import os
@@ -6,31 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from mlpt.meta.policy import Policy
+from mlpt.reporting.boards import Boards
 
 
 class Tracker:
-    """Appends one JSON object a line to `metrics.jsonl`; numbers also go to TensorBoard.
+    """Appends one JSON object a line to `metrics.jsonl`; numbers also go to `boards`, which are open.
 
     A resumed run first cuts the file back to where it was at the checkpoint, so that everything stands in it once.
     """
 
-    def __init__(self, run_dir: Path, resumed_at: int, position: int, tensorboard: bool = True):
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, position: int, boards: Boards | None = None):
+        self.run_dir, self._boards, self._finished = run_dir, boards, False
         self._file = open(run_dir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (closed by `close`)
         if os.path.getsize(run_dir / "metrics.jsonl") > position:
             self._file.truncate(position)
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_at or None)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Record `values` of `step`; nested mappings of numbers become `a/b` in TensorBoard."""
+        """Record `values` of `step`."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, number in _flat(values):
-                self._board.add_scalar(name, number, step)
+        self._finished = self._finished or "held_out" in values  # measured when training is over
+        if self._boards is not None:
+            self._boards.add(step, values)
 
     def position(self) -> int:
         """Bytes written to `metrics.jsonl` so far."""
@@ -49,18 +45,8 @@ class Tracker:
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            flat.append((f"{prefix}{name}", float(value)))
-    return flat
+        if self._boards is not None:
+            self._boards.close(self._finished)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ from typer.testing import CliRunner
 
 from mlpt.cli import app
 from mlpt.config import read_recipe, recipe_names
-from mlpt.downstream.command import preset_names, read_preset, settings_from_words, tasks_of_files
+from mlpt.downstream.command import preset_names, read_preset, settings_from, tasks_of_files
 from mlpt.downstream.config import FinetuneConfig, for_task
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.errors import UserError
+from mlpt.settings import parse_overrides
 from mlpt.sparsity.optim import TransformersAdamW
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.schedule import learning_rate
@@ -17,7 +18,7 @@ from mlpt.training.schedule import learning_rate
 
 def configured(preset: str = "", *words: str, **given: object) -> FinetuneConfig:
     values = {"model": "m", **(read_preset(preset) if preset else {"tasks": ["sst2"]}), **given}
-    return settings_from_words(FinetuneConfig, values, None, words)
+    return settings_from(FinetuneConfig, values, None, parse_overrides(words))
 
 
 # Specification of TAMT, B10, B11: task, rate, batch, epochs, tokens, evaluation every (None: each epoch), seeds, rows.
@@ -83,7 +84,7 @@ def test_one_value_may_stand_for_a_list_of_one(words):
 
 @pytest.mark.parametrize("cls", [FinetuneConfig, MultitaskConfig])
 def test_an_optimiser_that_is_given_in_part_stays_that_of_fine_tuning(cls):
-    config = settings_from_words(cls, {"model": "m", "tasks": ["sst2"]}, None, ["optimizer.eps=1e-7"])
+    config = settings_from(cls, {"model": "m", "tasks": ["sst2"]}, None, {"optimizer": {"eps": 1e-7}})
     assert (config.optimizer.eps, config.optimizer.betas, config.optimizer.weight_decay) == (1e-7, (0.9, 0.999), 0.0)
 
 
@@ -124,7 +125,7 @@ def test_task_files_name_the_tasks_that_are_trained_on(tmp_path):
     for name in ("mood", "tone"):
         (tmp_path / f"{name}.yaml").write_text(f"name: {name}\ntrain: {name}.csv\nfirst: text\n")
     given = tasks_of_files([str(tmp_path / "mood.yaml"), str(tmp_path / "tone.yaml")])
-    config = settings_from_words(FinetuneConfig, {"model": "m", **given}, "GLUE", [])
+    config = settings_from(FinetuneConfig, {"model": "m", **given}, "GLUE", {})
     assert config.tasks == ("mood", "tone")
     assert [own.train for own in config.source.own] == [str(tmp_path / f"{name}.csv") for name in ("mood", "tone")]
     assert config.source.data_dir == "GLUE"
@@ -132,7 +133,9 @@ def test_task_files_name_the_tasks_that_are_trained_on(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["learning_rates=[1e-3,3e-4]", "optimizer.weight_decay=0.1"]])
 def test_the_settings_that_a_fine_tuning_leaves_can_be_given_back(tmp_path, words):
-    config = settings_from_words(FinetuneConfig, {"model": "m", "tasks": ["docs_package"], "out": "o"}, None, words)
+    config = settings_from(
+        FinetuneConfig, {"model": "m", "tasks": ["docs_package"], "out": "o"}, None, parse_overrides(words)
+    )
     (tmp_path / "finetune.yaml").write_text(config.to_yaml())
     given = read_recipe(str(tmp_path / "finetune.yaml"))
-    assert settings_from_words(FinetuneConfig, given, None, []) == config
+    assert settings_from(FinetuneConfig, given, None, {}) == config

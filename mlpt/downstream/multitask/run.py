@@ -171,7 +171,7 @@ class _Run:
 
     def result(self) -> MultitaskResult:
         position = self._resume()
-        self.tracker = Tracker(self.folder, self.step, position, tensorboard=False)
+        self.tracker = Tracker(self.folder, position)
         begun, first_step = time.perf_counter(), self.step
         try:
             self._train()

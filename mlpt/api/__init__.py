@@ -1,0 +1,1 @@
+"""What `import mlpt` offers: the commands as functions. A command parses its words and calls the same function."""

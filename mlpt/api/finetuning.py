@@ -1,0 +1,102 @@
+"""`mlpt finetune` and `mlpt.finetune`: a model, tasks and settings in, results out."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mlpt.config import read_recipe
+from mlpt.downstream import command
+from mlpt.downstream.config import FinetuneConfig
+from mlpt.downstream.results import CellResult
+from mlpt.errors import UserError
+from mlpt.outputs import FINE_TUNING, MULTITASK, growing_folder
+from mlpt.reporting.steps import Steps
+from mlpt.reporting.text import plain_console, say
+from mlpt.run.result import Run
+from mlpt.run.saved import resolve_model
+from mlpt.settings import merge, nested
+
+if TYPE_CHECKING:
+    from mlpt.downstream.multitask.results import MultitaskResult
+
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def finetune(
+    model: Any,
+    tasks: str | Sequence[str] | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    task_file: Files = (),
+    preset: str | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    dense: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    multitask: bool = False,
+    workers: int = 1,
+    overwrite: bool = False,
+    quiet: bool = False,
+    console: Console | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> "list[CellResult] | MultitaskResult":
+    """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once.
+
+    model      a `Run`, its folder (or RUN@best, RUN@step=500), a folder, a hub name, or a .yaml with settings.
+    tasks      one or several names; `mlpt.tasks.names()` lists the built-in ones.
+    data_dir   folder of the original downloads, or `hub:`. task_file: YAML that describes your own labelled files.
+    preset     a published protocol, such as tamt_mnli.
+    masks      a mask file to apply and keep; default: those beside the model's weights, unless `dense`.
+    out        for results, predictions and models; default: finetuned. The same call goes on with what lies there.
+    multitask  all tasks at once, one encoder (CA-MTL).
+    workers    cells side by side, on Ray; 1: one after another in this process.
+    console    where lines and the table go; None: standard error. quiet: nowhere.
+    settings   of the fine-tuning, by key, such as `{"optimizer.lr": 1e-4}`; `more` likewise: `seeds=[1, 2]`.
+
+    Returns the result of each seed and learning rate of each task; with `multitask` the result of the joint run. Scores
+    are fractions. Raises `UserError` for bad input, before anything is trained.
+    """
+    named = str(model.name if isinstance(model, Run) else model)
+    command.refuse_a_task_as_model(named)
+    if preset is not None and multitask:
+        raise UserError("presets are protocols of single tasks; leave out --preset or --multitask")
+    values: dict[str, Any] = {} if preset is None else command.read_preset(preset)
+    values |= read_recipe(named) if named.endswith((".yaml", ".yml")) else {"model": named}
+    values = merge(values, command.tasks_of_files(_words(task_file)))
+    chosen = {"tasks": _words(tasks) or None, "masks": masks, "dense": dense or None, "out": out}
+    values = {"out": "finetuned", **values, **{key: _word(one) for key, one in chosen.items() if one is not None}}
+    folder = None if data_dir is None else os.fspath(data_dir)
+    given = merge(nested(settings or {}), nested(more))
+    console = plain_console(quiet=True) if quiet else console or plain_console(stderr=True)
+    with Steps(plain_console(stderr=True, quiet=quiet)) as steps:
+
+        def tell(line: str) -> None:
+            steps.clear()
+            say(line, console)
+
+        if multitask:
+            from mlpt.downstream.multitask.config import MultitaskConfig
+            from mlpt.downstream.multitask.run import run_multitask
+
+            joint = command.settings_from(MultitaskConfig, values, folder, given)
+            joint = joint.model_copy(update={"model": resolve_model(joint.model, tell)})
+            with growing_folder(joint.out, MULTITASK, overwrite):
+                return run_multitask(joint, say=tell, show=steps.show)
+        from mlpt.runtime.finetune import finetune_cells
+
+        cells = command.settings_from(FinetuneConfig, values, folder, given)
+        with growing_folder(cells.out, FINE_TUNING, overwrite, {"finetune.yaml": cells.to_yaml()}):
+            return finetune_cells(cells, workers, say=tell, show=steps.show)
+
+
+def _words(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> list[str]:
+    """One or several, as a list."""
+    if given is None:
+        return []
+    return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
+
+
+def _word(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
