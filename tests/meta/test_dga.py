@@ -120,4 +120,4 @@ def test_the_floor_holds_and_one_that_does_not_fit_is_refused():
 
 def test_doubt_without_averages_is_refused():
     with pytest.raises(UserError, match="averaging"):
-        load_settings(MetaConfig, {"rules": {"mixture": {"rule": "dga", "averaging": 0}}})
+        load_settings(MetaConfig, {"rules": {"mixture": {"rule": "dga", "doubt": 2}}})

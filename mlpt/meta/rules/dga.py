@@ -34,21 +34,22 @@ class Dga(MixtureRule, LookaheadRule):
         scale      `relative` (default): alignments, less their mean over arms, are divided by their root mean square,
                    so that every update counts alike (in early training they are twenty times as large as later);
                    `plain`: as they come.
-        averaging  share of the old average of alignments that an update keeps: a step goes along the average.
+        averaging  share of the old average of alignments that an update keeps: a step goes along the average. 0: each
+                   alignment by itself.
         doubt      steps shrink by max(0, 1 - (doubt se / a_i)^2), with se the standard error of an averaged alignment
-                   a_i by how much those of single updates differ: what noise alone could be moves nothing. 2 asks for
-                   about two standard errors; 0: no shrinking.
+                   a_i by how much those of single updates differ: what noise alone could be moves nothing, and what
+                   is not noise moves later. 2 asks for about two standard errors; 0: no shrinking.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
         floor      least probability of an arm.
         smoothing  share of the old mixture that an update keeps (the paper's moving average: .9).
         """
 
         rule: Literal["dga"] = "dga"
-        lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+        lr: float = Field(default=0.4, gt=0, allow_inf_nan=False)
         scale: Literal["relative", "plain"] = "relative"
-        averaging: float = Field(default=0.9, ge=0, lt=1)
-        doubt: float = Field(default=2.5, ge=0, allow_inf_nan=False)
-        entropy: float = Field(default=0.3, ge=0, allow_inf_nan=False)
+        averaging: float = Field(default=0.0, ge=0, lt=1)
+        doubt: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+        entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False)
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
 
