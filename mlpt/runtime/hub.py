@@ -9,6 +9,7 @@ from mlpt.reporting.display import Display
 from mlpt.runtime.hangs import Roll
 from mlpt.training.loop import Event
 
+_TIMEOUT_S = 30.0
 _ANSWER_S = 60
 _LAST_ANSWER_S = 15  # when nothing but the last events is waited for
 
@@ -67,6 +68,14 @@ class Hub:
         """Asked by a worker: whether the run shall stop."""
         self._trains = True
         return self._stopping
+
+
+def asked(answer: Any, or_else: Any) -> Any:
+    """What the hub answers; `or_else` where it hangs, which shall not be what a run waits for."""
+    try:
+        return ray.get(answer, timeout=_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        return or_else
 
 
 class Relay:

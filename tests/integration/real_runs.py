@@ -72,9 +72,10 @@ class Mlpt:
 
 
 def metrics_of(run_dir):
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl; one that is being written is left out."""
     path = Path(run_dir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    whole = path.read_text().rpartition("\n")[0] if path.is_file() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def kill_the_process_that_writes(path):

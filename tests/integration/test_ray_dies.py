@@ -15,7 +15,7 @@ STEPS = ["train.steps=20000", "train.checkpoint_every=20"]
 def begun(mlpt, run, *words):
     """The process of a run that has a checkpoint."""
     process = mlpt.start("pretrain", *words, *STEPS, f"run_dir={run}")
-    wait_until(lambda: list(run.glob("checkpoints/*/COMMITTED")) or process.poll() is not None)
+    wait_until(lambda: list(run.glob("checkpoints/*/COMMITTED")) or process.poll() is not None, timeout=240)
     assert process.poll() is None, mlpt.output()
     return process
 

@@ -56,3 +56,21 @@ def test_the_death_of_ray_is_one_line_and_a_good_end_is_none(script, line):
     assert "done" not in dead.stdout
     assert (well.returncode, well.stderr) == (0, "")
     assert well.stdout.endswith("done\n")
+
+
+def test_a_signal_that_ends_ray_too_has_its_own_exit_code():
+    stopped = """
+import os, signal, subprocess, time
+from mlpt.runtime.watchdog import Ends, watching
+from mlpt.stopping import StopRequest
+
+raylet = subprocess.Popen(["sleep", "100"])
+stop = StopRequest(print)
+with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, "`mlpt --resume x`", stop)):
+    os.kill(os.getpid(), signal.SIGTERM)
+    raylet.terminate()
+    time.sleep(100)
+"""
+    done = subprocess.run([sys.executable, "-c", stopped], capture_output=True, text=True, timeout=60, check=False)
+    said = "mlpt: SIGTERM has ended Ray's raylet, too, and with it what ran on this Ray; go on by `mlpt --resume x`\n"
+    assert (done.returncode, done.stderr) == (143, said)
