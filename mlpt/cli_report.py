@@ -13,13 +13,15 @@ from mlpt.reporting.text import say, show_table
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP...", help="folders or URIs of runs, or one sweep")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|SWEEP|STUDY...", help="folders or URIs of runs, one sweep, or one study")
+    ],
     out: Annotated[
         str | None, typer.Option(help="the HTML file; default: report.html in the run, or here for several")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """One HTML page that needs no network: a run, several side by side, or a sweep; at any time, also during a run."""
+    """One HTML page that needs no network: a run, several side by side, a sweep or a study; at any time."""
     from mlpt.reporting.report import place_of_report, report_page
 
     own = place_of_report(runs) if out is None else None

@@ -19,5 +19,5 @@ def test_a_page_is_current(name):
 def test_every_key_and_command_has_its_line():
     made = pages()
     assert all(f"| `{key.name}` |" in made["SETTINGS.md"] for key in keys_of(RunConfig))
-    for command in ("pretrain", "report RUN|SWEEP...", "masks compare", "hard-tokens show"):
+    for command in ("pretrain", "report RUN|SWEEP|STUDY...", "masks compare", "hard-tokens show"):
         assert f"## mlpt {command}" in made["COMMANDS.md"]

@@ -65,7 +65,10 @@ STUDY = Kind(
     "a study",
     marks=("declared.json",),
     results=("runs/*", "measured/*"),
-    contents=(*("declared.json", "study.json", "study.md", "runs", "measured", "asked", "logs", "blocks", "features"),),
+    contents=(
+        *("declared.json", "study.json", "study.md", "runs", "measured", "asked", "logs", "blocks", "features"),
+        "report.html",
+    ),
 )
 BLOCKS = Kind(
     "prepared text",

@@ -1,4 +1,4 @@
-"""`mlpt report`: one HTML page of one run, of several side by side, or of a sweep."""
+"""`mlpt report`: one HTML page of one run, of several side by side, of a sweep, or of a study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,16 +7,17 @@ from mlpt.errors import UserError
 from mlpt.outputs import write_file
 from mlpt.reporting.groups import grouped
 from mlpt.reporting.history import REPORT
-from mlpt.reporting.html import run_page, runs_page, sweep_page
+from mlpt.reporting.html import run_page, runs_page, study_page, sweep_page
 from mlpt.reporting.html.page import MARK, render
 from mlpt.reporting.html.parts import Section, Text
 from mlpt.reporting.records import Place, Record, read_run
+from mlpt.reporting.studies import Study, is_study, read_study
 from mlpt.reporting.sweeps import Sweep, is_sweep, read_sweep
 from mlpt.storage.store import is_uri
 
 
 def report_page(names: Sequence[str], live: bool = False) -> str:
-    """The page of the runs in the folders or at the URIs `names`, or of one sweep.
+    """The page of the runs in the folders or at the URIs `names`, of one sweep, or of one study.
 
     live  the page asks its server for news.
     Raises `UserError` where one of them is no run.
@@ -24,6 +25,11 @@ def report_page(names: Sequence[str], live: bool = False) -> str:
     sweeps = [name for name in names if is_sweep(Place(name))]
     if sweeps and len(names) > 1:
         raise UserError(f"{sweeps[0]} is a sweep: give it alone, or the runs in its folder trials")
+    studies = [name for name in names if is_study(Place(name))]
+    if studies and len(names) > 1:
+        raise UserError(f"{studies[0]} is a study: give it alone, or the runs in its folder runs")
+    if studies:
+        return _of_study(read_study(studies[0]), live)
     if sweeps:
         return _of_sweep(read_sweep(sweeps[0]), live)
     if len(names) == 1:
@@ -61,6 +67,10 @@ def _of_runs(records: list[Record], live: bool) -> str:
     groups = grouped(records)
     subtitle = ", ".join(dict.fromkeys(str(record.config.get("name") or record.name) for record in records))
     return render(f"{len(records)} runs", subtitle, runs_page.tiles(groups), runs_page.sections(groups), live)
+
+
+def _of_study(study: Study, live: bool) -> str:
+    return render(study.name, f"study · {study.place}", study_page.tiles(study), study_page.sections(study), live)
 
 
 def _of_sweep(sweep: Sweep, live: bool) -> str:
