@@ -100,8 +100,10 @@ def _watched(config: RunConfig, hub: Any, rank: int, log: Path, remote: Remote |
         return asked(hub.still.remote(), or_else=math.inf)  # without the hub, each rank is on its own
 
     def report() -> None:
-        while not done.wait(_ALIVE_S if limit is None else min(_ALIVE_S, limit / 4)):
+        while True:  # from the first moment on: who was never heard of is not missed
             hub.alive.remote(rank, os.getpid(), watch.still())
+            if done.wait(_ALIVE_S if limit is None else min(_ALIVE_S, limit / 4)):
+                return
 
     watch = Watch(limit, name, log, warn, group, slow_storage=remote is not None)
     watch.begin()
