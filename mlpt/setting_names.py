@@ -52,11 +52,13 @@ _CLOSE = 0.35  # keys whose likeness differs by less are both named
 
 @dataclass(frozen=True)
 class Key:
-    """A valid key: its dotted name, its meaning (may be empty), and whether only some component knows it."""
+    """A valid key: its dotted name, its meaning (may be empty), whether only some component knows it, and whether it
+    stands in the entries of a list."""
 
     name: str
     meaning: str
     conditional: bool = False
+    of_entries: bool = False
 
     @property
     def leaf(self) -> str:
@@ -94,19 +96,22 @@ def _told(key: Key) -> str:
     return f" ({key.meaning})" if key.meaning else ""
 
 
-def keys_of(cls: type[BaseModel], prefix: str = "", conditional: bool = False) -> Iterator[Key]:
+def keys_of(
+    cls: type[BaseModel], prefix: str = "", conditional: bool = False, of_entries: bool = False
+) -> Iterator[Key]:
     """All keys of a tree of settings: sections first, then what stands in them."""
     described = docstring_entries(cls)
     for name, field in cls.model_fields.items():
         inner = settings_in(field.annotation)
         meaning = "" if inner else _short(field.description or described.get(name, "") or _values(field.annotation))
-        yield Key(prefix + name, meaning, conditional)
+        yield Key(prefix + name, meaning, conditional, of_entries)
+        several = of_entries or typing.get_origin(field.annotation) in (list, tuple)
         for one in inner:
-            optional = len(inner) > 1 or field.default is None
-            yield from keys_of(one, f"{prefix}{name}.", conditional or optional)
+            optional = len(inner) > 1 or field.default is None or several
+            yield from keys_of(one, f"{prefix}{name}.", conditional or optional, several)
     more = getattr(cls, "settings_by_name", None)
-    for name, several in more().items() if more is not None else ():
-        keys = (key for one in several for key in keys_of(one, f"{prefix}{name}.", conditional=True))
+    for name, classes in more().items() if more is not None else ():
+        keys = (key for one in classes for key in keys_of(one, f"{prefix}{name}.", conditional=True))
         yield from {key.name: key for key in keys}.values()
 
 
@@ -132,6 +137,8 @@ def _likeness(written: Sequence[str], key: Key, beside: Sequence[str]) -> float:
     is_beside = parts[:-1] == list(written[:-1]) and key.leaf in beside
     if key.conditional and not is_beside:
         score -= 0.3 + 0.05 * max(0, len(parts) - 3)  # the deeper, the less likely meant
+    if key.of_entries and not is_beside:
+        score -= 0.2  # nobody can write it on the command line
     return score + 0.2 * is_beside
 
 
