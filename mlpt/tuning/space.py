@@ -8,6 +8,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -156,8 +157,16 @@ def _shipped(name: str) -> ModuleType:
     return importlib.import_module(f"tune_spaces.{name}")
 
 
+class _LeavesNothing(SourceFileLoader):
+    """Reading somebody's file makes no `__pycache__` beside it."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        pass
+
+
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mlpt_space_{path.stem}", path)
+    name = f"mlpt_space_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_LeavesNothing(name, str(path)))
     if spec is None or spec.loader is None or not path.is_file():
         raise UserError(f"there is no file {path}; give a space's name (mlpt tune --list) or the path of a .py file")
     module = importlib.util.module_from_spec(spec)

@@ -1,5 +1,7 @@
 """Search spaces: the shipped ones hold together, and a user's own file is read or refused in one line."""
 
+import sys
+
 import pytest
 from ray import tune
 
@@ -25,11 +27,13 @@ def test_every_shipped_space_asks_a_question_and_states_its_budget():
         assert one.tokens > 0
 
 
-def test_a_users_own_file_is_a_space(tmp_path):
+def test_a_users_own_file_is_a_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = tmp_path / "mine.py"
     path.write_text(MINE)
     loaded = load_space(str(path))
     assert (loaded.name, loaded.question, loaded.tokens) == ("mine", "Does a larger step help?", 9)
+    assert [one.name for one in tmp_path.iterdir()] == ["mine.py"]
 
 
 @pytest.mark.parametrize(
