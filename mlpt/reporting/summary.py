@@ -34,7 +34,7 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
     rate = summary["tokens_per_second"]
     updates, waited = summary["policy_version"], meta["stall"] + meta["launch"]
     lines = [
-        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps at {rate:,.0f} tokens/s",
+        f"trained {summary['tokens']:,} tokens in {summary['steps']} steps at {rate:,.0f} tokens/s{_use(summary)}",
         f"meta-learning: {updates} updates, {meta['learner']:.1f} s of work, {waited:.1f} s of it waited for",
         f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats a token",
     ]
@@ -49,6 +49,13 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
         verdict = "below" if loss < summary["unigram_entropy"] else "not below"
         lines[2] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
     return lines
+
+
+def _use(summary: Mapping[str, Any]) -> str:
+    if "mfu" not in summary:
+        return ""  # of an earlier version
+    mfu, making = 100 * summary["mfu"], 100 * summary["data_share"]
+    return f" ({mfu:.0f} % of what matrix products reach here; {making:.1f} % of the time to make batches)"
 
 
 def _places(summary: Mapping[str, Any], run: str) -> list[str]:

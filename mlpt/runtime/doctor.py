@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from mlpt.storage.files import cache_directory
 from mlpt.training.compiling import why_not_compile
 from mlpt.training.group import default_device
+from mlpt.training.speed import copied_bytes, matmul_flops
 
 _ROOMY_BYTES = 5 << 30
 
@@ -35,6 +36,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from _packages()
     yield from _devices()
+    yield _speed()
     yield _compiler()
     yield from _disks()
     yield from _ray()
@@ -83,6 +85,17 @@ def _devices() -> Iterator[Finding]:
             yield Finding("bf16", "ok", "this CPU computes in it: train.precision=bf16 is faster than float32")
         else:
             yield Finding("bf16", "note", "this CPU only emulates it: stay with train.precision=float32")
+
+
+def _speed() -> Finding:
+    """What MFU is measured against, here and now."""
+    device, threads = default_device(), torch.get_num_threads()
+    rates = [
+        f"{name} {matmul_flops(device, dtype, threads) / 1e9:,.0f} GFLOP/s"
+        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
+    ]
+    where = f"{threads} threads" if device.type == "cpu" else device.type
+    return Finding("speed", "ok", f"{', '.join(rates)} on {where}; copies {copied_bytes(device) / 1e9:.1f} GB/s")
 
 
 def _compiler() -> Finding:

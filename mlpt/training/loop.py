@@ -35,6 +35,7 @@ from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
 from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.schedule import check_schedule, learning_rate
+from mlpt.training.speed import MachineUse
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
 from mlpt.training.stopwatch import Stopwatch
 from mlpt.training.tracker import Tracker
@@ -87,6 +88,8 @@ class Loop:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
         self.training, self.busy = Stopwatch(), Stopwatch()
+        body, dtype = self.model.backbone.base_model, _DTYPES[config.precision]
+        self._use = MachineUse(body, work.block_size, group.device, dtype)
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
         self._boards = boards
@@ -138,6 +141,7 @@ class Loop:
         if tracker is not None and resumed_at == 0:
             tracker.policy(self.outer.policy, 0)
         self._last_log = (time.perf_counter(), self.step)
+        self._use.begin(self.training.seconds)
         while True:
             self._adopt(tracker)
             is_new = self.step != resumed_at
@@ -212,7 +216,8 @@ class Loop:
     def _micro_batch(self, micro_batch: MicroBatch, last: bool) -> None:
         """Forward and backward of one arm on one micro-batch; DDP averages gradients at the last one."""
         name, slot = micro_batch.arm.name, micro_batch.slot
-        inputs = self.work.inputs(self.step, micro_batch).to(self.group.device)
+        with self._use.making_batches():
+            inputs = self.work.inputs(self.step, micro_batch).to(self.group.device)
         # The global generator serves dropout alone, and starts at its own address for every micro-batch.
         torch.manual_seed(address(self.seed, f"dropout/{name}", self.step, slot))
         share = len(micro_batch.rows) / self.config.batch_size * self.group.world
@@ -254,6 +259,7 @@ class Loop:
             "mixture": dict(self.outer.policy.values(MIXTURE)),
             **self._nonfinite.figures(),
             "tokens_per_second": self.work.tokens(self.step - step) / (now - since),
+            "data_share": self._use.newly_making() / (now - since),
             "meta_stall_seconds": self.outer.stall_seconds + self.outer.launch_seconds,
         }
         self._window = {}
@@ -365,6 +371,7 @@ class Loop:
             tracker.log(self.step, values)
 
     def _summary(self, after: dict[str, float], resumed_at: int) -> dict[str, Any]:
+        rate = self.work.tokens(self.step) / self.training.seconds
         return {
             "steps": self.step,
             "tokens": self.work.tokens(self.step),
@@ -372,7 +379,8 @@ class Loop:
             "resumed_at": resumed_at,
             "seconds": self.training.seconds,
             "busy_seconds": self.busy.seconds,
-            "tokens_per_second": self.work.tokens(self.step) / self.training.seconds,
+            "tokens_per_second": rate,
+            **self._use.figures(rate / self.group.world, self.training.seconds),
             "skipped_steps": self._nonfinite.skipped,
             "held_out_before": self._before,
             "held_out": after,
