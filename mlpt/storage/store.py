@@ -54,6 +54,10 @@ class Store:
         self._fs, root = filesystem(self.uri, **_OPTIONS.get(protocol, {}))
         self._root = root.rstrip("/")
         self._protocol = protocol
+        if protocol in _BUCKETS:
+            # Their clients leave half-sent requests of a connection that broke to asyncio, which prints tracebacks;
+            # what comes of it is told by the operation that fails.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._has_folders = protocol not in _BUCKETS
         self._tries = tries
         self._away = False

@@ -1,5 +1,8 @@
 """Storage behind URIs: plain reads and writes, failures that pass, and failures that stay."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mlpt.errors import UserError
@@ -43,6 +46,26 @@ def test_a_failure_that_passes_is_retried_with_a_line_in_the_log(flaky, caplog):
     assert len(lines) == 3
     assert "flaky://bucket/run/a (503 Service Unavailable)" in lines[0]
     assert store.read("a") == b"content"
+
+
+LEFT_TO_ASYNCIO = """
+import asyncio, gc
+from mlpt.storage.store import Store
+Store("s3://bucket/run")
+async def broken():
+    raise OSError("Cannot write to closing transport")
+loop = asyncio.new_event_loop()
+task = loop.create_task(broken())
+loop.run_until_complete(asyncio.wait([task]))
+del task
+gc.collect()
+"""
+
+
+def test_what_a_buckets_client_leaves_to_asyncio_is_no_traceback_on_the_terminal():
+    pytest.importorskip("s3fs")
+    said = subprocess.run([sys.executable, "-c", LEFT_TO_ASYNCIO], capture_output=True, text=True, timeout=120)
+    assert (said.returncode, said.stderr) == (0, "")
 
 
 def test_a_failure_that_stays_is_one_line_and_later_operations_do_not_wait_for_it(flaky):
