@@ -132,8 +132,14 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME[=DATA],...", help="instead of losses, what the model knows: see docs/EVALUATION.md"),
     ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="of a fine-tuned model: its scores on the dev rows of sst2,rte")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="of tasks: folder of the original downloads, or hub:")] = None,
+    task_file: Annotated[list[str] | None, typer.Option(help="YAML that describes tasks of your own")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", "-s", help="of a suite, e.g. blimp.masking=plain")
+        list[str] | None,
+        typer.Option("--set", "-s", help="of a suite, e.g. blimp.masking=plain; of tasks, e.g. max_length=256"),
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="prepared blocks; default: those of the run")] = None,
     masks: Annotated[str | None, typer.Option(help="mask file to apply; default: those beside the weights")] = None,
@@ -155,11 +161,23 @@ def evaluate(
     With --suite what it knows without fine-tuning, for example --suite blimp=FILE,pos=TREEBANK,docs_package:
     blimp, zorro, pairs (minimal pairs), cloze (blanks), pos (labels of words), domains (prepared blocks), and any
     labelled task (a linear probe; its DATA is the folder of the original files, or hub:).
+
+    With --tasks or --task-file how a fine-tuned model does on their dev rows; nothing is trained.
     """
     if suite:
         from mlpt.cli_suites import evaluate_suites
 
         evaluate_suites(models, suite, settings or [], masks, dense, json_file(json, overwrite, "suites"))
+        return
+    if tasks or task_file:
+        from mlpt.cli_suites import evaluate_tasks
+
+        values: Any = {
+            "tasks": [name for word in tasks or () for name in word.split(",")],
+            "masks": masks,
+            "dense": dense,
+        }
+        evaluate_tasks(models, values, data_dir, task_file or [], settings or [], json_file(json, overwrite, "tasks"))
         return
     if len(models) > 1 or settings:
         raise UserError("several models and --set belong to --suite; give one model for its losses")

@@ -1,16 +1,22 @@
-"""`mlpt evaluate` and `mlpt.evaluate`: losses of a model on prepared text, or what models know by suites."""
+"""`mlpt evaluate` and `mlpt.evaluate`: losses of a model on prepared text, what models know by suites, or the scores of
+a fine-tuned model."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from mlpt.api.speaking import console_of, speaker
+from mlpt.downstream import command
+from mlpt.downstream.config import FinetuneConfig
+from mlpt.downstream.finetune import evaluate_saved
+from mlpt.downstream.loading import quiet
+from mlpt.downstream.results import Scores
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
 from mlpt.reporting.steps import Steps
 from mlpt.run.result import Run
 from mlpt.run.saved import blocks_of_run, resolve_model
-from mlpt.settings import nested
+from mlpt.settings import merge, nested
 from mlpt.sparsity.commands import evaluate_files
 
 Place = str | os.PathLike[str]
@@ -20,6 +26,9 @@ def evaluate(
     model: Run | Place | Sequence[Run | Place],
     *,
     suite: str | Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
+    data_dir: Place | None = None,
+    task_file: Place | Sequence[Place] = (),
     settings: Mapping[str, Any] | None = None,
     blocks: Place | None = None,
     masks: Place | None = None,
@@ -32,15 +41,18 @@ def evaluate(
     token_types: Literal["zero", "pair"] = "zero",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Pretraining losses of a model, dense or masked; with `suite` what one or several models know.
+    """Pretraining losses of a model, dense or masked; with `suite` what one or several models know; with `tasks` how a
+    fine-tuned model does on their dev rows.
 
     model     a `Run`, its folder (or RUN@best, RUN@step=500), a folder or a hub name; several only with `suite`.
-    suite     NAME or NAME=DATA, as in docs/EVALUATION.md. settings: of suites, such as `{"blimp.masking": "plain"}`.
+    suite     NAME or NAME=DATA, as in docs/EVALUATION.md. settings: of suites, such as `{"blimp.masking": "plain"}`, or
+              of fine-tuning, such as `{"max_length": 256}`.
+    tasks     names, with data_dir and task_file as for `mlpt.finetune`.
     blocks    prepared text; None: that of the run. batches: how many; None: every block of the `split`, in order.
     masks     a mask file; None: those beside the weights, unless `dense`.
 
     Returns plain JSON values: losses in nats (`mlm_loss`, `perplexity`, `density`, ...), or the results of each suite
-    by its name. Raises `UserError` for bad input.
+    by its name, or under `tasks` by task, split and metric, as fractions. Raises `UserError` for bad input.
     """
     models = [model] if isinstance(model, Run | str | os.PathLike) else list(model)
     names = [one.name if isinstance(one, Run) else os.fspath(one) for one in models]
@@ -51,6 +63,13 @@ def evaluate(
         built = build_suites(choose_suites(suites), nested(settings or {}))
         with Steps(console_of(quiet)) as steps:
             return list(measure(folders, built, steps.show, file, dense))[-1]
+    files = [task_file] if isinstance(task_file, str | os.PathLike) else list(task_file)
+    if (tasks or files) and len(names) == 1:
+        named = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+        folder = None if data_dir is None else os.fspath(data_dir)
+        given = {"tasks": named, "masks": file, "dense": dense}
+        own = [os.fspath(one) for one in files]
+        return {"tasks": scores_of(names[0], given, folder, own, nested(settings or {}), say)}
     if len(names) != 1 or settings:
         raise UserError("several models and --set belong to --suite; give one model for its losses")
     return losses(
@@ -72,6 +91,28 @@ def losses(model: str, blocks: str | None, masks: str | None, say: Callable[[str
     """`evaluate_files` of what the name `model` means, on the run's own text where no `blocks` are named."""
     where = blocks or blocks_of_run(model)
     return evaluate_files(resolve_model(model, say), where, masks, **how)
+
+
+def scores_of(
+    model: str,
+    given: Mapping[str, Any],
+    data_dir: str | None,
+    task_files: Sequence[str],
+    settings: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Scores]:
+    """The scores of a fine-tuned model on the dev rows of each task.
+
+    given  what options gave, `tasks` among it. settings: of fine-tuning, by key.
+    Raises `UserError` for a model that has no head for a task.
+    """
+    own = command.tasks_of_files(task_files)
+    named = [*(given.get("tasks") or ()), *own.get("tasks", ())]
+    values = {**merge(own, {key: one for key, one in given.items() if one is not None}), "tasks": named}
+    values |= {"model": resolve_model(model, say)}
+    config = command.settings_from(FinetuneConfig, values, data_dir, settings)
+    with quiet():
+        return {task: evaluate_saved(config, task) for task in config.tasks}
 
 
 def folders_of(models: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:

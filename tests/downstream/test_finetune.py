@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -19,6 +20,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from mlpt.cli import run
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
@@ -258,10 +260,18 @@ def test_pruned_weights_stay_zero_and_the_rest_is_trained(settings, tiny_model, 
         assert (tuned[name][mask] != start[name][mask]).float().mean() > 0.9
 
 
-def test_a_fine_tuned_model_is_evaluated_again_without_training(settings, tmp_path):
+def test_a_fine_tuned_model_is_evaluated_again_without_training(settings, tmp_path, capsys):
     (result,) = finetune(settings(tmp_path), quiet)
     again = settings(tmp_path, model=str(Path(result.folder) / "model"))
     assert evaluate_saved(again, "mood") == result.best
+    (own,) = again.source.own
+    task = {name: getattr(own, name) for name in ("name", "train", "dev", "first")}
+    (tmp_path / "mood.yaml").write_text(yaml.safe_dump(task))
+    words = ["evaluate", again.model, "--task-file", str(tmp_path / "mood.yaml"), "--set", "max_length=32"]
+    assert run([*words, "--json", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{metric} {100 * value:.2f}" in said for metric, value in result.best["dev"].items())
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"tasks": {"mood": result.best}}
     with pytest.raises(UserError, match="has no head for task 'mood'"):
         evaluate_saved(settings(tmp_path), "mood")
 
