@@ -35,7 +35,7 @@ from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
 from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.schedule import check_schedule, learning_rate
-from mlpt.training.speed import MachineUse
+from mlpt.training.speed import MachineUse, flops_per_token
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
 from mlpt.training.stopwatch import Stopwatch
 from mlpt.training.tracker import Tracker
@@ -88,8 +88,8 @@ class Loop:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
         self.checkpoints = run_checkpoints(run_dir, config.keep, remote, self._warn)
         self.training, self.busy = Stopwatch(), Stopwatch()
-        body, dtype = self.model.backbone.base_model, _DTYPES[config.precision]
-        self._use = MachineUse(body, work.block_size, group.device, dtype)
+        flops = flops_per_token(self.model.backbone.base_model, self.model.config, work.block_size)
+        self._use = MachineUse(flops, group.device, _DTYPES[config.precision])
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
         self._boards = boards

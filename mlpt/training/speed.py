@@ -19,8 +19,9 @@ _COPIED_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 class MachineUse:
     """What one rank's training makes of its device, from when this process began to train."""
 
-    def __init__(self, body: Any, length: int, device: torch.device, dtype: torch.dtype):
-        self._flops, self._device, self._dtype = flops_per_token(body, length), device, dtype
+    def __init__(self, flops: float, device: torch.device, dtype: torch.dtype):
+        """flops: of a token, as `flops_per_token` has them."""
+        self._flops, self._device, self._dtype = flops, device, dtype
         self._making = Stopwatch()
         self._began = 0.0  # seconds of training before this process
         self._told = 0.0
@@ -56,16 +57,17 @@ class MachineUse:
         }
 
 
-def flops_per_token(body: Any, length: int) -> float:
+def flops_per_token(body: nn.Module, config: Any, length: int) -> float:
     """Operations of a forward and a backward pass a token: 6 N + 12 layers * hidden * length (Chowdhery et al. 2022,
-    PaLM, appendix B), with N the weights of the encoder `body` (a transformers model) without its embeddings.
+    PaLM, appendix B), with N the weights of the encoder `body` without its embeddings, and its transformers `config`.
 
-    What it leaves out: heads, second passes that some objectives make, and that layers with a window attend to less.
+    What it leaves out: heads, second passes that some objectives make, weights that several layers share, and that
+    layers with a window attend to less.
     """
     tables = {id(one.weight) for one in body.modules() if isinstance(one, nn.Embedding)}
     weights = sum(one.numel() for one in body.parameters() if id(one) not in tables)
-    config = body.config
-    return 6.0 * weights + 12.0 * config.num_hidden_layers * config.hidden_size * length
+    attention = getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)  # not all name them so
+    return 6.0 * weights + 12.0 * attention * length
 
 
 @lru_cache

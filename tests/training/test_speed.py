@@ -31,7 +31,9 @@ def test_operations_a_token_are_those_that_torch_counts(name):
     with FlopCounterMode(display=False) as counted:
         body(tokens)[0].sum().backward()
     # Biases and norms are weights that multiply nothing; the first layer's input needs no gradient.
-    assert flops_per_token(body, LENGTH) == pytest.approx(counted.get_total_flops() / tokens.numel(), rel=0.03)
+    assert flops_per_token(body, body.config, LENGTH) == pytest.approx(
+        counted.get_total_flops() / tokens.numel(), rel=0.03
+    )
 
 
 def test_what_the_machine_reaches_is_measured_once_for_each_precision_and_number_of_threads():
