@@ -18,6 +18,7 @@ class StepEvent(TypedDict):
     mixture             probability of each arm.
     tokens              trained on so far.
     tokens_per_second   since the last such event.
+    data_share          part of that time that went into making batches.
     meta_stall_seconds  spent waiting for the meta-learner, so far.
     """
 
@@ -29,6 +30,7 @@ class StepEvent(TypedDict):
     mixture: dict[str, float]
     learning_rate: float
     tokens_per_second: float
+    data_share: float
     meta_stall_seconds: float
     skipped_steps: NotRequired[int]
 
