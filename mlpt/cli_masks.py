@@ -164,12 +164,17 @@ def evaluate(
 
     With --tasks or --task-file how a fine-tuned model does on their dev rows; nothing is trained.
     """
-    if suite:
+    from mlpt.api.evaluation import kind_of, losses
+
+    kind = kind_of(models, suite or [], [*(tasks or []), *(task_file or [])], data_dir, blocks, settings)
+    if kind == "suites":
         from mlpt.cli_suites import evaluate_suites
 
+        assert suite is not None
         evaluate_suites(models, suite, settings or [], masks, dense, json_file(json, overwrite, "suites"))
         return
-    if tasks or task_file:
+    (model,) = models
+    if kind == "tasks":
         from mlpt.cli_suites import evaluate_tasks
 
         values: Any = {
@@ -177,12 +182,8 @@ def evaluate(
             "masks": masks,
             "dense": dense,
         }
-        evaluate_tasks(models, values, data_dir, task_file or [], settings or [], json_file(json, overwrite, "tasks"))
+        evaluate_tasks(model, values, data_dir, task_file or [], settings or [], json_file(json, overwrite, "tasks"))
         return
-    if len(models) > 1 or settings:
-        raise UserError("several models and --set belong to --suite; give one model for its losses")
-    (model,) = models
-    from mlpt.api.evaluation import losses
 
     chosen: Any = {
         "split": one_of("split", split, ("train", "dev", "test")),

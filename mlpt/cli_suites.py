@@ -8,7 +8,6 @@ from typing import Any
 from mlpt.api.evaluation import folders_of, scores_of
 from mlpt.downstream.suite_report import report
 from mlpt.downstream.suites import build_suites, choose_suites, measure
-from mlpt.errors import UserError
 from mlpt.outputs import write_json
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import say
@@ -39,20 +38,15 @@ def evaluate_suites(
 
 
 def evaluate_tasks(
-    models: Sequence[str],
+    model: str,
     given: dict[str, Any],
     data_dir: str | None,
     task_files: Sequence[str],
     settings: Sequence[str],
     json_file: Path | None,
 ) -> None:
-    """Print the scores of one fine-tuned model, as fractions of 100 like `mlpt finetune`."""
-    if len(models) > 1:
-        raise UserError(
-            f"--tasks scores one fine-tuned model, and '{models[1]}' stands beside it; name several tasks as "
-            "--tasks sst2,rte"
-        )
-    found = scores_of(models[0], given, data_dir, task_files, parse_overrides(settings), say)
+    """Print the scores of a fine-tuned model, as fractions of 100 like `mlpt finetune`."""
+    found = scores_of(model, given, data_dir, task_files, parse_overrides(settings), say)
     for task, splits in found.items():
         for split, metrics in splits.items():
             figures = ", ".join(f"{metric} {100 * value:.2f}" for metric, value in metrics.items())

@@ -14,7 +14,7 @@ from mlpt.downstream.results import Scores
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
 from mlpt.reporting.steps import Steps
-from mlpt.run.result import Run
+from mlpt.run.result import Run, name_of
 from mlpt.run.saved import blocks_of_run, resolve_model
 from mlpt.settings import merge, nested
 from mlpt.sparsity.commands import evaluate_files
@@ -55,23 +55,21 @@ def evaluate(
     by its name, or under `tasks` by task, split and metric, as fractions. Raises `UserError` for bad input.
     """
     models = [model] if isinstance(model, Run | str | os.PathLike) else list(model)
-    names = [one.name if isinstance(one, Run) else os.fspath(one) for one in models]
+    names = [name_of(one) for one in models]
     say, file = speaker(quiet), None if masks is None else os.fspath(masks)
     suites = [suite] if isinstance(suite, str) else list(suite)
-    if suites:
+    files = [os.fspath(one) for one in ([task_file] if isinstance(task_file, str | os.PathLike) else task_file)]
+    named = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    kind = kind_of(names, suites, [*named, *files], data_dir, blocks, settings)
+    if kind == "suites":
         folders = folders_of(names, say)
         built = build_suites(choose_suites(suites), nested(settings or {}))
         with Steps(console_of(quiet)) as steps:
             return list(measure(folders, built, steps.show, file, dense))[-1]
-    files = [task_file] if isinstance(task_file, str | os.PathLike) else list(task_file)
-    if (tasks or files) and len(names) == 1:
-        named = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    if kind == "tasks":
         folder = None if data_dir is None else os.fspath(data_dir)
         given = {"tasks": named, "masks": file, "dense": dense}
-        own = [os.fspath(one) for one in files]
-        return {"tasks": scores_of(names[0], given, folder, own, nested(settings or {}), say)}
-    if len(names) != 1 or settings:
-        raise UserError("several models and --set belong to --suite; give one model for its losses")
+        return {"tasks": scores_of(names[0], given, folder, files, nested(settings or {}), say)}
     return losses(
         names[0],
         None if blocks is None else os.fspath(blocks),
@@ -85,6 +83,26 @@ def evaluate(
         token_types=token_types,
         dense=dense,
     )
+
+
+def kind_of(
+    models: Sequence[str], suites: Sequence[str], tasks: Sequence[str], data_dir: Any, blocks: Any, settings: Any
+) -> Literal["suites", "tasks", "losses"]:
+    """Which of the three evaluations is asked for. Raises `UserError` where what is given belongs to another one.
+
+    tasks  names and files of tasks.
+    """
+    if suites and tasks:
+        raise UserError("--suite and --tasks are two evaluations: ask for one of them")
+    if blocks is not None and (suites or tasks):
+        raise UserError("--blocks is the text of pretraining losses: leave it out, or --suite and --tasks")
+    if data_dir is not None and not tasks:
+        raise UserError("--data-dir holds the rows of --tasks: name the tasks (for a suite: --suite NAME=FOLDER)")
+    if suites:
+        return "suites"
+    if len(models) != 1 or (settings and not tasks):
+        raise UserError("several models belong to --suite, and --set to --suite or --tasks: give one model")
+    return "tasks" if tasks else "losses"
 
 
 def losses(model: str, blocks: str | None, masks: str | None, say: Callable[[str], None], **how: Any) -> dict[str, Any]:

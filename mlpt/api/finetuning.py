@@ -14,7 +14,7 @@ from mlpt.errors import UserError
 from mlpt.outputs import FINE_TUNING, MULTITASK, growing_folder
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import plain_console, say
-from mlpt.run.result import Run
+from mlpt.run.result import name_of
 from mlpt.run.saved import resolve_model
 from mlpt.settings import merge, nested
 
@@ -58,7 +58,7 @@ def finetune(
     Returns the result of each seed and learning rate of each task; with `multitask` the result of the joint run. Scores
     are fractions. Raises `UserError` for bad input, before anything is trained.
     """
-    named = str(model.name if isinstance(model, Run) else model)
+    named = name_of(model)
     command.refuse_a_task_as_model(named)
     if preset is not None and multitask:
         raise UserError("presets are protocols of single tasks; leave out --preset or --multitask")

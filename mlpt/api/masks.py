@@ -10,7 +10,7 @@ from mlpt import outputs
 from mlpt.api.speaking import speaker
 from mlpt.errors import UserError
 from mlpt.reporting.card import run_of_model, write_card
-from mlpt.run.result import Run
+from mlpt.run.result import Run, name_of
 from mlpt.run.saved import Say, resolve_model
 from mlpt.sparsity import commands
 from mlpt.sparsity.artefacts import description_path, load_masks
@@ -47,7 +47,7 @@ def prune(
     Returns {file, method, density, layers}, densities as fractions kept. Raises `UserError` for bad input.
     """
     with _place_of_masks(os.fspath(out), overwrite) as place:
-        found = resolve_model(_name(model), say or speaker(False))
+        found = resolve_model(name_of(model), say or speaker(False))
         chosen: Any = {"scope": scope, "modules": modules, "structured": structured}
         return commands.prune(found, method, sparsity, str(place), seed, **chosen)
 
@@ -92,7 +92,7 @@ def convert_masks(
         raise UserError("--another-base says for which weights the masks are meant; name them by --model")
     chosen: Any = f".{suffix}"
     with _place_of_masks(os.fspath(out), overwrite) as place:
-        base = None if model is None else resolve_model(_name(model), say or speaker(False))
+        base = None if model is None else resolve_model(name_of(model), say or speaker(False))
         return commands.convert(os.fspath(file), str(place), chosen, base, another_base)
 
 
@@ -115,15 +115,11 @@ def export(
     Returns {folder, loader, masks, ...}. Raises `UserError` where `out` holds anything else than an earlier export.
     """
     with outputs.new_folder(os.fspath(out), outputs.EXPORT, overwrite, EXPORTED) as folder:
-        source = resolve_model(_name(model), say or speaker(False))
+        source = resolve_model(name_of(model), say or speaker(False))
         made = commands.export_files(source, str(folder), _path(masks), _path(heads), _path(neurons), dense)
         write_card(folder, run_of_model(Path(source)), made)
-        outputs.write_json(folder / f"{EXPORTED}.unfinished", {"model": _name(model), **made})
+        outputs.write_json(folder / f"{EXPORTED}.unfinished", {"model": name_of(model), **made})
     return made
-
-
-def _name(model: Run | Place) -> str:
-    return model.name if isinstance(model, Run) else os.fspath(model)
 
 
 def _path(place: Place | None) -> str | None:

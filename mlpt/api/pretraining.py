@@ -9,7 +9,7 @@ import yaml
 from mlpt.api.speaking import console_of
 from mlpt.config import RunConfig
 from mlpt.reporting.text import say
-from mlpt.run.callbacks import Callback, Watch
+from mlpt.run.callbacks import Callback, Listeners
 from mlpt.run.launch import pretrain as launch
 from mlpt.run.result import Run, load_run
 from mlpt.settings import merge, nested
@@ -43,7 +43,7 @@ def pretrain(
     raised; in the latter cases everything is saved, and `resume` goes on.
     """
     given = merge(nested(settings or {}), nested(more))
-    watch = Watch([callbacks] if isinstance(callbacks, Callback) else callbacks)
+    listeners = Listeners([callbacks] if isinstance(callbacks, Callback) else callbacks)
     console = console_of(quiet)
     try:
         run = launch(
@@ -54,18 +54,18 @@ def pretrain(
             overwrite=overwrite,
             console=console,
             debug=debug,
-            watch=watch,
+            listeners=listeners,
         )
     except Stopped as stopped:
-        if not watch.has_stopped or watch.run is None:
+        if not listeners.has_stopped or listeners.run is None:
             raise
-        if watch.error is not None:
-            watch.error.add_note(str(stopped))
-            raise watch.error from None
+        if listeners.error is not None:
+            listeners.error.add_note(str(stopped))
+            raise listeners.error from None
         say(str(stopped), console)
-        return load_run(watch.run)
-    if watch.error is not None:
-        raise watch.error
+        return load_run(listeners.run)
+    if listeners.error is not None:
+        raise listeners.error
     return run
 
 

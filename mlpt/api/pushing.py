@@ -6,7 +6,7 @@ from typing import Any
 
 from mlpt.api.speaking import speaker
 from mlpt.errors import UserError, one_line
-from mlpt.run.result import Run
+from mlpt.run.result import Run, name_of
 from mlpt.run.saved import Say, resolve_model
 
 _READ = (".md", ".json", ".yaml", ".txt")  # looked through for folders of this machine
@@ -38,7 +38,7 @@ def push(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"'{repo}' is no name of a repository on the hub: {one_line(error)}") from error
-    folder = Path(resolve_model(model.name if isinstance(model, Run) else os.fspath(model), say))
+    folder = Path(resolve_model(name_of(model), say))
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
         raise UserError(f"{folder} holds no model to push: name a run, or a folder that `mlpt export` made")

@@ -1,6 +1,6 @@
 """Texts of which it is known what learning a mix of them should find: for the studies control_junk and control_null.
 
-    python -m mlpt.bench.controls TEXT TEXT TEXT --out DIR [--megabytes 3] [--seed 0]
+    python -m mlpt.bench.controls TEXT TEXT TEXT --out DIR [--megabytes 3] [--seed 0] [--overwrite]
 
 DIR/junk      six domains: the texts themselves (good1, good2, ...), passages with their words in random order
               (shuffled), with every word replaced by another, always the same (recoded: what the ids of another
@@ -19,12 +19,20 @@ from pathlib import Path
 from mlpt.data.corpora import find_files, plan
 from mlpt.data.readers import read_segment
 from mlpt.errors import UserError
+from mlpt.outputs import new_folder
+from mlpt.outputs.kinds import Kind
 
 PASSAGE = 300  # words
 TARGET = 20  # every 20th passage is target text
 SLICES = 6
 LINES, LINE = 20, 15  # of boilerplate: how many, and the words in each
 
+CONTROLS = Kind(
+    "texts of controls",
+    marks=("junk/shuffled.jsonl",),
+    results=("junk/*", "slices/*", "target/*"),
+    contents=("junk", "slices", "target"),
+)
 Texts = dict[str, list[str]]  # passages by the name of their domain
 
 
@@ -119,11 +127,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--megabytes", type=float, default=3.0, help="of each domain (default: 3)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier texts of this command")
     given = parser.parse_args(arguments)
     try:
-        written = write_controls(given.texts, given.out, int(given.megabytes * 1e6), given.seed)
+        with new_folder(given.out, CONTROLS, given.overwrite) as folder:
+            written = write_controls(given.texts, folder, int(given.megabytes * 1e6), given.seed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"mlpt: {error}", file=sys.stderr)
         return 2
     print(", ".join(f"{name} {count}" for name, count in written.items()), f"passages in {given.out}")
     return 0

@@ -100,7 +100,7 @@ def _own_tasks_in(word: str) -> tuple[OwnTask, ...] | None:
     path = Path(word)
     if path.suffix in (".yaml", ".yml"):
         return tuple(_with_labels(one) for one in read_task_file(word))
-    if not any(path.name.endswith(suffix) for suffix in TABLES):
+    if not path.name.endswith(TABLES):
         return None
     name = path.name.partition(".")[0]
     if re.fullmatch(r"[a-z0-9_]+", name) is None:

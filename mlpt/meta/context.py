@@ -1,6 +1,6 @@
 """What a rule may look at during one update: the model at the snapshot, meta-train and meta-dev batches, a report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,14 +60,16 @@ class MetaContext:
         return self._corrupted(arm, *self._batch(rows, f"meta-dev/{arm}", arm, size, texts, noise, index))
 
     @torch.no_grad()
-    def dev_losses(self, batches: int, size: int | None, texts: int, noise: int) -> dict[str, float]:
-        """Mean held-out loss in nats of each arm that trains or is in the target.
+    def dev_losses(
+        self, arms: Iterable[str], batches: int, size: int | None, texts: int, noise: int
+    ) -> dict[str, float]:
+        """Mean held-out loss in nats of each of `arms`.
 
         batches  of `size` rows each (default: a training batch).
         """
         size = self.batch_size if size is None else size
         losses = {}
-        for arm in dict.fromkeys([*self.trained, *self.target]):
+        for arm in arms:
             objective = self.arms[arm].objective
             inputs = (self.dev_inputs(arm, size, index, texts, noise) for index in range(batches))
             losses[arm] = sum(float(self.model(objective, one)) for one in inputs) / batches

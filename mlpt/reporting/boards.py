@@ -23,7 +23,7 @@ from mlpt.errors import UserError, one_line
 from mlpt.settings import Settings
 
 RECORDS = "boards.json"  # in the run's folder: under which id each board knows the run
-_PACKAGES = {"mlflow": ("mlflow", "mlflow"), "wandb": ("wandb", "wandb"), "trackio": ("trackio", "trackio")}
+_PACKAGES = ("mlflow", "wandb", "trackio")  # each called like its setting
 
 
 class BoardSettings(Settings):
@@ -51,9 +51,9 @@ class Board(Protocol):
 
 def check_boards(settings: BoardSettings) -> None:
     """Raise `UserError` where a package is missing that a setting needs."""
-    for setting, (module, package) in _PACKAGES.items():
-        if getattr(settings, setting) and find_spec(module) is None:
-            raise UserError(f"report.{setting} needs a package: pip install {package}")
+    for package in _PACKAGES:
+        if getattr(settings, package) and find_spec(package) is None:
+            raise UserError(f"report.{package} needs a package: pip install {package}")
 
 
 class Boards:

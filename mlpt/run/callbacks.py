@@ -88,7 +88,7 @@ class Callback:
         """Called when training has adopted a new policy."""
 
 
-class Watch:
+class Listeners:
     """Hands the events of one run to its callbacks, and what they ask to the run.
 
     run    the folder or URI, once it is known.

@@ -21,7 +21,7 @@ from mlpt.reporting.summary import print_summary
 from mlpt.reporting.text import plain_console, say
 from mlpt.run.blocks import blocks_of, with_target_texts
 from mlpt.run.build import run_rank, threads_of
-from mlpt.run.callbacks import Watch
+from mlpt.run.callbacks import Listeners
 from mlpt.run.folder import RunDir, new_run, open_run
 from mlpt.run.result import Run
 from mlpt.run.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
@@ -43,7 +43,7 @@ def pretrain(
     overwrite: bool = False,
     console: Console | None = None,
     debug: bool = False,
-    watch: Watch | None = None,
+    listeners: Listeners | None = None,
 ) -> Run:
     """Pretrain by a recipe (a packaged name, a YAML file or its values; None: quickstart) with `settings` laid on it.
 
@@ -53,18 +53,18 @@ def pretrain(
     restart    begin the run of `resume` again, at step 0; what it has made goes.
     overwrite  replace an earlier run in `run_dir`.
     console    where progress and the summary go; None: standard error.
-    watch      hears of the run while it trains, and may ask it to stop.
+    listeners      hears of the run while it trains, and may ask it to stop.
     Raises `UserError` in one line for anything that the caller can put right, and `Stopped`, a KeyboardInterrupt, once
     a SIGINT or SIGTERM has ended the run, everything saved.
     """
-    console, watch = console or plain_console(stderr=True), watch or Watch()
+    console, listeners = console or plain_console(stderr=True), listeners or Listeners()
     if resume is None:
         if restart:
             raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
         config = load_run_config(recipe, settings or {})
         config = with_model_of_run(config, lambda text: say(text, console))
         with new_run(config, overwrite) as run:
-            return _run(config, run, console, debug, watch)
+            return _run(config, run, console, debug, listeners)
     if recipe is not None:
         raise UserError(f"--resume takes the run's own configuration; leave out '{recipe}'")
     if overwrite:
@@ -83,22 +83,22 @@ def pretrain(
         if restart:
             run = begin_again(run)
         say_what_changes(run, before, config, step, lambda text: say(text, console))
-        return _run(config, run, console, debug, watch, step)
+        return _run(config, run, console, debug, listeners, step)
 
 
-def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, watch: Watch, step: int = 0) -> Run:
+def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, listeners: Listeners, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
     check_boards(config.report)
     with _told_how_to_go_on(run), written_up(run, step, config.report.html, console):
-        display = Display(config.report.progress, console, watch.tell)
+        display = Display(config.report.progress, console, listeners.tell)
         with display, _stopped_with_advice(run, step, display) as stop:
             display.say(f"run: {run.name}")
             if run.remote is not None:
                 display.say(f"working folder on this machine: {run.folder}")
                 shutil.rmtree(run.folder / "model", ignore_errors=True)  # another machine may make the next one
             alone = config.runtime.num_workers == 0
-            watch.begin(run.name, stop, in_process=alone)
-            train = partial(_in_this_process, must_save=watch.must_save) if alone else _on_ray
+            listeners.begin(run.name, stop, in_process=alone)
+            train = partial(_in_this_process, must_save=listeners.must_save) if alone else _on_ray
             summary = train(config, run, display, debug, stop)
         write_file(run.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         print_summary(summary, run.name, console)

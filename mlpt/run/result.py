@@ -111,6 +111,11 @@ class Run:
         return run_as_html(self._record(), self.folder)
 
 
+def name_of(model: "Run | str | os.PathLike[str]") -> str:
+    """What a command calls the model that a function is given."""
+    return model.name if isinstance(model, Run) else os.fspath(model)
+
+
 def load_run(place: str | os.PathLike[str]) -> Run:
     """The run in a folder or at a URI, whatever its state. Raises `UserError` in one line where there is none."""
     run, _ = open_run(place)

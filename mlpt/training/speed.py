@@ -1,8 +1,8 @@
 """How much of the machine a run uses: the model's operations a token, and what this machine computes at best."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import nn
 from mlpt.training.stopwatch import Stopwatch
 
 _MEASURED_S = 0.1  # of each measurement; the fastest pass counts
-_SIDE = {"cpu": 1024, "cuda": 8192}
-_COPIED_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
+_SIDE = {"cpu": 1024, "cuda": 4096}
+_COPIED_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 
 
 class MachineUse:
@@ -30,7 +30,7 @@ class MachineUse:
         """Training goes on after so many seconds in earlier processes."""
         self._began = trained_seconds
 
-    @contextmanager
+    @contextlib.contextmanager
     def making_batches(self) -> Iterator[None]:
         """Rows are read, corrupted and moved to the device while the block lasts."""
         self._making.start()
@@ -48,13 +48,13 @@ class MachineUse:
 
         tokens_per_second  of this rank. trained_seconds: those of earlier processes included.
         """
-        ceiling = matmul_flops(self._device, self._dtype, torch.get_num_threads())
         here = trained_seconds - self._began
-        return {
-            "data_share": self._making.seconds / here if here > 0 else 0.0,
-            "model_flops_per_token": self._flops,
-            "mfu": tokens_per_second * self._flops / ceiling,
-        }
+        share = self._making.seconds / here if here > 0 else 0.0
+        found = {"data_share": share, "model_flops_per_token": self._flops}
+        with contextlib.suppress(torch.OutOfMemoryError):  # training has left no room to measure: then without it
+            ceiling = matmul_flops(self._device, self._dtype, torch.get_num_threads())
+            found["mfu"] = tokens_per_second * self._flops / ceiling
+        return found
 
 
 def flops_per_token(body: nn.Module, config: Any, length: int) -> float:

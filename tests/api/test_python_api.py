@@ -18,7 +18,7 @@ from mlpt.reporting.display import Display
 from mlpt.reporting.records import Place
 from mlpt.reporting.tables import metrics_table, mixtures_table
 from mlpt.reporting.text import has_bars, plain_console
-from mlpt.run.callbacks import Watch
+from mlpt.run.callbacks import Listeners
 from mlpt.stopping import StopRequest
 from mlpt.storage.checkpoint import Checkpoints
 
@@ -203,23 +203,23 @@ def test_an_exception_of_a_callback_is_raised_when_all_is_saved(small, tmp_path)
 
 def test_a_signal_is_no_wish_of_a_callback():
     stop = StopRequest(lambda text: None)
-    watch = Watch([Heard(stop_at=1)])
-    watch.begin("runs/one", stop, in_process=True)
-    assert not watch.has_stopped
-    watch.tell({"event": "step", "step": 1})
-    assert (stop(), stop.signalled, stop.name, watch.has_stopped) == (True, False, "a callback", True)
+    listeners = Listeners([Heard(stop_at=1)])
+    listeners.begin("runs/one", stop, in_process=True)
+    assert not listeners.has_stopped
+    listeners.tell({"event": "step", "step": 1})
+    assert (stop(), stop.signalled, stop.name, listeners.has_stopped) == (True, False, "a callback", True)
     with stop.training():
         stop._handle(2, None)
-    assert (stop.name, watch.has_stopped) == ("SIGINT", False)
+    assert (stop.name, listeners.has_stopped) == ("SIGINT", False)
 
 
 def test_on_ray_a_callback_cannot_ask_for_checkpoints():
-    watch = Watch([Heard(save_at=1)])
-    watch.begin("runs/one", StopRequest(lambda text: None), in_process=False)
-    watch.tell({"event": "step", "step": 1})
-    assert isinstance(watch.error, mlpt.UserError)
-    assert "runtime.num_workers=0" in str(watch.error)
-    assert watch.has_stopped  # and nothing is lost
+    listeners = Listeners([Heard(save_at=1)])
+    listeners.begin("runs/one", StopRequest(lambda text: None), in_process=False)
+    listeners.tell({"event": "step", "step": 1})
+    assert isinstance(listeners.error, mlpt.UserError)
+    assert "runtime.num_workers=0" in str(listeners.error)
+    assert listeners.has_stopped  # and nothing is lost
 
 
 def test_a_notebook_has_a_bar_if_it_can_be_redrawn(monkeypatch):

@@ -64,7 +64,19 @@ def test_shuffling_keeps_the_words_and_recoding_their_pattern(texts):
 def test_too_little_text_is_one_line(texts, tmp_path, capsys):
     assert main([*texts, "--out", str(tmp_path / "out"), "--megabytes", "5"]) == 2
     assert capsys.readouterr().err == (
-        "error: the texts are too short for domains of that size: give more text, or fewer --megabytes\n"
+        "mlpt: the texts are too short for domains of that size: give more text, or fewer --megabytes\n"
     )
+    assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="too short"):
         write_controls(texts[:1], tmp_path / "out", size=10**6)
+
+
+def test_what_is_somebodys_stays_and_texts_made_before_are_replaced_on_request(texts, tmp_path, capsys):
+    mine = tmp_path / "mine" / "junk" / "good1.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("notes")
+    assert main([*texts, "--out", str(tmp_path / "mine"), "--megabytes", "0.01", "--overwrite"]) == 2
+    assert mine.read_text() == "notes"
+    words = [*texts, "--out", str(tmp_path / "out"), "--megabytes", "0.01"]
+    assert [main(words), main(words), main([*words, "--overwrite"])] == [0, 2, 0]
+    assert "--overwrite" in capsys.readouterr().err

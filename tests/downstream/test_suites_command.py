@@ -87,7 +87,7 @@ def test_what_was_measured_before_an_error_is_shown_and_written(models, pairs, t
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["{model}", "{model}2"], "give one model for its losses"),
+        (["{model}", "{model}2"], "several models belong to --suite"),
         (["{model}", "-s", "blimp.masking=plain"], "belong to --suite"),
         (["{model}", "{model}", "--suite", "pairs={pairs}"], "a model is named twice"),
         (["{model}", "--suite", "zorro"], "suite 'zorro': it needs data"),

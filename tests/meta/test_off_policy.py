@@ -35,7 +35,7 @@ class Rewarding:
     target = dict.fromkeys(NAMES, 1 / len(NAMES))
     report: dict = field(default_factory=dict)
 
-    def dev_losses(self, batches, size, texts, noise):
+    def dev_losses(self, arms, batches, size, texts, noise):
         fresh = texts == self.step
         return {**dict.fromkeys(NAMES, 1.0), "a": 1.0 if fresh else 0.4}
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from killing import KilledError, killed_at
 from metalmo_reference import Batch, Settings, end_of_accumulation, hard_step, soft_step
 
 from mlpt.config import RunConfig
@@ -208,24 +209,15 @@ def test_lag_0_is_not_the_published_order(moons_blocks, tmp_path):
     assert distance(ours, dict(student.named_parameters()), dict(start.backbone.named_parameters())) > 1e-2
 
 
-class KilledError(Exception):
-    """Stands for a process that ends here."""
-
-
 def test_a_killed_run_with_a_teacher_ends_bit_equal(moons_blocks, tmp_path):
     config = config_with(
         meta={"interval": 2, "lag": 1, "rules": {"teacher": {"baseline": 0.5, "entropy": 0.01}}},
         train={"steps": 7, "checkpoint_every": 3},
     )
 
-    def killed(step):
-        if step == 5:
-            raise KilledError
-        return False
-
     run(config, moons_blocks, tmp_path / "whole")
     with pytest.raises(KilledError):
-        run(config, moons_blocks, tmp_path / "killed", must_save=killed)
+        run(config, moons_blocks, tmp_path / "killed", must_save=killed_at(5))
     assert run(config, moons_blocks, tmp_path / "killed")["resumed_at"] == 3
     (one, ours), (other, theirs) = saved(tmp_path / "whole"), saved(tmp_path / "killed")
     assert torch.equal(ours, theirs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import KilledError, killed_at
 from ranks import run_ranks
 from rich.console import Console
 from safetensors.torch import load_file
@@ -122,16 +123,6 @@ def test_mask_training_leaves_the_base_untouched_and_masks_exact_beside_it(block
     assert not torch.equal(*(load_masks(tmp_path / "masks" / f"step_{n}").masks[WORD] for n in (5, 10)))
 
 
-class KilledError(Exception):
-    pass
-
-
-def kill(step: int) -> bool:
-    if step == 8:
-        raise KilledError
-    return False
-
-
 WORD = "bert.encoder.layer.0.output.dense.weight"
 
 
@@ -139,7 +130,7 @@ WORD = "bert.encoder.layer.0.output.dense.weight"
 def test_a_killed_mask_training_resumes_bit_for_bit(blocks, dense, tmp_path, values):
     run(blocks, tmp_path / "whole", dense, **values)
     with pytest.raises(KilledError):
-        run(blocks, tmp_path / "killed", dense, must_save=kill, **values)
+        run(blocks, tmp_path / "killed", dense, must_save=killed_at(8), **values)
     summary = run(blocks, tmp_path / "killed", dense, **values)
     assert summary["resumed_at"] == 5
     whole, resumed = (load_masks(tmp_path / one / "model") for one in ("whole", "killed"))
@@ -207,7 +198,7 @@ def test_meta_learned_masks_change_while_weights_train_and_resume_bit_for_bit(bl
     assert saved.description.base_hash == base_hash(trained, list(saved.masks))
 
     with pytest.raises(KilledError):
-        run(blocks, tmp_path / "killed", MODEL, must_save=kill, **values)
+        run(blocks, tmp_path / "killed", MODEL, must_save=killed_at(8), **values)
     assert run(blocks, tmp_path / "killed", MODEL, **values)["resumed_at"] == 6
     resumed = load_masks(tmp_path / "killed" / "model")
     assert resumed.description == saved.description
@@ -232,7 +223,12 @@ def test_a_save_at_any_step_changes_nothing(blocks, dense, tmp_path, values, lag
     run(blocks, tmp_path / "saved", dense, train=every, must_save=lambda step: step in (3, 7), **values)
     with pytest.raises(KilledError):
         run(
-            blocks, tmp_path / "died", dense, train=every, must_save=lambda step: step in (3, 7) or kill(step), **values
+            blocks,
+            tmp_path / "died",
+            dense,
+            train=every,
+            must_save=lambda step: step in (3, 7) or killed_at(8)(step),
+            **values,
         )
     assert run(blocks, tmp_path / "died", dense, train=every, **values)["resumed_at"] == 7
     for other in ("saved", "died"):

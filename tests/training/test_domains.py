@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import KilledError, killed_at
 from ranks import run_ranks
 from rich.console import Console
 
@@ -97,19 +98,6 @@ def run(config, blocks, folder, **keywords):
 
 def lines_of(folder):
     return [{k: line[k] for k in ("step", "loss", "mixture") if k in line} for line in read_metrics(folder)]
-
-
-class KilledError(Exception):
-    """Stands for a process that ends here."""
-
-
-def killed_at(step):
-    def must_save(now):
-        if now == step:
-            raise KilledError
-        return False
-
-    return must_save
 
 
 def test_names_given_to_sources_are_the_domains_whatever_the_rows_say(blocks):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killing import KilledError, killed_at
 from ranks import run_ranks
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -105,19 +106,6 @@ def run(config, folder, **keywords):
 
 def lines_of(folder):
     return [{k: line[k] for k in ("step", "loss", "mixture") if k in line} for line in read_metrics(folder)]
-
-
-class KilledError(Exception):
-    """Stands for a process that ends here."""
-
-
-def killed_at(step):
-    def must_save(now):
-        if now == step:
-            raise KilledError
-        return False
-
-    return must_save
 
 
 def test_files_become_tasks_that_are_written_down(workspace):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import KilledError, killed_at
 from ranks import run_ranks
 from safetensors.torch import load_file
 
@@ -49,19 +50,6 @@ def losses(folder: Path) -> list[tuple]:
     """Everything in metrics.jsonl that doesn't tell the time."""
     kept = ("step", "loss", "held_out", "held_out_before", "dev", "mixture", "policy")
     return [tuple(json.dumps(line.get(key)) for key in kept) for line in read_metrics(folder)]
-
-
-class KilledError(Exception):
-    """Stands for a process that ends here."""
-
-
-def killed_at(step: int):
-    def must_save(now: int) -> bool:
-        if now == step:
-            raise KilledError
-        return False
-
-    return must_save
 
 
 @pytest.mark.parametrize("lag", [0, 2, 4])

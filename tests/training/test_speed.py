@@ -9,6 +9,7 @@ from mlpt.config import RunConfig
 from mlpt.reporting.summary import _figures
 from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
+from mlpt.training import speed
 from mlpt.training.group import Group
 from mlpt.training.speed import copied_bytes, flops_per_token, matmul_flops
 from mlpt.training.tracker import read_metrics
@@ -43,6 +44,16 @@ def test_what_the_machine_reaches_is_measured_once_for_each_precision_and_number
     assert matmul_flops(CPU, torch.float32, 1) == first
     assert matmul_flops.cache_info().misses == 1
     assert copied_bytes(CPU) > 1e7
+
+
+def test_where_nothing_is_left_to_measure_with_the_figures_come_without_the_share(monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(speed, "matmul_flops", full)
+    use = speed.MachineUse(6.0, CPU, torch.float32)
+    use.begin(1.0)
+    assert use.figures(10.0, 3.0) == {"data_share": 0.0, "model_flops_per_token": 6.0}
 
 
 def test_a_run_says_what_it_made_of_the_machine(small_blocks, tmp_path):

@@ -60,7 +60,7 @@ class Famo(MixtureRule):
         return self.guarded(part, [weight / total for weight in weights], context, self.config.smoothing)
 
     def _measure(self, context: MetaContext, sample: int) -> dict[str, float]:
-        losses = context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, sample, sample)
+        losses = context.dev_losses(self.arms, self.config.dev_batches, self.config.dev_batch_size, sample, sample)
         return {name: max(loss, self.config.smallest_loss) for name, loss in losses.items()}
 
     def state(self) -> State:

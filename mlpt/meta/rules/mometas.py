@@ -79,7 +79,7 @@ class Mometas(MixtureRule):
         return self.guarded(part, softmax(self._scores), context, self.config.smoothing)
 
     def _measure(self, context: MetaContext, texts: int, noise: int) -> dict[str, float]:
-        return context.dev_losses(self.config.dev_batches, self.config.dev_batch_size, texts, noise)
+        return context.dev_losses(context.target, self.config.dev_batches, self.config.dev_batch_size, texts, noise)
 
     def state(self) -> State:
         return State({"scores": self._scores, "before": self._before, "sample": self._sample, "updates": self._updates})
