@@ -35,7 +35,7 @@ def watched(resume: str, stop: StopRequest | None = None) -> Iterator[None]:
     known = {name: pid for name, pid in processes.items() if pid is not None}
     with contextlib.ExitStack() as opened:
         if hasattr(os, "pidfd_open"):  # Linux
-            opened.enter_context(watching(Ends(known, resume, stop)))
+            opened.enter_context(watching(Ends(known, resume, stop, _helpers_of(known.get("raylet")))))
         if "GCS" not in known:
             opened.enter_context(watching(Answers(node.gcs_address, resume, stop)))
         yield
@@ -53,12 +53,22 @@ def watching(watcher: "Ends | Answers") -> Iterator[None]:
 
 
 class Ends:
-    """Waits for the end of one of the processes (pid by name), without asking again and again."""
+    """Waits for the end of one of the processes (pid by name), without asking again and again.
 
-    def __init__(self, processes: dict[str, int], resume: str, stop: StopRequest | None = None):
+    helpers  processes that are to end with them, though they may have become nobody's children.
+    """
+
+    def __init__(
+        self,
+        processes: dict[str, int],
+        resume: str,
+        stop: StopRequest | None = None,
+        helpers: tuple[psutil.Process, ...] = (),
+    ):
         self._names = {os.pidfd_open(pid): name for name, pid in processes.items()}
         self._resume = resume
         self._asked = stop
+        self._helpers = helpers
         self._stopped, self._stop = os.pipe()
 
     def run(self) -> None:
@@ -67,7 +77,7 @@ class Ends:
             poll.register(descriptor, select.POLLIN)
         found = {descriptor for descriptor, _ in poll.poll()}
         if self._stopped not in found:
-            _end(self._names[found.pop()], self._resume, self._asked)
+            _end(self._names[found.pop()], self._resume, self._asked, self._helpers)
         for descriptor in (*self._names, self._stopped, self._stop):
             os.close(descriptor)
 
@@ -108,16 +118,28 @@ def _raylet(socket_name: str) -> int | None:
     return None
 
 
+def _helpers_of(raylet: int | None) -> tuple[psutil.Process, ...]:
+    """What a raylet that this process has started runs beside the workers.
+
+    These agents notice the death of their raylet, but then try for minutes to tell a GCS that has gone, too.
+    """
+    with contextlib.suppress(psutil.Error):
+        for started in psutil.Process().children(recursive=True):
+            if started.pid == raylet:
+                return tuple(started.children())
+    return ()
+
+
 def _own_gcs(node: "ray._private.node.Node") -> int | None:
     """The GCS that this process has started."""
     started = node.all_processes.get("gcs_server")
     return started[0].process.pid if started else None
 
 
-def _end(what: str, resume: str, stop: StopRequest | None) -> None:
+def _end(what: str, resume: str, stop: StopRequest | None, helpers: tuple[psutil.Process, ...] = ()) -> None:
     """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
     with _silence():  # Ray's own threads are about to print pages
-        for process in psutil.Process().children(recursive=True):
+        for process in (*psutil.Process().children(recursive=True), *helpers):
             with contextlib.suppress(psutil.Error):
                 process.kill()
     if sys.stderr.isatty():
