@@ -1,13 +1,16 @@
 """The command `mlpt study`. Parse, call, print; `mlpt.cli` adds it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlpt.cli_options import Overwrite
 from mlpt.errors import UserError
 from mlpt.reporting.text import plain_console, say, say_error
+
+if TYPE_CHECKING:
+    from mlpt.studies.moons.declaration import MoonsStudy
 
 
 def study(
@@ -27,6 +30,7 @@ def study(
     from mlpt.settings import split_words
     from mlpt.stopping import Stopped
     from mlpt.studies.engine import run_study
+    from mlpt.studies.moons.reading import read_moons
     from mlpt.studies.places import Places
     from mlpt.studies.plan import Part, Plan
     from mlpt.studies.reading import read_study, shipped_studies
@@ -38,9 +42,12 @@ def study(
         return
     if len(names) != 1:
         raise UserError("give one study (mlpt study --list shows the shipped ones) or the path of a .yaml file")
+    if (moons := read_moons(names[0], settings)) is not None:
+        _moons(moons, out, cells, (seeds, cores), check, overwrite)
+        return
     declared = read_study(names[0], settings)
     folder = Path(out or f"studies/{declared.name}")
-    chosen = [name.strip() for name in cells.split(",")] if cells else []
+    chosen = _names(cells)
     if check:
         plan, part = Plan(declared, Places(folder)), Part.of(declared, chosen, _numbers(seeds))
         say(f"{declared.declared.question} Budget: {declared.declared.budget or 'each cell has its own'}. In {folder}:")
@@ -61,6 +68,39 @@ def study(
         say_error(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
     say((folder / "study.md").read_text(encoding="utf-8"), whole=True)
+
+
+def _moons(
+    study: "MoonsStudy",
+    out: str | None,
+    cells: str | None,
+    refused: tuple[object, object],
+    check: bool,
+    overwrite: bool,
+) -> None:
+    """The study of two moons, whose cells train side by side in one process."""
+    from mlpt.stopping import Stopped
+    from mlpt.studies.moons.run import run_moons
+
+    if any(one is not None for one in refused):
+        raise UserError("a study of two moons has no --seeds and no --cores: set seeds=N; all runs are one process")
+    folder = Path(out or f"studies/{study.name}")
+    if check:
+        say(f"{study.question} {study.steps:,} steps of {study.texts} texts, in {folder}:")
+        for name in study.cells:
+            say(f"  {name}: labels {', '.join(map(str, study.labels_of(name)))}; {len(study.seeds)} seeds")
+        return
+    console = plain_console(stderr=True)
+    try:
+        run_moons(study, folder, lambda text: say(text, console), _names(cells), overwrite)
+    except Stopped as stopped:
+        say_error(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    say((folder / "study.md").read_text(encoding="utf-8"), whole=True)
+
+
+def _names(words: str | None) -> list[str]:
+    return [name.strip() for name in words.split(",")] if words else []
 
 
 def _numbers(words: str | None) -> list[int]:

@@ -53,7 +53,7 @@ class Study:
 def shipped_studies() -> Iterator[tuple[str, str]]:
     """The name and the question of each study that comes with mlpt."""
     for name in _shipped_names():
-        yield name, " ".join(str(_read(name)[0].get("question", "")).split())
+        yield name, " ".join(str(values_of(name)[0].get("question", "")).split())
 
 
 def read_study(name: str, words: Iterable[str] = ()) -> Study:
@@ -62,7 +62,7 @@ def read_study(name: str, words: Iterable[str] = ()) -> Study:
     Texts that begin with ./ or ../ are paths from the file's folder. Raises `UserError` for an unknown study, bad YAML,
     unknown keys, and what does not fit together.
     """
-    values, folder = _read(name)
+    values, folder = values_of(name)
     values = values if folder is None else _anchored(values, folder)
     given = parse_overrides(words, whole=WHOLE)
     own = {key: given.pop(key) for key in OF_DECLARATION if key in given}
@@ -79,7 +79,7 @@ def _shipped_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
-def _read(name: str) -> tuple[dict[str, Any], Path | None]:
+def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
     """The file's mapping, and its folder if it is not a shipped one."""
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):

@@ -48,7 +48,7 @@ class Many:
         max_norm: float | None = None,
         mode: Mode = "recorded",
     ):
-        self._model, self._loss, self.max_norm, self.mode = models[0], loss, max_norm, mode
+        self._model, self._loss, self.max_norm = models[0], loss, max_norm
         named = dict(models[0].named_parameters())
         self._names, self._shapes = list(named), [one.shape for one in named.values()]
         self._sizes = [one.numel() for one in named.values()]
@@ -61,7 +61,7 @@ class Many:
         self.steps = 0
         self._adamw = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
         self._adamw |= {"decoupled_weight_decay": True, "amsgrad": False, "maximize": False}
-        self._made: dict[Any, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        self._run = Recorded(self._advance, mode)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -77,10 +77,8 @@ class Many:
         count = torch.tensor(float(self.steps))
         values = (self.weights, *self.moments, count, rates.unsqueeze(1), *batch)
         # The other attention kernels have no rule for batches of models.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            run = self._step_for(values)
-            torch.manual_seed(seed)  # after recording, which draws too
-            self.weights, first, second, losses = run(*values)
+        with sdpa_kernel(SDPBackend.MATH):
+            self.weights, first, second, losses = self._run(*values, seed=seed)
         self.moments = (first, second)
         return losses
 
@@ -106,16 +104,6 @@ class Many:
                 for name, value in self._named(self.weights[number]).items():
                     model.get_parameter(name).copy_(value)
 
-    def _step_for(self, values: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """`_advance` for values of these shapes."""
-        if self.mode == "plain":
-            return self._advance
-        key = tuple((one.shape, one.dtype) for one in values)
-        if key not in self._made:
-            recorded = _shortened(make_fx(self._advance)(*values))
-            self._made[key] = torch.compile(recorded) if self.mode == "compiled" else recorded
-        return self._made[key]
-
     def _advance(
         self, weights: Tensor, first: Tensor, second: Tensor, steps: Tensor, rates: Tensor, *batch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,6 +127,30 @@ class Many:
         """Views of one model's flat weights (parameters,) by name."""
         parts = zip(self._names, weights.split(self._sizes), self._shapes, strict=True)
         return {name: part.view(shape) for name, part, shape in parts}
+
+
+class Recorded:
+    """A function of tensors without side effects, recorded once for all arguments of equal shapes; modes as of `Many`."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], mode: Mode):
+        self.function, self.mode = function, mode
+        self._made: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
+
+    def __call__(self, *values: Tensor, seed: int) -> tuple[Tensor, ...]:
+        """`function(*values)`; `seed` is of its dropout."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            run = self._for(values)
+            torch.manual_seed(seed)  # after recording, which draws too
+            return run(*values)
+
+    def _for(self, values: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        if self.mode == "plain":
+            return self.function
+        key = tuple((one.shape, one.dtype) for one in values)
+        if key not in self._made:
+            recorded = _shortened(make_fx(self.function)(*values))
+            self._made[key] = torch.compile(recorded) if self.mode == "compiled" else recorded
+        return self._made[key]
 
 
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}

@@ -1,0 +1,114 @@
+"""Running the two-moons study: all cells forward together, chunk by chunk, then finetuning, tables and the picture."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mlpt.errors import UserError
+from mlpt.outputs import STUDY, growing_folder, write_file, write_json
+from mlpt.stopping import Stopped, StopRequest
+from mlpt.studies.moons.declaration import MoonsStudy
+from mlpt.studies.moons.finetuning import finetune
+from mlpt.studies.moons.page import markdown
+from mlpt.studies.moons.picture import sheet
+from mlpt.studies.moons.pretraining import Group, student_at
+from mlpt.studies.moons.rows import Rows
+
+Say = Callable[[str], None]
+_GROWS = {"steps"}  # what a study that is continued may have more of
+
+
+def run_moons(
+    study: MoonsStudy, out: Path, say: Say, cells: Sequence[str] = (), overwrite: bool = False
+) -> dict[str, Any]:
+    """Run what is left of the study in the folder `out`; what was found, as in `out`/study.json.
+
+    cells  the cells to run; default: all. Raises `UserError` for a folder with another declaration, `Stopped` once a
+    signal has ended it, with everything saved.
+    """
+    for name in cells:
+        if name not in study.cells:
+            raise UserError(f"there is no cell '{name}'; there are {', '.join(study.cells)}")
+    out = out.expanduser().resolve()
+    torch.set_num_threads(1)
+    request = StopRequest(say)
+    with growing_folder(out, STUDY, overwrite), request.listening():
+        _declare(study, out)
+        rows = Rows(study.vocabulary)
+        chosen = [name for name in study.cells if not cells or name in cells]
+        groups = [Group(study, name, rows, out / "cells") for name in chosen]
+        with request.training():
+            _pretrain(study, groups, request, say)
+        results = _finetune(study, groups, rows, out, say)
+    return results
+
+
+def _pretrain(study: MoonsStudy, groups: Sequence[Group], request: StopRequest, say: Say) -> None:
+    """All groups in turn, `save_every` steps at a time, those behind first: when it stops all are about as far."""
+    total = sum(len(group.models) for group in groups) * study.steps
+    done_before = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
+    started = time.process_time()
+    while behind := [group for group in groups if group.steps < study.steps]:
+        least = min(group.steps for group in behind)
+        for group in behind:
+            if group.steps == least:
+                group.advance(min(study.steps, least + study.save_every), request)
+                if request():
+                    raise Stopped(request.number, "stopped; the same command goes on where it was")
+        done = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
+        spent = time.process_time() - started
+        rate = (done - done_before) / spent
+        say(
+            f"step {least + study.save_every} of {study.steps}: {done / total:.0%}, {rate:.0f} micro-batches a CPU second"
+        )
+
+
+def _finetune(study: MoonsStudy, groups: Sequence[Group], rows: Rows, out: Path, say: Say) -> dict[str, Any]:
+    found: dict[str, dict[int, dict[str, list[float]]]] = {one.cell: {} for one in groups}
+    maps: dict[str, dict[int, Any]] = {one.cell: {} for one in groups}
+    for labels in study.labels:
+        here = [one for one in groups if labels in study.labels_of(one.cell)]
+        students, seeds = [], []
+        for group in here:
+            students += [student_at(weights, study, rows) for weights in group.students(labels)]
+            seeds += study.seeds
+        if not students:
+            continue
+        result = finetune(study, students, seeds, labels, rows)
+        for place, name in enumerate(one.cell for one in here):
+            part = slice(place * len(study.seeds), (place + 1) * len(study.seeds))
+            found[name][labels] = {"last": result.last[part], "best": result.best[part]}
+            share = (result.maps[part] > 0).double().mean(0)
+            maps[name][labels] = share.view(64, 64).numpy()
+        say(f"{labels} labels: finetuned {len(students)} students")
+    trained_on = {labels: rows.points(labels, "train") for labels in study.labels}
+    points = {n: torch.cat([one.places, one.moons.unsqueeze(1)], 1).numpy() for n, one in trained_on.items()}
+    write_file(out / "maps.png", sheet(maps, points, study.labels))
+    histories = {one.cell: one.history for one in groups}
+    results = {"study": study.model_dump(), "accuracy": found, "history": histories}
+    write_json(out / "study.json", results)
+    write_file(out / "study.md", markdown(study, found, histories).encode())
+    return results
+
+
+def _declare(study: MoonsStudy, out: Path) -> None:
+    """Keep the declaration in the folder. What was declared stays; steps, and cells, may be added."""
+    file = out / "declared.yaml"
+    now = json.loads(study.model_dump_json())
+    if file.is_file():
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key, value in before.items():
+            same = (
+                all(now["cells"].get(one) == how for one, how in value.items()) if key == "cells" else now[key] == value
+            )
+            more = key in _GROWS and now[key] >= value
+            if not same and not more and key != "save_every":
+                raise UserError(
+                    f"{out} holds a study with another '{key}'; take another folder (--out), or --overwrite"
+                )
+    write_file(file, yaml.safe_dump(now, sort_keys=False).encode())
