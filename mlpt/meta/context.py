@@ -8,6 +8,7 @@ import torch
 
 from mlpt.data.batch import Arm, Batch, Rows, Source
 from mlpt.meta.policy import Planned
+from mlpt.meta.snapshot import MadeStep
 from mlpt.objectives.base import Inputs
 from mlpt.randomness import numpy_generator, torch_generator, training_noise
 
@@ -26,6 +27,7 @@ class MetaContext:
     step        the snapshot's step.
     progress    share of the run's steps that are done when the answer is adopted, 0 to 1.
     report      figures for the log, filled by the rules.
+    made        the step that training made last, where a rule follows it and it was made.
     """
 
     model: Any
@@ -39,6 +41,7 @@ class MetaContext:
     step: int
     progress: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
+    made: MadeStep | None = None
 
     def coming_batch(self, planned: Planned) -> tuple[Batch, torch.Generator]:
         """The rows of a micro-batch of the step to come, and the noise from which a worker corrupts them."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlpt.errors import UserError
 from mlpt.meta.engines import ENGINES
-from mlpt.meta.engines.base import Engine, Hypergradient, InnerLoss, InnerStep, Lookahead
+from mlpt.meta.engines.base import Engine, Hypergradient, InnerLoss, InnerStep, Lookahead, Made
 from mlpt.registry import find_class
 
 
@@ -18,6 +18,8 @@ def lookahead(
     inner: InnerLoss | Sequence[InnerLoss],
     outer_loss: InnerLoss,
     engine: str | Engine = "auto",
+    backward_steps: int | None = None,
+    made: Made | None = None,
 ) -> Hypergradient:
     """The gradient of a held-out loss after inner optimiser steps, by what those steps depend on.
 
@@ -27,8 +29,11 @@ def lookahead(
     inner       a loss for each inner step, (forward, outer) -> scalar; `forward` is the model at the step's weights and
                 is called as the model is. Alone: one step.
     outer_loss  the held-out loss at the weights after the last step, (forward, outer) -> scalar.
-    engine      `auto`, `higher`, `one_step`, `finite_difference`, a class package.module:Class, or an `Engine`, which
-                keeps what it made: give the same one at every call of a loop.
+    engine      a name of `mlpt.meta.engines.ENGINES`, a class package.module:Class, or an `Engine`, which keeps what it
+                chose: give the same one at every call of a loop.
+    backward_steps  how many of the inner steps, the last ones, the gradient is followed through; None: all.
+    made        for engine `alignment`: the one inner step has been made of these gradients; `model` and `optimizer` are
+                as it left them. The inner loss then says only how losses are weighed, and `forward` returns 1.
 
     Returns the held-out loss, detached, and its gradient by each of `outer`, in their shapes and dtypes. Losses must
     give the same value when they are called again (no dropout: `model.eval()`; no fresh noise).
@@ -42,8 +47,11 @@ def lookahead(
     losses: Sequence[Callable[..., Tensor]] = [inner] if callable(inner) else list(inner)
     if not losses:
         raise UserError("a look-ahead has at least one inner step")
+    if backward_steps is not None and backward_steps < 1:
+        raise UserError(f"backward_steps is {backward_steps}: the gradient is followed through at least one step")
     solve = engine if isinstance(engine, Engine) else find_class(engine, ENGINES, Engine, "engine")()
-    return solve(Lookahead(model, optimizer, outer, [InnerStep(one) for one in losses], outer_loss))
+    steps = [InnerStep(one) for one in losses]
+    return solve(Lookahead(model, optimizer, outer, steps, outer_loss, backward_steps, made))
 
 
 def _named(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ target's held-out loss after the last step.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from pydantic import Field, model_validator
@@ -17,15 +17,19 @@ from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer
 from mlpt.meta.policy import MIXTURE, Policy
 from mlpt.meta.rules.base import Share
+from mlpt.meta.snapshot import made_step
 from mlpt.objectives.base import Inputs
 from mlpt.registry import find_class
 from mlpt.settings import Settings
 
 
 class LookaheadConfig(Settings):
-    """engine         `higher` (reference), `one_step` (one step, cheapest), `finite_difference` (any, least memory),
-                   `auto` (chooses one of them and logs why); or your own, package.module:Class.
+    """engine         `higher` (reference), `one_step` (one step), `finite_difference` (any, least memory),
+                   `forward_over_reverse` (any, exact), `auto` (chooses one of them and logs why); `alignment`: the step
+                   that training has just made, from its gradients (cheapest; the mixture alone); or your own,
+                   package.module:Class.
     inner_steps    K, the AdamW steps looked ahead; they do not clip gradients.
+    backward_steps through how many of them, the last ones, the gradient is followed; null: all.
     batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
     dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.
     start          step before which there is no look-ahead: a cold AdamW's is blind to a loss's scale.
@@ -33,6 +37,7 @@ class LookaheadConfig(Settings):
 
     engine: str = "higher"
     inner_steps: int = Field(default=1, ge=1)
+    backward_steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
     dev_batch_size: int | None = Field(default=None, ge=2)
     start: int = Field(default=100, ge=0)
@@ -45,7 +50,14 @@ class LookaheadConfig(Settings):
             raise ValueError(str(error)) from error
         if self.engine == "one_step" and self.inner_steps != 1:
             raise ValueError("engine=one_step needs inner_steps=1; for more take higher or finite_difference")
+        if self.follows_training and self.inner_steps != 1:
+            raise ValueError(f"engine={self.engine} follows the one step that training made: set inner_steps=1")
         return self
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether the engine follows the step that training has just made."""
+        return find_class(self.engine, ENGINES, Engine, "engine").uses_made
 
 
 class LookAhead:
@@ -54,6 +66,11 @@ class LookAhead:
     def __init__(self, config: LookaheadConfig):
         self.config = config
         self._engine = find_class(config.engine, ENGINES, Engine, "engine")()
+        self._follows = config.follows_training
+
+    def can(self, context: MetaContext) -> bool:
+        """Whether there is a step to follow, for an engine that follows one."""
+        return context.made is not None or not self._follows
 
     def gradients(
         self, policy: Policy, shares: Mapping[str, Share], context: MetaContext
@@ -64,7 +81,9 @@ class LookAhead:
         finite: training has diverged.
         """
         weights = _arm_weights(policy, shares, context)
-        inner = self._inner_inputs(list(weights), context)
+        kept = context.made if self._follows else None
+        made = None if kept is None else made_step(context.model, kept, list(weights))
+        inner = self._inner_inputs(list(weights), context, {} if kept is None else kept.arms)
         held_out = self._held_out(context)
         dev_losses: dict[str, float] = {}
 
@@ -87,7 +106,8 @@ class LookAhead:
 
         outer = {name: one for share in shares.values() for name, one in share.outer.items()}
         steps = [InnerStep(loss_of_step(k)) for k in range(self.config.inner_steps)]
-        found = self._engine(Lookahead(context.model, context.optimizer, outer, steps, outer_loss))
+        followed = self.config.backward_steps
+        found = self._engine(Lookahead(context.model, context.optimizer, outer, steps, outer_loss, followed, made))
         context.report["dev_loss"] = dev_losses
         if not all(bool(torch.isfinite(one).all()) for one in found.gradients.values()):
             raise UserError(
@@ -96,10 +116,16 @@ class LookAhead:
             )
         return {name: {leaf: found.gradients[leaf] for leaf in share.outer} for name, share in shares.items()}
 
-    def _inner_inputs(self, arms: list[str], context: MetaContext) -> list[dict[str, Inputs]]:
-        """Drawn once: engines evaluate an inner loss several times and must see the same inputs."""
+    def _inner_inputs(
+        self, arms: list[str], context: MetaContext, known: Collection[str]
+    ) -> list[dict[str, Inputs | None]]:
+        """Drawn once: engines evaluate an inner loss several times and must see the same inputs. None for the arms
+        whose gradients are `known`."""
         size = each_share(self.config.batch_size or context.batch_size, len(arms))
-        return [{arm: context.train_inputs(arm, size, k) for arm in arms} for k in range(self.config.inner_steps)]
+        return [
+            {arm: None if arm in known else context.train_inputs(arm, size, k) for arm in arms}
+            for k in range(self.config.inner_steps)
+        ]
 
     def _held_out(self, context: MetaContext) -> dict[str, Inputs]:
         size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target))
@@ -122,7 +148,9 @@ def _learned_weights(shares: Mapping[str, Share], outer: Outer) -> Mapping[str, 
     return None
 
 
-def _shaped(shares: Mapping[str, Share], arm: str, inputs: Inputs, outer: Outer) -> Inputs:
+def _shaped(shares: Mapping[str, Share], arm: str, inputs: Inputs | None, outer: Outer) -> Inputs | None:
+    if inputs is None:
+        return None
     for share in shares.values():
         inputs = share.inputs(arm, inputs, outer)
     return inputs

@@ -20,7 +20,7 @@ from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
-from mlpt.meta.rules import make_rules, rule_config
+from mlpt.meta.rules import make_rules, rule_class, rule_config
 from mlpt.meta.rules.base import LookaheadRule, Rule, RuleConfig
 from mlpt.meta.snapshot import Snapshot, load_snapshot
 from mlpt.settings import Settings
@@ -109,6 +109,23 @@ class MetaConfig(Settings):
         """The target's weights by name; its own texts count as 1."""
         return {name: 1.0 if isinstance(weight, str) else weight for name, weight in self.target.items()}
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether training keeps the gradients of its arms for the meta-learner."""
+        looks_ahead = any(issubclass(rule_class(part, one.rule), LookaheadRule) for part, one in self.rules.items())
+        return looks_ahead and self.lookahead.follows_training
+
+    @model_validator(mode="after")
+    def _weighs_losses_alone(self) -> "MetaConfig":
+        if self.lookahead.follows_training:
+            for part, settings in self.rules.items():
+                if part != MIXTURE and issubclass(rule_class(part, settings.rule), LookaheadRule):
+                    raise ValueError(
+                        f"engine {self.lookahead.engine} differentiates by the mixture alone, and rule "
+                        f"'{settings.rule}' learns {part}: set lookahead.engine=auto"
+                    )
+        return self
+
     @model_validator(mode="after")
     def _one_answer_at_a_time(self) -> "MetaConfig":
         if self.lag > self.interval:
@@ -137,6 +154,8 @@ class Updates:
             if isinstance(rule, LookaheadRule) and context.step >= self._start
         }
         gradients: dict[str, Any] = {}
+        if self._look_ahead is not None and not self._look_ahead.can(context):
+            looking = {}
         if looking and self._look_ahead is not None:
             shares = {name: rule.share(policy.parts[name], context) for name, rule in looking.items()}
             gradients = self._look_ahead.gradients(policy, shares, context)
@@ -272,6 +291,7 @@ class MetaLearner:
             self._batch_size,
             snapshot.step,
             min(1.0, (snapshot.step + self._lag) / self._steps) if self._steps else 0.0,
+            made=snapshot.made,
         )
 
 

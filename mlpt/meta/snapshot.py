@@ -13,8 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
+from mlpt.meta.engines.base import Made
 
 _ALIKE = "the meta-learner needs the same model settings as the workers"
+
+
+@dataclass(frozen=True)
+class MadeStep:
+    """The step that training made last, in the order of a snapshot's parameters.
+
+    total    (n,) float32, the gradient that the optimiser took; zeros where there was none.
+    arms     (n,) float32 of each arm that the step trained: its mean gradient, unweighted, before clipping.
+    clipped  what clipping multiplied the gradient by; 1: nothing was clipped.
+    """
+
+    total: np.ndarray
+    arms: Mapping[str, np.ndarray]
+    clipped: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class Snapshot:
     altered           names of the frozen parameters that step hooks may change (scores of iterative pruning, say).
     frozen            (m,) float32, their values, flattened and joined in that order.
     buffers           every buffer by its name (the thresholds of masks are such), in its own shape and dtype.
+    made              the step before this one, where a rule follows it and it was made.
     """
 
     step: int
@@ -44,6 +60,7 @@ class Snapshot:
     exp_avg: np.ndarray | None = None
     exp_avg_sq: np.ndarray | None = None
     optimizer_steps: np.ndarray | None = None
+    made: MadeStep | None = None
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -60,12 +77,14 @@ def take_snapshot(
     moments: bool,
     out: Snapshot | None = None,
     altered: Sequence[str] = (),
+    made: MadeStep | None = None,
 ) -> Snapshot:
     """Copy the model's trainable parameters and buffers, with `moments` also AdamW's state, to the CPU.
 
     model          the bare module, not wrapped by DDP or torch.compile, which give its parameters other names.
     learning_rate  the rate of the step to come.
     altered        names of frozen parameters that something else than gradients may change; they come along.
+    made           the step before, which goes with the snapshot as it is.
     out            an earlier snapshot of the same model whose buffers are overwritten and returned again; whoever
                    still reads it sees the new values (`ray.put` copies, so that a put snapshot may be reused).
 
@@ -84,7 +103,8 @@ def take_snapshot(
         buffers["optimizer_steps"][:] = [int(state.get("step", 0)) for state in states]
     # Small, and copied: those of the model change in place.
     others = {name: buffer.detach().cpu().numpy().copy() for name, buffer in model.named_buffers()}
-    return Snapshot(step=step, learning_rate=learning_rate, altered=tuple(altered), buffers=others, **buffers)
+    names = tuple(altered)
+    return Snapshot(step=step, learning_rate=learning_rate, altered=names, buffers=others, made=made, **buffers)
 
 
 @torch.no_grad()
@@ -126,6 +146,18 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
                 "exp_avg": exp_avg.to(parameter, copy=True),
                 "exp_avg_sq": exp_avg_sq.to(parameter, copy=True),
             }
+
+
+def made_step(model: nn.Module, step: MadeStep, arms: Sequence[str]) -> Made:
+    """What `step` was made of, for a look-ahead whose inner loss combines the losses of `arms` in this order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = trainable(model)
+
+    def named(values: np.ndarray) -> dict[str, Tensor]:
+        return {names[parameter]: one.to(parameter) for parameter, one in _pieces(values, parameters)}
+
+    gradients = [named(step.arms[arm]) if arm in step.arms else None for arm in arms]
+    return Made(named(step.total), gradients, step.clipped)
 
 
 def _size(parameters: Sequence[Tensor]) -> int:

@@ -176,15 +176,17 @@ class Loop:
         planned = self.work.plan(self.step, self.outer.draw(self.work.exhausted()))
         mine = [one for one in planned if one.slot % self.group.world == self.group.rank]
         self._replay.begin(self.step)
-        self._run_passes(mine)
-        if self._replay.is_due(self.step):
-            self._check_passes(mine)
+        with self.outer.made.step(self.step, self.model):
+            self._run_passes(mine)
+            if self._replay.is_due(self.step):
+                self._check_passes(mine)
         self.scaler.unscale_(self.optimizer)
         norm = gradient_norm(self.model.parameters(), self.config.clip)
         sound, self._stopping = self._nonfinite.examine(self.step, norm, self._meter.losses(), self.should_stop())
         if sound:
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.outer.made.close(self.step, self.model, sound, norm, self.config.clip)
         self._meter.close(skipped=not sound)
         self.step += 1
         for hook in self.hooks:
@@ -222,7 +224,8 @@ class Loop:
         torch.manual_seed(address(self.seed, f"dropout/{name}", self.step, slot))
         share = len(micro_batch.rows) / self.config.batch_size * self.group.world
         alone = last or not isinstance(self._forward, DistributedDataParallel)
-        with contextlib.nullcontext() if alone else self._forward.no_sync():
+        kept = self.outer.made.passes(name, micro_batch.weight * share, self.scaler.get_scale())
+        with kept, contextlib.nullcontext() if alone else self._forward.no_sync():
             with torch.autocast(
                 self.group.device.type, _DTYPES[self.config.precision], self.config.precision != "float32"
             ):

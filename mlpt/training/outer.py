@@ -17,6 +17,7 @@ from mlpt.meta.rules import make_rules
 from mlpt.meta.snapshot import Snapshot, take_snapshot
 from mlpt.storage.state import State
 from mlpt.training.group import Group
+from mlpt.training.made import GradientRecorder
 from mlpt.training.meter import Seen, add_up, from_json, to_json
 
 
@@ -78,6 +79,7 @@ class Outer:
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
         self.needs_coming = any(rule.needs_coming for rule in self.rules.values())
+        self.made = GradientRecorder(config.interval if config.keeps_gradients else None, group)
         self._source = source
         self._moments = any(rule.needs_moments for rule in self.rules.values())
         self._snapshot: Snapshot | None = None  # reused buffers
@@ -145,11 +147,12 @@ class Outer:
         """
         begun = time.perf_counter()
         if self._source is not None:
-            self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered)
+            made = self.made.kept
+            self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered, made)
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
             self._source.launch(self._snapshot, Evidence(draws, losses, dict(self._expected), coming))
-        self._seen, self._expected = {}, {}
+        self._seen, self._expected, self.made.kept = {}, {}, None
         self._adopt_at = step + self.config.lag
         self.launch_seconds += time.perf_counter() - begun
 
@@ -176,7 +179,11 @@ class Outer:
 
     def state(self) -> State:
         """What a checkpoint holds (rank 0). Call `settle` before, so that nothing is under way."""
-        kept = {"policy": policy_state(self.policy), "learner": self._learner_state or State()}
+        kept = {
+            "policy": policy_state(self.policy),
+            "learner": self._learner_state or State(),
+            "made": self.made.state(),
+        }
         values: dict[str, Any] = {
             "seen": to_json(self._seen),
             "expected": self._expected,
@@ -200,6 +207,7 @@ class Outer:
         self.stall_seconds, self.launch_seconds = spent["stall"], spent["launch"]
         self.learner_seconds = spent["learner"]
         self._learner_state = None if values["fresh"] else state.part("learner")
+        self.made.load_state(state.part("made"))
         if "adopt_at" in values:
             self._adopt_at = values["adopt_at"]
             if self._source is not None:

@@ -51,6 +51,25 @@ def adam_step(
     return parameter, (exp_avg, exp_avg_sq, scale) if group["amsgrad"] else (exp_avg, exp_avg_sq)
 
 
+def pulled_back(behind: Tensor, gradient: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    """The adjoint of the gradient of a step of AdamW that was made, from that of the parameter after it.
+
+    state  torch's state of the parameter after the step, which `gradient` is in.
+
+    Zero where the second moment is zero. Raises `UserError` for options whose steps cannot be told afterwards.
+    """
+    if group["amsgrad"] or (group["weight_decay"] and not group["decoupled_weight_decay"]):
+        raise UserError("engine 'alignment' follows AdamW without amsgrad: set engine=one_step")
+    (beta1, beta2), steps = group["betas"], int(state["step"])
+    gradient = -gradient if group["maximize"] else gradient
+    correction = (1 - beta2**steps) ** 0.5
+    root = state["exp_avg_sq"].sqrt()
+    denominator = root / correction + group["eps"]
+    bend = state["exp_avg"] * gradient * ((1 - beta2) / correction) / (root * denominator)
+    slope = ((1 - beta1) - bend) / denominator * (-group["lr"] / (1 - beta1**steps))
+    return behind * torch.where(root == 0, 0.0, -slope if group["maximize"] else slope)
+
+
 def moments_of(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> tuple[Moments, int]:
     """The moments and the step count in a torch optimiser's state of one parameter; zeros where it has none yet."""
     names = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,21 @@ class InnerStep:
 
 
 @dataclass(frozen=True)
+class Made:
+    """An optimiser step that has been made, and what it was made of.
+
+    total      the gradient that the optimiser took, by the parameter's name; one that is missing had none.
+    gradients  of each loss that the step's loss combines, in the order in which it calls `forward`, without its weight
+               and before clipping, by the parameter's name. None: not kept.
+    clipped    what clipping multiplied the gradient by; 1: nothing was clipped.
+    """
+
+    total: Mapping[str, Tensor]
+    gradients: Sequence[Mapping[str, Tensor] | None]
+    clipped: float = 1.0
+
+
+@dataclass(frozen=True)
 class Lookahead:
     """A bilevel problem at one moment of training.
 
@@ -41,6 +56,9 @@ class Lookahead:
                 reach the losses through their `outer` argument.
     steps       the inner steps, at least one.
     outer_loss  (forward, outer) -> scalar meta-dev loss at the weights after the last step.
+    backward_steps  through how many of the inner steps, the last ones, the gradient is followed: truncated
+                back-propagation (Shaban et al. 2019). None: through all.
+    made        the one inner step, already made: then `model` and `optimizer` are as it left them. For `alignment`.
 
     Losses are pure: called again with the same weights they give the same value (no dropout, no fresh noise).
     """
@@ -50,6 +68,13 @@ class Lookahead:
     outer: Outer
     steps: Sequence[InnerStep]
     outer_loss: InnerLoss
+    backward_steps: int | None = None
+    made: Made | None = None
+
+    @property
+    def first_tracked(self) -> int:
+        """The number, from 0, of the first inner step that the gradient is followed through."""
+        return 0 if self.backward_steps is None else max(0, len(self.steps) - self.backward_steps)
 
 
 class Hypergradient(NamedTuple):
@@ -64,7 +89,12 @@ class Unsuited(UserError):  # noqa: N818 (it says what the engine is for the pro
 
 
 class Engine:
-    """Solves a `Lookahead`; a run keeps one, and calls it at every update."""
+    """Solves a `Lookahead`; a run keeps one, and calls it at every update.
+
+    uses_made  it follows a step that training has made, whose gradients training keeps for it.
+    """
+
+    uses_made: ClassVar[bool] = False
 
     def __call__(self, problem: Lookahead) -> Hypergradient:
         raise NotImplementedError(f"{type(self).__name__}.__call__")
@@ -104,7 +134,7 @@ def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Te
     return {**left, **{name: left[name] + one if name in left else one for name, one in right.items()}}
 
 
-def dot(gradients: Mapping[str, Tensor | None], direction: Mapping[str, Tensor]) -> Tensor:
+def dot(gradients: Mapping[str, Any], direction: Mapping[str, Tensor]) -> Tensor:
     """The inner product over the names that both have."""
     pairs: Any = [(one, direction[name]) for name, one in gradients.items() if one is not None and name in direction]
     return sum(((one * other).sum() for one, other in pairs), start=torch.zeros(()))

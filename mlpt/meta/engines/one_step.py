@@ -33,9 +33,9 @@ class OneStep(Engine):
         combination, per_loss = self._inner_gradients(problem, weights)
         gradients = {name: _weighted_sum(combination, [each[name] for each in per_loss]) for name in weights}
         path = Path(problem)
-        after = {**weights, **path.step(weights, gradients)}
+        after = {**weights, **path.step(gradients)}
         loss, adjoint, direct = outer_gradients(problem, after)
-        adapted, _ = path.pull_back(adjoint)
+        adapted, _, _ = path.pull_back(adjoint)
         alignments = [dot(each, adapted) for each in per_loss]
         # The combination's weights are functions of the outer tensors; the alignments are numbers.
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()

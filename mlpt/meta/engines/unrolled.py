@@ -4,7 +4,7 @@ from typing import Any
 
 import higher
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlpt.meta.engines import adam  # noqa: F401 (registers AdamW with `higher`)
@@ -28,9 +28,10 @@ class Higher(Engine):
             model.update_params([problem.outer.get(name, one) for name, one in leaves(problem.model).items()])
             optimizer = higher.optim.get_diff_optim(problem.optimizer, problem.model.parameters(), fmodel=model)
             try:
-                for step in problem.steps:
+                for k, step in enumerate(problem.steps):
                     stepper = optimizer if step.optimizer is None else self._descent(problem, step.optimizer.lr)
-                    stepper.step(step.loss(model, problem.outer))
+                    callback = None if k >= problem.first_tracked else _constant
+                    stepper.step(step.loss(model, problem.outer), grad_callback=callback)
                 loss = problem.outer_loss(model, problem.outer)
                 gradients = torch.autograd.grad(loss, outer, allow_unused=True)
             finally:
@@ -56,3 +57,8 @@ class Higher(Engine):
         """Drop the unrolled graph: let the patched model point at the plain weights again."""
         self._patched._fast_params = None
         self._patched.update_params([parameter.detach() for parameter in model.parameters()])
+
+
+def _constant(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of a step that is not followed."""
+    return [None if one is None else one.detach() for one in gradients]

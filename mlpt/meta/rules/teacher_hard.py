@@ -95,7 +95,7 @@ class TeacherHard(TeacherRule):
         losses = []
         for step in steps:
             loss, gradients = self._clipped(step.loss(forward_at(problem, visited[-1]), {}), visited[-1])
-            visited.append({**visited[-1], **path.step(visited[-1], gradients)})
+            visited.append({**visited[-1], **path.step(gradients)})
             losses.append(loss)
         query, after = self._clipped(problem.outer_loss(forward_at(problem, visited[-1]), {}), visited[-1])
         figures |= {"student_loss": losses[0], "query_loss": query}

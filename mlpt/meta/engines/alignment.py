@@ -1,0 +1,102 @@
+"""Engine `alignment`: K = 1 from the gradients that training has just made, with one new gradient: the held-out loss's.
+
+The inner step is the one that training made: theta_1 = AdamW(theta_0, g), g the combination of the losses' gradients
+g_i, clipped. At theta_1 d L_dev / d w_i = <g_i, J^T grad L_dev>, J the Jacobian of clipping and AdamW.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from mlpt.meta.engines.adam import check_groups, pulled_back
+from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, Unsuited, add, dot, leaves, named, outer_gradients
+
+
+class Alignment(Engine):
+    """Any attention kernel, and training in any precision. Outer tensors may enter the inner loss only as weights of
+    the losses that `forward` returns. A loss whose gradient was not kept takes two forward passes instead of an inner
+    product, at the present weights moved by +- radius along J^T grad L_dev.
+
+    radius  length of that displacement; 1e-2 suits float32.
+
+    Raises `Unsuited` for a problem that says nothing of a step that was made.
+    """
+
+    uses_made = True
+
+    def __init__(self, radius: float = 1e-2):
+        self.radius = radius
+
+    def __call__(self, problem: Lookahead) -> Hypergradient:
+        if problem.made is None or len(problem.steps) != 1 or problem.steps[0].optimizer is not None:
+            raise Unsuited("engine 'alignment' follows one AdamW step that was made: give it, or set engine=auto")
+        weights = leaves(problem.model)
+        if weights.keys() & problem.outer.keys():
+            raise Unsuited("engine 'alignment' cannot differentiate by parameters of the model: set engine=higher")
+        combination, calls = _combination(problem)
+        if len(combination) != len(problem.made.gradients):
+            raise Unsuited(
+                f"the inner loss combines {len(combination)} losses, and there are gradients of "
+                f"{len(problem.made.gradients)}: give one for each, in its order"
+            )
+        loss, adjoint, direct = outer_gradients(problem, weights)
+        adapted = _through_step(problem, adjoint)
+        alignments = [
+            dot(one, adapted) if one is not None else self._difference(problem, weights, adapted, call)
+            for one, call in zip(problem.made.gradients, calls, strict=True)
+        ]
+        total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
+        through = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
+        return Hypergradient(loss, add(direct, named(problem.outer, through)))
+
+    @torch.no_grad()
+    def _difference(
+        self, problem: Lookahead, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], call: Any
+    ) -> Tensor:
+        """The derivative of a loss along `direction`, at the weights after the step."""
+        length = float(torch.stack([one.norm() for one in direction.values()]).norm()) if direction else 0.0
+        if length == 0:
+            return torch.zeros(())
+        scale, (args, kwargs) = self.radius / length, call
+        sides = []
+        for sign in (1, -1):
+            moved = {name: weights[name] + sign * scale * one for name, one in direction.items()}
+            sides.append(functional_call(problem.model, {**weights, **moved}, args, kwargs))
+        return (sides[0] - sides[1]) / (2 * scale)
+
+
+def _combination(problem: Lookahead) -> tuple[tuple[Tensor, ...], list[Any]]:
+    """The weight of each loss in the inner loss, with its graph to the outer tensors; and what `forward` was given."""
+    calls: list[Any] = []
+    parts: list[Tensor] = []
+    first = next(problem.model.parameters())
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append((args, kwargs))
+        parts.append(torch.ones((), dtype=first.dtype, device=first.device, requires_grad=True))
+        return parts[-1]
+
+    inner = problem.steps[0].loss(forward, problem.outer)
+    return torch.autograd.grad(inner, parts, create_graph=True), calls
+
+
+def _through_step(problem: Lookahead, adjoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adjoint of the gradients that were combined, from that of the weights after the step."""
+    assert problem.made is not None
+    check_groups(problem.optimizer.param_groups)
+    taken, scale = problem.made.total, problem.made.clipped
+    names = {parameter: name for name, parameter in problem.model.named_parameters()}
+    adapted = {}
+    for group in problem.optimizer.param_groups:
+        for parameter in group["params"]:
+            name, state = names[parameter], problem.optimizer.state.get(parameter, {})
+            if state and name in adjoint and name in taken:
+                adapted[name] = pulled_back(adjoint[name], taken[name], state, group)
+    if scale == 1:
+        return adapted
+    # Clipped: c g / |g| moves only across g.
+    along = dot(taken, adapted) / dot(taken, taken)
+    return {name: scale * torch.sub(one, along * taken[name]) for name, one in adapted.items()}
