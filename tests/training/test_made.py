@@ -18,12 +18,8 @@ from mlpt.training.made import GradientRecorder
 from mlpt.training.nonfinite import gradient_norm
 from mlpt.training.tracker import read_metrics
 
-SLOTS = (("a", 1.0), ("b", 1.0), ("a", 1.0), ("b", 0.5))  # arms of micro-batches, and the weights of their losses
-    ("a", 1.0),
-    ("b", 1.0),
-    ("a", 1.0),
-    ("b", 0.5),
-)  # arms of a step's micro-batches, and the weights of their losses
+# Arms of a step's micro-batches, and the weights of their losses.
+SLOTS = (("a", 1.0), ("b", 1.0), ("a", 1.0), ("b", 0.5))
 SCALE = 8.0  # of a loss against underflow
 
 
