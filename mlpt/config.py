@@ -105,6 +105,9 @@ class ReportConfig(BoardSettings):
     """What a run writes besides its results."""
 
     html: bool = Field(True, description="report.html, one page of figures, at the end of the run")
+    samples: int = Field(
+        8, ge=0, description="times in a run at which a few texts are kept as they train and are understood; 0: never"
+    )
     licence: str = Field("unknown", description="of the model, for its card: an id that hubs know, such as apache-2.0")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         "auto", description="auto: a bar on a terminal, else lines"

@@ -5,12 +5,12 @@ An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dic
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mlpt.data.batch import Batch
+from mlpt.data.batch import Batch, Split
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.settings import Settings
 
@@ -85,9 +85,13 @@ class Objective:
     """One pretraining objective. Subclasses set `name` and `Config` and define `corrupt` and `loss`.
 
     name  what people call it, which names its head: the class's own, or that of an objective with another `type`.
+    shown_as     who makes the texts of `example`.
+    shown_split  of which split they are: one that the objective treats as it does training text.
     """
 
     name: str
+    shown_as: ClassVar[Literal["masking", "guide", "teacher"]] = "masking"
+    shown_split: Split = "dev"
 
     class Config(Settings):
         """No settings."""
@@ -108,6 +112,15 @@ class Objective:
         Pure: an equal batch and an equal generator state give equal inputs. The batch is not changed.
         """
         raise NotImplementedError(f"{type(self).__name__}.corrupt")
+
+    def example(self, batch: Batch, generator: torch.Generator) -> Inputs | None:
+        """A training input for people to look at, token beside token of the text, whose targets are tokens; None: there
+        is nothing that could be shown so."""
+        return None
+
+    def hard_tokens(self, batch: Batch) -> Tensor | None:
+        """(batch, length) bool: the tokens that a guide takes for worth predicting; None: there is no guide."""
+        return None
 
     def head(self, encoder_config: Any) -> nn.Module | None:
         """The module that this objective adds to the encoder; None when it needs none of its own."""

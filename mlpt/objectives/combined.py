@@ -47,6 +47,9 @@ class Combined(Objective):
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         return self._mlm.corrupt(batch, generator)
 
+    def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        return self.corrupt(batch, generator)
+
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         mlm, distill = self._mlm.loss(model, inputs), self._distill.loss(model, inputs)
         return self.config.mlm_weight * mlm + self.config.distill_weight * distill

@@ -42,6 +42,9 @@ class CountedMaskedLM(Objective):
         positions = (labels != self.vocabulary.pad).view(-1).nonzero().squeeze(1)
         return Inputs(inputs, attention_mask_of(inputs, self.vocabulary.pad), positions, labels.view(-1)[positions])
 
+    def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        return self.corrupt(batch, generator)
+
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         return predicted_tokens_loss(model, inputs)
 

@@ -52,6 +52,7 @@ class GuidedMaskedLM(TokenPrediction):
     """Predict tokens at positions that a guide marks."""
 
     name = "guided"
+    shown_as = "guide"
 
     class Config(MaskingConfig):
         """guide        `rare`: the rarest tokens of the corpus; `all`: every position; `hard`: see `HardGuide`.
@@ -84,6 +85,7 @@ class GuidedMaskedLM(TokenPrediction):
         self._rare: Tensor | None = None  # (vocabulary,) bool
         self._scores: TokenScores | None = None
         self._threshold = 0.0
+        self.shown_split = "train" if config.guide == "hard" else "dev"  # scores are of training text
         if token_counts is not None:
             self._count(token_counts)
 
@@ -116,6 +118,11 @@ class GuidedMaskedLM(TokenPrediction):
             chosen = self.guide(tokens) & (fate < 1)
             inputs = masked_inputs(tokens, chosen, fate, self.vocabulary, self.config, generator)
         return self.smoothed(inputs, batch)
+
+    def hard_tokens(self, batch: Batch) -> Tensor | None:
+        if self.config.guide == "all":
+            return None
+        return self.hard_positions(batch) if self.config.guide == "hard" else self.guide(batch.tokens)
 
     def guide(self, tokens: Tensor) -> Tensor:
         """(batch, length) bool for `tokens` (batch, length): the positions that `rare` or `all` marks."""

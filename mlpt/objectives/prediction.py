@@ -25,6 +25,9 @@ class TokenPrediction(Objective):
         if how.kind == "token" and how.reference != "current":
             self.reference = Reference(model, how.decay if how.reference == "average" else None)
 
+    def example(self, batch: Batch, generator: torch.Generator) -> Inputs | None:
+        return self.corrupt(batch, generator)
+
     def smoothed(self, inputs: Inputs, batch: Batch) -> Inputs:
         """The `inputs` made of `batch` with the weight of smoothing, where it is of the training split."""
         if self.config.smoothing.is_plain or batch.split != "train":

@@ -25,6 +25,7 @@ class TeacherMade(Objective):
     """Predict the targets that the teacher wrote, or chose, at every position that has one."""
 
     name = "teacher_made"
+    shown_as = "teacher"
 
     class Config(TeacherMadeConfig):
         """As of every teacher."""
@@ -68,6 +69,10 @@ class TeacherMade(Objective):
                 return soft_inputs(self.writer.soft(batch.tokens), batch.tokens, self.vocabulary.pad)
             inputs, _ = self.writer.write(batch.tokens, generator)
         return inputs
+
+    def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        """A hard sample, also where training takes distributions."""
+        return self.writer.write(batch.tokens, generator)[0]
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         from mlpt.models.writers import SoftInputs, soft_loss

@@ -28,7 +28,7 @@ RUN = Kind(
     contents=(
         *("config.yaml", "metrics.jsonl", "summary.json", "blocks.json", "run.json", "report.html", "mixture.json"),
         *("history.json", "boards.json", "wandb"),
-        *("tensorboard", "policies", "checkpoints", "model", "models", "masks", "logs"),
+        *("tensorboard", "policies", "checkpoints", "model", "models", "masks", "samples", "logs"),
     ),
 )
 SWEEP = Kind(

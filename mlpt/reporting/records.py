@@ -17,6 +17,8 @@ from mlpt.errors import UserError, reason
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
+from mlpt.reporting.samples import FOLDER as SAMPLES
+from mlpt.reporting.samples import Sample, read_sample
 from mlpt.storage.store import Store, is_uri
 
 CONFIG = "config.yaml"
@@ -59,6 +61,7 @@ class Record:
     place     its folder or URI. name: the last part of it, which may not be unique.
     masks     step -> fraction kept by weight name, of every mask file that the run has left.
     events    what its logs say, oldest first; empty unless asked for.
+    samples   the texts that it kept, by step; empty unless asked for.
     """
 
     place: str
@@ -71,6 +74,7 @@ class Record:
     first_mixture: Mapping[str, float]
     masks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     events: list[LogEvent] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def seed(self) -> Any:
@@ -108,8 +112,11 @@ def is_run(place: Place) -> bool:
     return place.read(CONFIG) is not None
 
 
-def read_run(name: str, with_logs: bool = False) -> Record:
-    """The run in a folder or at a URI. Raises `UserError` in one line where there is none."""
+def read_run(name: str, in_full: bool = False) -> Record:
+    """The run in a folder or at a URI; `in_full`: with its logs and texts.
+
+    Raises `UserError` in one line where there is none.
+    """
     place = Place(name)
     content = place.read(CONFIG)
     if content is None:
@@ -129,7 +136,8 @@ def read_run(name: str, with_logs: bool = False) -> Record:
         starts=starts,
         first_mixture=_mapping(place.read("policies/policy_000000.json")).get("mixture") or {},
         masks=dict(sorted(_masks(place))),
-        events=list(_events(place)) if with_logs else [],
+        events=list(_events(place)) if in_full else [],
+        samples=list(_samples(place)) if in_full else [],
     )
 
 
@@ -161,6 +169,11 @@ def _masks(place: Place) -> Iterator[tuple[int, Mapping[str, float]]]:
 def _events(place: Place) -> Iterator[LogEvent]:
     found = [event for name in place.names("logs") for event in read_log(name, place.read(f"logs/{name}") or b"")]
     yield from sorted(found, key=lambda event: event.at)
+
+
+def _samples(place: Place) -> Iterator[Sample]:
+    found = [read_sample(place.read(f"{SAMPLES}/{name}")) for name in place.names(SAMPLES) if name.endswith(".json")]
+    yield from sorted((one for one in found if one is not None), key=lambda one: one.step)
 
 
 def fingerprint(places: list[str]) -> str:

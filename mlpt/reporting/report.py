@@ -33,7 +33,7 @@ def report_page(names: Sequence[str], live: bool = False) -> str:
     if sweeps:
         return _of_sweep(read_sweep(sweeps[0]), live)
     if len(names) == 1:
-        return _of_run(read_run(names[0], with_logs=True), live)
+        return _of_run(read_run(names[0], in_full=True), live)
     return _of_runs([read_run(name) for name in names], live)
 
 

@@ -31,6 +31,7 @@ from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
 from mlpt.training.pretraining import Pretraining
 from mlpt.training.reference import AverageReference
+from mlpt.training.samples import Samples
 
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
@@ -143,6 +144,10 @@ def run_rank(
     work = Pretraining(
         config.train, model, sources, arms.every, arms.trained, target, group, config.seed, config.data.max_repeats
     )
+    hooks = step_hooks(config, model, sources, run_dir if group.leads else None)
+    if group.leads and config.report.samples:
+        steps, times = config.train.total_steps(sources.block_size), config.report.samples
+        hooks.append(Samples(run_dir, sources, arms.every.values(), steps, times, config.seed, group.device))
     outer = Outer(config.meta, arms.trained, source, group)
     loop = Loop(
         config.train,
@@ -150,7 +155,7 @@ def run_rank(
         outer,
         group,
         run_dir,
-        hooks=step_hooks(config, model, sources, run_dir if group.leads else None),
+        hooks=hooks,
         tell=tell,
         must_save=must_save,
         should_stop=should_stop,

@@ -32,7 +32,7 @@ _FROM_HERE = (
     "train.schedule.length",
 )
 _LEFT_BEHIND = (
-    *("checkpoints", "metrics.jsonl", SUMMARY, REPORT, "policies", "masks", "model", "tensorboard"),
+    *("checkpoints", "metrics.jsonl", SUMMARY, REPORT, "policies", "masks", "samples", "model", "tensorboard"),
     *(BOARDS, "wandb"),
 )
 

@@ -23,8 +23,8 @@ from mlpt.storage.store import StorageError, Store
 
 _METRICS = "metrics.jsonl"
 _BEST = "checkpoints/best.json"
-_GROWING = ("policies", "masks")  # what a resumed run doesn't make again
-_FINAL = ("model", "tensorboard")
+_GROWING = ("policies", "masks", "samples")  # what a resumed run doesn't make again
+_FINAL = ("model", "tensorboard", "samples")
 _LOG_TRIES = 3
 _log = logging.getLogger(__name__)
 

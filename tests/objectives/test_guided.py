@@ -124,6 +124,9 @@ def test_the_rows_of_a_batch_find_their_scores(small_blocks, scores):
     above = torch.arange(32) > 20
     for place in (0, 2, 3):
         assert torch.equal(chosen[place], above & ordinary[place])
+    shown = blocks.batch(np.array([8, 3]))
+    assert torch.equal(objective.hard_tokens(shown), above & torch.tensor([[True], [False]]))
+    assert objective.shown_split == "train"  # the split that the scores are of
     assert chosen[1].sum() in (3, 4, 5), "row 3 has no hard token: 15 % of its 30 at random"
 
 

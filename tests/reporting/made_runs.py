@@ -58,3 +58,27 @@ def make_run(
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text)
     return folder
+
+
+def add_samples(folder: Path) -> None:
+    """Texts of a teacher and of a guide at two steps, with markup in them, and the teacher's figures."""
+    (folder / "samples").mkdir()
+    row = {
+        "text": [" [CLS]", " play", "ing", " <b>", " games"],
+        "kinds": "=mr==",
+        "made": [" [CLS]", " [MASK]", " over", " <b>", " games"],
+        "wanted": [None, " play", " under", None, " games"],
+        "losses": [None, 2.5, 7.25, None, 0.5],
+    }
+    hard = {"text": row["text"], "losses": [None, 0.25, 1.5, 4.0, 9.75]}
+    for step in (0, 200):
+        objectives = {
+            "teacher_made": {"kind": "teacher", "split": "dev", "rows": [row]},
+            "guided": {"kind": "guide", "split": "train", "rows": [{**row, "hard": [0, 0, 0, 1, 1]}]},
+        }
+        said = {"step": step, "objectives": objectives, "hardness": [hard]}
+        (folder / f"samples/step_{step:08d}.json").write_text(json.dumps(said))
+    with open(folder / "metrics.jsonl", "a") as file:
+        for step in range(20, 200, 20):
+            figures = {"entropy_inputs": 3.0 - step / 100, "mask_share": step / 400, "h": 0.1, "query_loss": 4.0}
+            file.write(json.dumps({"step": step, "meta": {"teacher": figures}}) + "\n")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from made_runs import make_run
+from made_runs import add_samples, make_run
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
@@ -43,7 +43,11 @@ def own(page: str) -> str:
 
 
 def titles(page: str) -> list[str]:
-    return re.findall(r"<h[123][^>]*>([^<]*)</h[123]>", own(page))
+    return headings(own(page))
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h[123][^>]*>([^<]*)</h[123]>", page)
 
 
 def figures(page: str) -> list[dict]:
@@ -121,6 +125,26 @@ def test_objectives_named_like_markup_are_shown_as_they_are(tmp_path):
     page = report_page([str(folder)])
     assert "Loss of &lt;∕script&gt;&lt;b&gt;" in page
     assert "<b>" not in own(page)
+
+
+def test_what_the_teacher_writes_and_which_tokens_are_hard(tmp_path):
+    """Every mark is there for whoever sees no colours: struck out, inserted, small below, and told in words."""
+    folder = make_run(tmp_path / "run")
+    add_samples(folder)
+    (folder / "samples/step_00000100.json").write_text("{torn")
+    page = own(report_page([str(folder)]))
+    expected = {"Teacher", "Texts", "What the teacher writes: teacher_made", "What the guide chooses: guided"}
+    expected |= {"Hard tokens", "Entropy of what the teacher writes", "Mask token and copies", "Teacher: agreement h"}
+    assert expected <= set(headings(page))
+    assert '<mark class="masked" title="play: 2.5 nats"><del>play</del></mark>' in page
+    assert "<del>ing</del><ins>over</ins><sub>under</sub></mark> &lt;b&gt; " in page
+    assert '<mark class="guided" title="games: 0.5 nats">games</mark>' in page
+    assert "5 tokens: 1 masked (20 %), 1 replaced (20 %); mean loss of the 3 to be predicted 3.417 nats." in page
+    assert '<mark class="h1" title="ing: 1.5 nats">ing</mark>' in page
+    assert '<mark class="h4" title="games: 9.75 nats">games</mark>' in page
+    assert "Hardest: “games” 9.75, “&lt;b&gt;” 4, “ing” 1.5, “play” 0.25." in page
+    assert page.count('role="tab"') == 3 * 2  # the torn file is passed over
+    assert page.count('aria-selected="true" tabindex="0">step 200<') == 3  # the last is shown first
 
 
 def test_a_run_under_way_a_torn_line_and_damage_are_shown_as_far_as_they_go(tmp_path):

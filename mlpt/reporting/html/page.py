@@ -9,7 +9,8 @@ from typing import Any
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from mlpt.reporting.html.parts import Picture, Section, Table, Tabs, Text, escape, number
+from mlpt.reporting.html.parts import Part, Passages, Picture, Section, Table, Tabs, Text, escape, number
+from mlpt.reporting.html.passages import key_html, panel_html
 
 MARK = '<meta name="generator" content="mlpt report">'
 
@@ -49,14 +50,22 @@ class _Maker:
         inside = f'<h2 id="h{at}">{escape(section.title)}</h2>{intro}<div class="grid">{parts}</div>'
         return f'<section id="s{at}" aria-labelledby="h{at}">{inside}</section>\n'
 
-    def _part(self, part: Picture | Tabs | Table | Text) -> str:
+    def _part(self, part: Part) -> str:
         if isinstance(part, Picture):
             return f'<div class="card">{self._picture(part)}</div>'
         if isinstance(part, Tabs):
-            return self._tabbed(part)
+            return self._tabbed(part.label, {label: self._picture(one) for label, one in part.pictures.items()})
+        if isinstance(part, Passages):
+            return self._passages(part)
         if isinstance(part, Table):
             return _table(part)
         return _text(part)
+
+    def _passages(self, part: Passages) -> str:
+        about = f'<p class="about">{escape(part.about)}</p>' if part.about else ""
+        head = f"<h3>{escape(part.title)}</h3>{about}{key_html(part.key)}"
+        panels = {label: panel_html(label, passages) for label, passages in part.tabs.items()}
+        return self._tabbed(part.title, panels, head, "wide", chosen=len(panels) - 1)
 
     def _picture(self, picture: Picture) -> str:
         name = f"f{self._figures}"
@@ -73,24 +82,23 @@ class _Maker:
             f'<script type="application/json" id="{name}-d">{data}</script></figure>'
         )
 
-    def _tabbed(self, tabs: Tabs) -> str:
+    def _tabbed(self, label: str, panels: Mapping[str, str], head: str = "", kind: str = "", chosen: int = 0) -> str:
+        """The `panels`, HTML by the label of their tab, one at a time; the one of number `chosen` first."""
         name = f"t{self._tabs}"
         self._tabs += 1
-        buttons, panels = [], []
-        for at, (label, picture) in enumerate(tabs.pictures.items()):
-            chosen = "true" if at == 0 else "false"
-            reach = "0" if at == 0 else "-1"
+        buttons, bodies = [], []
+        for at, (title, inside) in enumerate(panels.items()):
             buttons.append(
-                f'<button role="tab" id="{name}-{at}" aria-controls="{name}-{at}-p" aria-selected="{chosen}" '
-                f'tabindex="{reach}">{escape(label)}</button>'
+                f'<button role="tab" id="{name}-{at}" aria-controls="{name}-{at}-p" '
+                f'aria-selected="{"true" if at == chosen else "false"}" tabindex="{0 if at == chosen else -1}">'
+                f"{escape(title)}</button>"
             )
-            hidden = "" if at == 0 else " data-hidden"
-            panels.append(
-                f'<div role="tabpanel" id="{name}-{at}-p" aria-labelledby="{name}-{at}"{hidden}>'
-                f"{self._picture(picture)}</div>"
+            hidden = "" if at == chosen else " data-hidden"
+            bodies.append(
+                f'<div role="tabpanel" id="{name}-{at}-p" aria-labelledby="{name}-{at}"{hidden}>{inside}</div>'
             )
-        bar = f'<div role="tablist" aria-label="{escape(tabs.label)}">{"".join(buttons)}</div>'
-        return f'<div class="card tabs">{bar}{"".join(panels)}</div>'
+        bar = f'<div role="tablist" aria-label="{escape(label)}">{"".join(buttons)}</div>'
+        return f'<div class="card tabs {kind}">{head}{bar}{"".join(bodies)}</div>'
 
 
 def _table(table: Table) -> str:

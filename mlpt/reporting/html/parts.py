@@ -55,11 +55,53 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A piece of text; a space before it says that a word begins.
+
+    made    what stands there instead; None: the piece itself.
+    masked  whether that is the mask token.
+    wanted  what is to be predicted there, where it is not the piece itself.
+    level   0 (nothing to say) to 4 (hardest).
+    guided  a guide chose it.
+    tip     shown where the pointer is.
+    """
+
+    text: str
+    made: str | None = None
+    masked: bool = False
+    wanted: str | None = None
+    level: int = 0
+    guided: bool = False
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text, and what is to be seen in it in words."""
+
+    tokens: Sequence[Token]
+    told: str
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Texts under tabs, such as one for each of some steps. `key`: sample tokens and what they mean."""
+
+    title: str
+    tabs: Mapping[str, Sequence[Passage]]
+    about: str = ""
+    key: Sequence[tuple[Token, str]] = ()
+
+
+Part = Picture | Tabs | Table | Text | Passages
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page with a heading of its own."""
 
     title: str
-    parts: Sequence[Picture | Tabs | Table | Text] = field(default_factory=tuple)
+    parts: Sequence[Part] = field(default_factory=tuple)
     intro: str = ""
 
 

@@ -11,6 +11,7 @@ from mlpt.reporting.columns import Column, Metrics
 from mlpt.reporting.html.curves import lines, noisy, scaled, stacked, with_noise
 from mlpt.reporting.html.mask_figures import mask_section
 from mlpt.reporting.html.parts import Picture, Section, Table, Text, duration, number, without_paths
+from mlpt.reporting.html.texts import teacher_section, texts_section
 from mlpt.reporting.html.timeline import timeline_section
 from mlpt.reporting.records import CONFIG, Record
 
@@ -19,6 +20,7 @@ _ESTIMATES = {
     "hypergradient": ("Hypergradients", "gradient of the meta-dev loss"),
 }
 _NATS = "nats"
+_ELSEWHERE = ("dev_loss", "teacher")  # figures of the meta-learner with a place of their own
 # Groups and columns that have a place of their own; whatever else is logged is shown after them.
 _SHOWN = {
     *("tokens", "tokens_per_second", "learning_rate", "gradient_norm", "skipped_steps", "meta_stall_seconds", "policy"),
@@ -53,6 +55,8 @@ def sections(record: Record) -> list[Section]:
     made = [
         Section("Losses", list(_losses(record))),
         Section("Mixture and meta-learning", list(_meta(record))),
+        teacher_section(record),
+        texts_section(record),
         mask_section(record),
         Section("Optimisation", list(_optimisation(record.metrics))),
         Section("Speed and memory", list(_speed(record.metrics))),
@@ -102,7 +106,7 @@ def _meta(record: Record) -> Iterator[Picture]:
     groups = dict.fromkeys(name.split("/")[1] for name in metrics.columns if name.startswith("meta/"))
     for name in groups:
         inner = metrics.under(f"meta/{name}")
-        if not inner or name == "dev_loss":
+        if not inner or name in _ELSEWHERE:
             continue
         title, unit = _ESTIMATES.get(name, (name.replace("_", " ").capitalize(), name.replace("_", " ")))
         yield with_noise(title, metrics, inner, unit, "Running mean over updates, in a band of the running spread.")
