@@ -78,7 +78,7 @@ def finetune(
 
         if multitask:
             from mlpt.downstream.multitask.config import MultitaskConfig
-            from mlpt.downstream.multitask.run import run_multitask
+            from mlpt.runtime.finetune import multitask as run_multitask
 
             joint = command.settings_from(MultitaskConfig, values, folder, given)
             joint = joint.model_copy(update={"model": resolve_model(joint.model, tell)})

@@ -35,7 +35,7 @@ from mlpt.downstream.finetune import prepare
 from mlpt.downstream.loading import load_tokenizer, quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.tasks import Example, TaskSource, load_task
-from mlpt.training.group import default_device
+from mlpt.training.group import Group, default_device
 
 LAYERS, HIDDEN, VOCABULARY = 4, 256, 8192
 BATCH, LENGTH = 32, 128
@@ -81,7 +81,9 @@ class OurFinetuning:
         prepared = prepare(config, task)
         train = prepared.features["train"]
         prepared.features["train"] = train.take(np.arange(min(ROWS, len(train))))
-        self.cell = CellRun(FinetuneCell(config, task, LEARNING_RATE, 0), prepared, default_device(), lambda _: None)
+        self.cell = CellRun(
+            FinetuneCell(config, task, LEARNING_RATE, 0), prepared, Group(device=default_device()), lambda _: None
+        )
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""

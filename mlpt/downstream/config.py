@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
@@ -29,12 +29,8 @@ Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_se
 ForTasks = str | dict[str, str] | None  # one value for every task, or task -> value
 
 
-class FinetuneConfig(Settings):
-    """One fine-tuning: every task with every learning rate and seed, one cell each.
-
-    Defaults are those of BERT's fine-tuning scripts (batch 32, 3 epochs, no weight decay) with a short warm-up, which
-    small data sets need, and an evaluation an epoch. Published protocols are presets (`mlpt.downstream.command`).
-    """
+class DownstreamConfig(Settings):
+    """What fine-tuning on one task and on many have in common."""
 
     model: str = Field(description="a run's folder, a Hugging Face folder or a hub name")
     masks: str | None = Field(
@@ -43,23 +39,21 @@ class FinetuneConfig(Settings):
     dense: bool = Field(False, description="leave the masks beside the model's weights aside")
     tasks: TaskNames = Field(min_length=1)
     source: TaskSource = TaskSource()
-    out: str = "finetuned"
-    seeds: Seeds = Field((1, 2, 3), min_length=1)
-    learning_rates: Rates = Field((2e-5,), min_length=1, description="peak rates; the best is reported")
-    batch_size: int = Field(32, gt=0, description="examples (windows, for span tasks) an optimiser step")
+    batch_size: int = Field(32, gt=0, description="rows (windows, for span tasks) an optimiser step")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="rows that go through the model at once, on one worker; default: all of a step's"
+    )
+    num_workers: int = Field(
+        1, gt=0, description="Ray Train workers that share each step; 1: this process, without Ray"
+    )
     epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, gt=0, description="overrides epochs")
-    optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.06)
+    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.1)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    max_length: int | None = Field(None, gt=8, description="tokens of a row; default: the task's own")
-    subset: int | None = Field(None, gt=0, description="few-sample: rows of train, drawn by each run's seed")
-    metric: ForTasks = Field(None, description="picks the best checkpoint; default: the task's own")
-    select_split: ForTasks = Field(None, description="dev split that `metric` is taken of; default: the task's first")
     eval_steps: int | None = Field(None, gt=0, description="evaluate every so many steps; default: eval_epochs")
     eval_epochs: float = Field(1.0, gt=0, description="evaluate every so many epochs")
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
-    length_window: int = Field(50, gt=0, description="batches whose rows are sorted by length together; 1: no sorting")
     tokens_per_batch: int = Field(16384, gt=0, description="padded tokens that go through the model at once")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU")
     checkpoint_steps: int = Field(500, gt=0, description="steps between checkpoints to resume from")
@@ -68,11 +62,49 @@ class FinetuneConfig(Settings):
     span: SpanConfig = SpanConfig()
 
     @model_validator(mode="after")
-    def _each_once(self) -> "FinetuneConfig":
-        for name in ("tasks", "seeds", "learning_rates"):
+    def _fits_together(self) -> Self:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("tasks names a value twice")
+        if self.dense and self.masks is not None:
+            raise ValueError("dense and masks exclude each other; leave one out")
+        if self.num_workers > -(-self.batch_size // (self.micro_batch_size or self.batch_size)):
+            raise ValueError(
+                f"{self.num_workers} workers need as many micro-batches a step; set micro_batch_size to at most "
+                f"{self.batch_size // self.num_workers}"
+            )
+        return self
+
+    def steps_between_evaluations(self, per_epoch: int) -> int:
+        """As many as are asked for, where an epoch has `per_epoch` steps."""
+        return self.eval_steps or max(1, round(self.eval_epochs * per_epoch))
+
+
+class FinetuneConfig(DownstreamConfig):
+    """One fine-tuning: every task with every learning rate and seed, one cell each.
+
+    Defaults are those of BERT's fine-tuning scripts (batch 32, 3 epochs, no weight decay) with a short warm-up, which
+    small data sets need, and an evaluation an epoch. Published protocols are presets (`mlpt.downstream.command`).
+    """
+
+    out: str = "finetuned"
+    seeds: Seeds = Field((1, 2, 3), min_length=1)
+    learning_rates: Rates = Field((2e-5,), min_length=1, description="peak rates; the best is reported")
+    optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.06)
+    max_length: int | None = Field(None, gt=8, description="tokens of a row; default: the task's own")
+    subset: int | None = Field(None, gt=0, description="few-sample: rows of train, drawn by each run's seed")
+    metric: ForTasks = Field(None, description="picks the best checkpoint; default: the task's own")
+    select_split: ForTasks = Field(None, description="dev split that `metric` is taken of; default: the task's first")
+    length_window: int = Field(50, gt=0, description="batches whose rows are sorted by length together; 1: no sorting")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for name in ("seeds", "learning_rates"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
+        if "lr" in self.optimizer.model_fields_set:
+            raise ValueError("optimizer.lr has no effect beside learning_rates; set learning_rates, one or several")
         return self
 
     def to_yaml(self) -> str:
@@ -80,23 +112,16 @@ class FinetuneConfig(Settings):
         values = self.model_dump(mode="json", exclude={"optimizer": {"lr"}})
         return yaml.safe_dump(values, sort_keys=False)
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "FinetuneConfig":
-        if "lr" in self.optimizer.model_fields_set:
-            raise ValueError("optimizer.lr has no effect beside learning_rates; set learning_rates, one or several")
-        if self.dense and self.masks is not None:
-            raise ValueError("dense and masks exclude each other; leave one out")
-        return self
-
 
 def for_task(value: ForTasks, task: str) -> str | None:
     """What a setting says for `task`."""
     return value.get(task) if isinstance(value, Mapping) else value
 
 
-# What changes no weight and no score, or is part of a cell's identity in another form (see `FinetuneCell.identity`).
-_NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "out", "checkpoint_steps", "keep_model", "predict_test"}
-_BY_CONTENT = {"model", "masks", "dense", "source", "metric", "select_split"}
+# What changes no weight and no score, and what is part of an identity in another form (see `FinetuneCell.identity`).
+ASIDE = {"out", "num_workers", "checkpoint_steps", "keep_model", "predict_test"}
+BY_CONTENT = {"model", "masks", "dense", "source"}
+_NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "metric", "select_split"} | ASIDE | BY_CONTENT
 
 
 @dataclass(frozen=True)
@@ -123,7 +148,7 @@ class FinetuneCell:
         contents  digests of the rows, the model and the masks (`mlpt.downstream.fingerprint`): wherever the same ones
                   lie it is the same cell, and other ones under the same name make another.
         """
-        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL | _BY_CONTENT))
+        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL))
         chosen = {"metric": self.config.metric, "select_split": self.config.select_split}
         own = {name: for_task(value, self.task) for name, value in chosen.items()}
         return {
@@ -137,7 +162,7 @@ class FinetuneCell:
 
     def named(self) -> dict[str, Any]:
         """How model, masks and rows were named: for people, no part of the identity."""
-        named: dict[str, Any] = json.loads(self.config.model_dump_json(include={"model", "masks", "dense", "source"}))
+        named: dict[str, Any] = json.loads(self.config.model_dump_json(include=BY_CONTENT))
         return named
 
 

@@ -16,6 +16,7 @@ from mlpt.errors import UserError
 from mlpt.tasks import Example, Task, TaskData, metrics
 from mlpt.tasks.batching import passes
 from mlpt.tasks.features import Features, SpanConfig
+from mlpt.training.group import Group
 
 _ROWS_A_PASS = 128  # enough to keep a device busy, few enough that sorted rows are padded little
 _TEXT_METRICS = {"f1", "exact_match"}
@@ -43,16 +44,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @torch.no_grad()
 def outputs_of(
-    model: nn.Module, features: Features, tokens: int, device: torch.device, precision: str, per_token: bool = False
+    model: nn.Module,
+    features: Features,
+    tokens: int,
+    device: torch.device,
+    precision: str,
+    per_token: bool = False,
+    group: Group | None = None,
 ) -> np.ndarray:
     """Float32 logits, (rows, outputs) in the order of the rows; of a head with outputs at every token (all tokens,
-    outputs), for spans start and end logits."""
+    outputs), for spans start and end logits. The ranks of a `group` share the passes; all of them must ask."""
+    group = group or Group()
     training = model.training
     model.eval()
     lengths = features.lengths
-    parts = []
-    order = []
-    for rows in passes(np.arange(len(features)), lengths, tokens, _ROWS_A_PASS):
+    parts: list[np.ndarray] = []
+    all_passes = passes(np.arange(len(features)), lengths, tokens, _ROWS_A_PASS)
+    dealt = [all_passes[rank :: group.world] for rank in range(group.world)]
+    for rows in dealt[group.rank]:
         with autocast(device, precision):
             result = model(**features.batch(rows, device))
         if per_token:
@@ -60,9 +69,9 @@ def outputs_of(
             parts += [of_tokens[place, : lengths[row]] for place, row in enumerate(rows)]
         else:
             parts.append(result.logits.float().cpu().numpy())
-        order.append(rows)
     model.train(training)
-    back = np.argsort(np.concatenate(order), kind="stable")
+    parts = [part for of_rank in group.gather(parts) for part in of_rank]
+    back = np.argsort(np.concatenate([rows for of_rank in dealt for rows in of_rank]), kind="stable")
     return np.concatenate([parts[at] for at in back]) if per_token else np.concatenate(parts)[back]
 
 

@@ -17,16 +17,16 @@ from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
 from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
 from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
-from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of
+from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
+from mlpt.downstream.loop import Say, Shown
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens
 from mlpt.outputs import read_json
 from mlpt.tasks import TaskData, load_task
 from mlpt.tasks.features import lost_answers, make_features
-from mlpt.training.group import default_device
+from mlpt.training.group import Group, default_device
 
-Say = Callable[[str], None]
 Show = Callable[[str, int, int, str], None]  # what is done, steps done, steps of all, how it goes
 Contents = dict[str, Any]  # digests of rows, model and masks; see `FinetuneCell.identity`
 
@@ -96,11 +96,13 @@ def run_cell(
     cell: FinetuneCell,
     prepared: Prepared | None = None,
     say: Say = print,
-    show: Callable[[int, int, str], None] = lambda done, total, note: None,
+    show: Shown = lambda done, total, note: None,
+    group: Group | None = None,
 ) -> CellResult:
     """Fine-tune, evaluate, predict, and write all of it to `cell.folder`.
 
-    show  hears after each step how many are done, how many there are, and how it goes.
+    show   hears after each step how many are done, how many there are, and how it goes.
+    group  this process among the ranks that share each step, with its device; None: alone, on the GPU if there is one.
     A finished cell is read back instead of run again; a killed one resumes from its last committed checkpoint.
     """
     if prepared is None:
@@ -109,12 +111,12 @@ def run_cell(
         if finished is not None:
             return finished
         prepared = prepare(cell.config, cell.task)
-    finished = read_result(cell, prepared.contents)
+    group = group or Group(device=default_device())
+    finished = group.share(read_result(cell, prepared.contents) if group.leads else None)
     if finished is not None:
         return finished
-    device = default_device()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return CellRun(cell, prepared, device, say, show).result()
+    with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+        return CellRun(cell, prepared, group, say, show).result()
 
 
 def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
@@ -155,9 +157,12 @@ def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
 
 
 def finetune(
-    config: FinetuneConfig, say: Say = print, show: Show = lambda what, done, total, note: None
+    config: FinetuneConfig,
+    say: Say = print,
+    show: Show = lambda what, done, total, note: None,
+    run: Callable[[FinetuneCell, Prepared, Say, Shown], CellResult] = run_cell,
 ) -> list[CellResult]:
-    """All cells of the grid, one after another in this process; writes `results.json` after each.
+    """All cells of the grid, one after another, each by `run` (in this process); writes `results.json` after each.
 
     Every task is read before the first is trained on.
     """
@@ -173,16 +178,9 @@ def finetune(
                 prepared = prepare(config, cell.task)
                 for warning in prepared.warnings():
                     say(warning)
-            result = run_cell(cell, prepared, say, partial(show, f"{cell.name} (cell {number} of {len(grid)})"))
+            result = run(cell, prepared, say, partial(show, f"{cell.name} (cell {number} of {len(grid)})"))
         results.append(result)
         write_results(Path(config.out) / "results.json", results)
     say(f"results: {Path(config.out) / 'results.json'}")
     say(table(summarise(results)))
     return results
-
-
-def say_masks(config: FinetuneConfig, say: Say) -> None:
-    """Tell which masks are in force, where nobody named them."""
-    masks = masks_of(config.model, config.masks, config.dense)
-    if masks is not None and config.masks is None:
-        say(f"fine-tuning under the masks beside the model ({masks}); dense=true leaves them aside")

@@ -1,7 +1,7 @@
 """A saved model with the head of a task: any run, Hugging Face folder or hub name becomes a stock classifier."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from mlpt.data import tokenizers
 from mlpt.data.reach import hub_lookup
+from mlpt.downstream.config import DownstreamConfig
 from mlpt.errors import UserError
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
@@ -63,6 +64,13 @@ def model_folder(name: str) -> str:
 def masks_of(model: str, masks: str | None, dense: bool) -> str | None:
     """The masks that are in force: those named, else those beside the weights of `model`, unless it is to be dense."""
     return masks or (None if dense else masks_beside(model_folder(model)))
+
+
+def say_masks(config: DownstreamConfig, say: Callable[[str], None]) -> None:
+    """Tell which masks are in force, where nobody named them."""
+    masks = masks_of(config.model, config.masks, config.dense)
+    if masks is not None and config.masks is None:
+        say(f"fine-tuning under the masks beside the model ({masks}); dense=true leaves them aside")
 
 
 def load_base(name: str, task: Task) -> Base:

@@ -1,11 +1,13 @@
-"""The cells of a fine-tuning as Ray tasks: seeds, learning rates and tasks side by side.
+"""Fine-tuning over Ray: cells (seeds, learning rates, tasks) side by side, or workers that share each step.
 
 A task's rows and the saved model are put into the object store once; every cell reads them from there.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,20 @@ import torch
 
 from mlpt.config import RuntimeConfig
 from mlpt.downstream.cell_run import Prepared
-from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells
-from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell, say_masks
+from mlpt.downstream.config import DownstreamConfig, FinetuneCell, FinetuneConfig, cells
+from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell
+from mlpt.downstream.loading import say_masks
+from mlpt.downstream.loop import Say, Shown
+from mlpt.downstream.multitask.config import MultitaskConfig
+from mlpt.downstream.multitask.data import read_tasks
+from mlpt.downstream.multitask.results import MultitaskResult
+from mlpt.downstream.multitask.run import read_finished, run_multitask
 from mlpt.downstream.results import CellResult, summarise, table, write_results
 from mlpt.errors import UserError
 from mlpt.run.saved import resolve_model
-from mlpt.runtime.cluster import check_cores, ray_session
-
-Say = Callable[[str], None]
+from mlpt.runtime.cluster import check_cores, check_resources, ray_session
+from mlpt.runtime.shared_steps import on_workers
+from mlpt.training.group import Group
 
 
 def finetune_cells(
@@ -37,6 +45,10 @@ def finetune_cells(
     back, a killed one resumes.
     """
     config = config.model_copy(update={"model": resolve_model(config.model, say)})
+    if config.num_workers > 1:
+        if workers > 1:
+            raise UserError("--workers puts cells side by side and num_workers shares the steps of each; choose one")
+        return _sharing_steps(config, say, show, address)
     if workers <= 1:
         return finetune(config, say, show)
     contents, grid = check(config), _grid(config)
@@ -55,6 +67,54 @@ def finetune_cells(
     say(f"results: {Path(config.out) / 'results.json'}")
     say(table(summarise(results)))
     return results
+
+
+def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str) -> list[CellResult]:
+    """All cells of the grid, one after another, each on all workers."""
+    with _workers(config, address) as runtime:
+
+        def run(cell: FinetuneCell, prepared: Prepared, say: Say, show: Shown) -> CellResult:
+            shared = ray.put(prepared)
+            found: CellResult = on_workers(partial(_as_rank, cell, shared), runtime, cell.folder, say, show)
+            return found
+
+        return finetune(config, say, show, run)
+
+
+def _as_rank(cell: FinetuneCell, prepared: Any, group: Group, say: Say, show: Shown) -> CellResult:
+    return run_cell(cell, ray.get(prepared), say, show, group)
+
+
+def multitask(
+    config: MultitaskConfig,
+    say: Say = print,
+    show: Show = lambda what, done, total, note: None,
+    address: str = "local",
+) -> MultitaskResult:
+    """One multi-task run, in this process or on as many workers as it asks for."""
+    alone = config.num_workers == 1
+    if alone or read_finished(config, read_tasks(config.tasks, config.source)) is not None:
+        return run_multitask(config, say, show=show)
+    with _workers(config, address) as runtime:
+        work, shown = partial(_multitask_as_rank, config), partial(show, "fine-tuning on all tasks")
+        result: MultitaskResult = on_workers(work, runtime, Path(config.out), say, shown)
+        return result
+
+
+def _multitask_as_rank(config: MultitaskConfig, group: Group, say: Say, show: Shown) -> MultitaskResult:
+    return run_multitask(config, say, group=group, show=lambda what, done, total, note: show(done, total, note))
+
+
+@contextlib.contextmanager
+def _workers(config: DownstreamConfig, address: str) -> Iterator[RuntimeConfig]:
+    """A Ray session with room for the workers of one fine-tuning."""
+    on_gpus = 1 if torch.cuda.is_available() else 0
+    runtime = RuntimeConfig(address=address, num_workers=config.num_workers, gpus_per_worker=on_gpus)
+    if address == "local":
+        check_cores(config.num_workers, 1, "num_workers")
+    with ray_session(runtime, config.num_workers):
+        check_resources(runtime, with_learner=False, say=lambda text: None)
+        yield runtime
 
 
 def _grid(config: FinetuneConfig) -> list[FinetuneCell]:

@@ -1,11 +1,10 @@
 """Between rank 0 and the driver: a mailbox that outlives both the ranks and a busy driver, and who reads it."""
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
-from mlpt.reporting.display import Display
 from mlpt.runtime.hangs import Roll
 from mlpt.training.loop import Event
 
@@ -78,10 +77,18 @@ def asked(answer: Any, or_else: Any) -> Any:
         return or_else
 
 
+class Hearer(Protocol):
+    """Who is told of events."""
+
+    def handle(self, event: Event) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
 class Relay:
     """A driver thread that shows the hub's events while the workers train, and knows whether any is heard of."""
 
-    def __init__(self, hub: Any, display: Display):
+    def __init__(self, hub: Any, display: Hearer):
         self.silence = 0.0  # seconds for which no worker was heard of, as far as the hub answers
         self._hub, self._display = hub, display
         self._stop = threading.Event()

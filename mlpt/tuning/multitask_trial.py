@@ -18,6 +18,7 @@ from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import load_stock_config
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge, nested
+from mlpt.training.group import Group
 from mlpt.tuning.plan import Budget, Plan, Say, equal_parts
 from mlpt.tuning.reporter import Reporter
 from mlpt.tuning.searching import PAUSING
@@ -83,8 +84,8 @@ class MultitaskJob:
         own = self.budgeted(config, plan.space, plan.length).model_copy(
             update={**kept, "out": str(run_dir), "feature_cache": plan.data}
         )
-        device = None if plan.runtime.gpus_per_worker else torch.device("cpu")
-        result = run_multitask(own, _silent, lambda step, scores: reporter.evaluated(step, _named(scores)), device)
+        group = None if plan.runtime.gpus_per_worker else Group()
+        result = run_multitask(own, _silent, lambda step, scores: reporter.evaluated(step, _named(scores)), group)
         reporter.finish(_named(selected(result.last, result.selects)))
 
     def recipe(self, config: MultitaskConfig, space: Space, length: int) -> str:

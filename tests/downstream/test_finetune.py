@@ -31,6 +31,7 @@ from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import magnitude_masks
 from mlpt.tasks import TASKS, TaskSource, load_task
+from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig
 
 
@@ -169,12 +170,9 @@ def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(set
 def test_few_samples_are_drawn_by_the_seed(settings, tmp_path):
     config = settings(tmp_path, subset=40, max_steps=1, eval_steps=1)
     shared = prepare(config, config.tasks[0])
-    runs = [
-        CellRun(FinetuneCell(config, config.tasks[0], 1e-3, seed), shared, torch.device("cpu"), quiet)
-        for seed in (1, 2)
-    ]
-    assert [len(run.train) for run in runs] == [40, 40]
-    assert runs[0].train.tokens.tolist() != runs[1].train.tokens.tolist()
+    runs = [CellRun(FinetuneCell(config, config.tasks[0], 1e-3, seed), shared, Group(), quiet) for seed in (1, 2)]
+    assert [len(run.rows) for run in runs] == [40, 40]
+    assert runs[0].rows.tokens.tolist() != runs[1].rows.tokens.tolist()
 
 
 def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
@@ -183,7 +181,7 @@ def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
         shared = prepare(config, config.tasks[0])
         for module in (shared.base.config,):
             module.hidden_dropout_prob = module.attention_probs_dropout_prob = 0.0
-        made = CellRun(FinetuneCell(config, config.tasks[0], 1e-3, 1), shared, torch.device("cpu"), quiet)
+        made = CellRun(FinetuneCell(config, config.tasks[0], 1e-3, 1), shared, Group(), quiet)
         losses = [float(made.one_step()) for _ in range(2)]
         return losses, [p.detach().double() for p in made.model.parameters()]
 

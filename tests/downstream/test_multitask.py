@@ -16,11 +16,10 @@ from transformers import (
 )
 
 from mlpt.downstream.loading import load_tokenizer
-from mlpt.downstream.multitask import run as multitask
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.model import TaskView
 from mlpt.downstream.multitask.results import RunningBest, table
-from mlpt.downstream.multitask.run import run_multitask
+from mlpt.downstream.multitask.run import MultitaskRun, run_multitask
 from mlpt.downstream.multitask.saving import export_stock_classifier, load_multitask_model
 from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import ConditionalEncoder
@@ -84,14 +83,14 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, 
         return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_steps=5)
 
     whole = run_multitask(config("whole"), quiet)
-    one_step = multitask._Run._one_step
+    one_step = MultitaskRun.one_step
 
     def killed(run):
         if run.step == 8:
             raise KeyboardInterrupt
         return one_step(run)
 
-    monkeypatch.setattr(multitask._Run, "_one_step", killed)
+    monkeypatch.setattr(MultitaskRun, "one_step", killed)
     with pytest.raises(KeyboardInterrupt):
         run_multitask(config("killed"), quiet)
     monkeypatch.undo()

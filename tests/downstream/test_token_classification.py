@@ -18,6 +18,7 @@ from mlpt.errors import UserError
 from mlpt.tasks import OwnTask, TaskSource, load_task
 from mlpt.tasks.features import NO_LABEL, SpanConfig, make_features, words_begun
 from mlpt.tasks.metrics import entity_scores
+from mlpt.training.group import Group
 
 CPU = torch.device("cpu")
 NAMES = {"ann", "bob", "zoe"}
@@ -159,7 +160,7 @@ def test_how_a_step_is_split_into_passes_does_not_matter(configured, tmp_path):
     losses = []
     for tokens in (10**6, 60):
         config = configured(tmp_path / str(tokens), tokens_per_batch=tokens)
-        run = CellRun(cells(config)[0], prepare(config, "ner"), CPU, quiet)
+        run = CellRun(cells(config)[0], prepare(config, "ner"), Group(), quiet)
         run.model.eval()  # without dropout, which differs with the passes
         losses.append([run.one_step().item() for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlpt.downstream.config import TaskNames
+from mlpt.downstream.config import DownstreamConfig
 from mlpt.downstream.multitask.model import LabelDtype
 from mlpt.downstream.multitask.scoring import ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty, PolicySampler, SamplerConfig
@@ -12,11 +12,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import rule_class
 from mlpt.models.conditional.encoder import ConditionalConfig
 from mlpt.models.conditional.freezing import Modulation
-from mlpt.settings import Settings
-from mlpt.tasks import TaskSource
-from mlpt.tasks.features import SpanConfig
-from mlpt.training.optimizer import OptimizerConfig, check_look_ahead
-from mlpt.training.schedule import ScheduleConfig
+from mlpt.training.optimizer import check_look_ahead
 
 # What `published: true` sets where the configuration says nothing else: component -> its quirks.
 PUBLISHED: dict[str, Any] = {
@@ -34,7 +30,7 @@ PUBLISHED: dict[str, Any] = {
 _PUBLISHED_UNCERTAINTY = {"score": "code", "regression": "zero"}  # CA-5
 
 
-class MultitaskConfig(Settings):
+class MultitaskConfig(DownstreamConfig):
     """One multi-task fine-tuning: one encoder, a decoder for each task.
 
     `published: true` fills in what the published code does wherever nothing else is said; the settings that are
@@ -42,13 +38,6 @@ class MultitaskConfig(Settings):
     are the default.
     """
 
-    model: str = Field(description="a run's folder, a Hugging Face folder or a hub name")
-    masks: str | None = Field(
-        None, description="masks file: pruned weights stay zero; default: those that lie beside the model's weights"
-    )
-    dense: bool = Field(False, description="leave the masks beside the model's weights aside")
-    tasks: TaskNames = Field(min_length=1)
-    source: TaskSource = TaskSource()
     out: str = "multitask"
     seed: int = 42
     published: bool = Field(False, description="default to the published code's quirks")
@@ -56,30 +45,17 @@ class MultitaskConfig(Settings):
         "conditional", description="CA-MTL's, or the stock encoder as the multi-task baseline"
     )
     conditional: ConditionalConfig = Field(ConditionalConfig(), description="its max_length bounds rows of any encoder")
-    span: SpanConfig = SpanConfig()
     sampler: SamplerConfig = Field(default_factory=MtUncertainty.Config)
     scoring: ScoringConfig = ScoringConfig()
     freeze: str = Field("lower_half", description="encoder layers: lower_half (conditional encoders), none, or a-b")
     modulation: Modulation = Field("trainable", description="attention's modulation in frozen layers")
     label_dtype: LabelDtype = Field("task", description="first_row: STS-B's decimals may be cut off, as published")
-    batch_size: int = Field(32, gt=0, description="rows of all tasks together in an optimiser step")
     epochs: float = Field(3.0, gt=0, description="of the sampler's own epochs")
-    max_steps: int | None = Field(None, gt=0, description="overrides epochs")
-    optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.1)
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    eval_steps: int | None = Field(None, gt=0, description="evaluate every so many steps; default: eval_epochs")
-    eval_epochs: float = Field(1.0, gt=0)
-    eval_tokens: int = Field(16384, gt=0, description="padded tokens in one forward pass of an evaluation")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU")
-    checkpoint_steps: int = Field(500, gt=0, description="steps between checkpoints to resume from")
     feature_cache: str | None = Field(None, description="folder of tokenised splits; null: tokenise at every start")
     meta_dev_rows: int = Field(
         64, gt=0, description="rows of each training split kept for a policy's rule, a fifth at most"
     )
-    keep_model: Literal["best", "last", "none"] = "best"
     export: bool = Field(True, description="shared encoder: also one stock classifier folder a task")
-    predict_test: bool = Field(True, description="write submission files for test splits")
 
     @model_validator(mode="before")
     @classmethod
@@ -100,14 +76,6 @@ class MultitaskConfig(Settings):
             elif isinstance(quirk, dict) and isinstance(filled[name], dict):
                 filled[name] = quirk | filled[name]
         return filled
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "MultitaskConfig":
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError("tasks names a task twice")
-        if self.dense and self.masks is not None:
-            raise ValueError("dense and masks exclude each other; leave one out")
-        return self
 
     @model_validator(mode="after")
     def _can_be_learned(self) -> "MultitaskConfig":

@@ -197,10 +197,10 @@ class Collator:
         own = [_row(self.tasks[task], labels, rows[place][1]) for place in places.tolist()]
         return _padded(own, mask[places], NO_LABEL)
 
-    def chunks(self, rows: Sequence[Row], tokens: int) -> Iterator[np.ndarray]:
-        """Places in `rows`, rows of similar length together, in parts of at most `tokens` padded tokens."""
+    def chunks(self, rows: Sequence[Row], tokens: int, most: int | None = None) -> Iterator[np.ndarray]:
+        """Places in `rows`, in parts of at most `tokens` padded tokens and `most` rows: see `passes`."""
         lengths = np.array([self.lengths[task][row] for task, row in rows])
-        for places in passes(np.arange(len(rows)), lengths, tokens):
+        for places in passes(np.arange(len(rows)), lengths, tokens, most):
             yield places.copy()  # some are views that run backwards, which torch does not take
 
     def _labels(self, rows: Sequence[Row]) -> Tensor | None:

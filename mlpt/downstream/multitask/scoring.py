@@ -14,6 +14,7 @@ from mlpt.downstream.multitask.data import Collator
 from mlpt.downstream.multitask.model import MultitaskModel
 from mlpt.downstream.samplers import Row
 from mlpt.settings import Settings
+from mlpt.training.group import Group
 
 
 class ScoringConfig(Settings):
@@ -29,24 +30,30 @@ class ScoringConfig(Settings):
 
 
 class Scorer:
-    """The score function that `MtUncertainty.batch` asks: candidates in, entropies in nats out."""
+    """The score function that `MtUncertainty.batch` asks: candidates in, entropies in nats out.
 
-    def __init__(self, config: ScoringConfig, model: MultitaskModel, collate: Collator):
-        self.config, self.model, self.collate = config, model, collate
+    The ranks of a `group` share the passes; all of them must ask.
+    """
+
+    def __init__(self, config: ScoringConfig, model: MultitaskModel, collate: Collator, group: Group | None = None):
+        self.config, self.model, self.collate, self.group = config, model, collate, group or Group()
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[Row]) -> np.ndarray:
         """(n,) float64 entropies of `rows`. The model is left in the mode that it was found in."""
         device = next(self.model.parameters()).device
         training = self.model.training
-        self.model.train(training and self.config.dropout == "as_trained")
+        drops = training and self.config.dropout == "as_trained"
+        self.model.train(drops)
+        # Dropout goes on from one pass to the next, so that every rank makes all of them.
+        rank, world = (0, 1) if drops else (self.group.rank, self.group.world)
         try:
             found = torch.zeros(len(rows), device=device)
             # One context for all passes: it casts each weight once.
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                for places in self.collate.chunks(rows, self.config.max_tokens):
+                for places in list(self.collate.chunks(rows, self.config.max_tokens))[rank::world]:
                     batch = self.collate([rows[place] for place in places]).to(device)
                     found[torch.from_numpy(places).to(device)] = self.model.entropies(batch)
         finally:
             self.model.train(training)
-        return found.cpu().double().numpy()
+        return (found if drops else self.group.sum(found)).cpu().double().numpy()
