@@ -3,7 +3,7 @@
 An objective is one file with one class; `mlpt.objectives.OBJECTIVES` is the dict that names them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -44,12 +44,16 @@ class Inputs:
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same micro-batch on `device`."""
-        moved: dict[str, Any] = {
-            one.name: value.to(device, non_blocking=True)
-            for one in fields(self)
-            if isinstance(value := getattr(self, one.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Inputs":
+        """The same micro-batch in memory from which a GPU copies by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        tensors = {one.name: value for one in fields(self) if isinstance(value := getattr(self, one.name), Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
     def labels(self) -> Tensor:
         """(batch, length) int64: `targets` laid out at their `positions`, IGNORED elsewhere."""
@@ -109,7 +113,8 @@ class Objective:
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """Make a training input of a batch of rows, `vocabulary.pad` where padded.
 
-        Pure: an equal batch and an equal generator state give equal inputs. The batch is not changed.
+        Pure: an equal batch and an equal generator state give equal inputs. The batch is not changed. It may run in a
+        thread beside the step before, and so reads nothing that a step changes, only what a new policy does.
         """
         raise NotImplementedError(f"{type(self).__name__}.corrupt")
 

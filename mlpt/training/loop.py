@@ -33,6 +33,7 @@ from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
 from mlpt.training.nonfinite import NonfiniteSteps, gradient_norm
 from mlpt.training.optimizer import make_optimizer, set_learning_rate
 from mlpt.training.outer import Outer
+from mlpt.training.prefetch import Address, Prefetch
 from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.schedule import check_schedule, learning_rate
 from mlpt.training.speed import MachineUse, flops_per_token
@@ -64,8 +65,7 @@ class Loop:
         replay_every: int | None = None,
         compare_ranks: bool = True,
     ):
-        self.config = config
-        self.work = work
+        self.config, self.work = config, work
         self.model = work.model.to(group.device)
         self.outer = outer
         self.group = group
@@ -92,14 +92,13 @@ class Loop:
         self._use = MachineUse(flops, group.device, _DTYPES[config.precision])
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
-        self._boards = boards
+        self._boards, self._prefetch = boards, Prefetch(work.inputs, group.device)
         self._forward = wrapped(self.model, config.compile, group, self._warn)
         self._meter = Meter()
         self._window: dict[str, Seen] = {}  # losses since the last log line
         self._best: float | None = None
         self._before: dict[str, float] = {}
-        self._metrics_bytes = 0
-        self._last_log = (0.0, 0)
+        self._metrics_bytes, self._last_log = 0, (0.0, 0)
         self._stopping, self._compare_ranks = False, compare_ranks
 
     def run(self) -> dict[str, Any]:
@@ -131,6 +130,7 @@ class Loop:
             self._record(tracker, {"held_out": after})
             self.busy.stop()
         finally:
+            self._prefetch.close()
             self._forward = self.model  # DDP must not outlive its process group, whose destructor could then hang
             self.checkpoints.join()
             if tracker is not None:
@@ -173,8 +173,7 @@ class Loop:
             hook.before_step(self.step, self.model, self.optimizer)
         set_learning_rate(self.optimizer, self._rate())
         self.optimizer.zero_grad(set_to_none=True)
-        planned = self.work.plan(self.step, self.outer.draw(self.work.exhausted()))
-        mine = [one for one in planned if one.slot % self.group.world == self.group.rank]
+        mine = self.work.own(self.work.plan(self.step, self.outer.draw(self.work.exhausted())))
         self._replay.begin(self.step)
         with self.outer.made.step(self.step, self.model):
             self._run_passes(mine)
@@ -193,8 +192,14 @@ class Loop:
             hook.after_step(self.step, self.model, self.optimizer)
 
     def _run_passes(self, mine: Sequence[MicroBatch]) -> None:
-        for micro_batch in mine:
-            self._micro_batch(micro_batch, last=micro_batch is mine[-1])
+        coming = [(self.step, one) for one in mine[1:]] + [self._first_of_next()]
+        for micro_batch, after in zip(mine, coming, strict=True):
+            self._micro_batch(micro_batch, after, last=micro_batch is mine[-1])
+
+    def _first_of_next(self) -> Address | None:
+        following = self.step + 1
+        certain = following < self.total_steps and self.outer.stays(following)
+        return self.work.first_of(following, self.outer.mixture(self.work.exhausted())) if certain else None
 
     def _check_passes(self, mine: Sequence[MicroBatch]) -> None:
         """Make the passes of this step again and compare them, bit for bit."""
@@ -215,11 +220,11 @@ class Loop:
         self.checkpoints.join()
         return max(self.checkpoints.steps(), default=None)
 
-    def _micro_batch(self, micro_batch: MicroBatch, last: bool) -> None:
+    def _micro_batch(self, micro_batch: MicroBatch, after: Address | None, last: bool) -> None:
         """Forward and backward of one arm on one micro-batch; DDP averages gradients at the last one."""
         name, slot = micro_batch.arm.name, micro_batch.slot
         with self._use.making_batches():
-            inputs = self.work.inputs(self.step, micro_batch).to(self.group.device)
+            inputs = self._prefetch.get((self.step, micro_batch), after)
         # The global generator serves dropout alone, and starts at its own address for every micro-batch.
         torch.manual_seed(address(self.seed, f"dropout/{name}", self.step, slot))
         share = len(micro_batch.rows) / self.config.batch_size * self.group.world

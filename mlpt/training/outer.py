@@ -128,6 +128,10 @@ class Outer:
         """What meta-learning took in the whole run: training that stood still, snapshots, the learner's own work."""
         return {"stall": self.stall_seconds, "launch": self.launch_seconds, "learner": self.learner_seconds}
 
+    def stays(self, step: int) -> bool:
+        """Whether the policy in force now will be that of `step`, the next one, and no update begins before it."""
+        return self._adopt_at != step and not self.launch_due(step)
+
     def launch_due(self, step: int) -> bool:
         return self.learns and step % self.config.interval == 0
 

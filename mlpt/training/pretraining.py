@@ -127,11 +127,22 @@ class Pretraining:
 
     def coming(self, step: int, mixture: Mapping[str, float]) -> list[Planned]:
         """What `plan` will say of the step to come, for the meta-learner; nothing is taken."""
+        size, planned = self.config.batch_size, self._foreseen(step, mixture)
+        return [Planned(one.arm.name, one.slot, one.rows, one.weight * len(one.rows) / size) for one in planned]
+
+    def own(self, planned: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """Those of this rank."""
+        return [one for one in planned if one.slot % self.group.world == self.group.rank]
+
+    def first_of(self, step: int, mixture: Mapping[str, float]) -> tuple[int, MicroBatch]:
+        """The step to come and this rank's first micro-batch in it, should that be its mixture; nothing is taken."""
+        return step, self.own(self._foreseen(step, mixture))[0]
+
+    def _foreseen(self, step: int, mixture: Mapping[str, float]) -> list[MicroBatch]:
         taken = dict(self._taken)
         planned = self.plan(step, mixture)
         self._taken = taken
-        size = self.config.batch_size
-        return [Planned(one.arm.name, one.slot, one.rows, one.weight * len(one.rows) / size) for one in planned]
+        return planned
 
     def _take(self, wanted: Sequence[Sequence[str]]) -> list[dict[str, NDArray[np.int64]]]:
         """For each slot, the next rows of every source that it wants; a source's rows of a step are dealt in turn."""
