@@ -66,7 +66,7 @@ def arms_of(
     """
     every = {name: Arm(name, name, ALL) for name in objectives}
     trained = list(objectives)
-    if mix is not None:
+    if mix is not None and (mix != "characters" or len(domains) > 1):
         of_domains = {
             f"{name}@{domain}": Arm(f"{name}@{domain}", name, domain) for domain in domains for name in objectives
         }

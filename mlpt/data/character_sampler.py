@@ -25,11 +25,11 @@ _CHUNK = 1024  # rows between two sums that are kept in memory
 
 
 class CharacterSampler:
-    """The endless stream of rows drawn with replacement; the interface of `mlpt.data.sampler.Sampler`.
+    """The endless stream of rows drawn with replacement (`mlpt.data.sources.Walk`).
 
     counts      (rows,) uint32 characters of each row, as `character_counts` gives them. It may be memory-mapped: one
                 number for 1,024 rows is all that is kept.
-    batch_size  rows of a global batch, over all ranks.
+    batch_size  rows that are drawn at a time, from one address.
     seed        names the stream.
     """
 
@@ -47,12 +47,18 @@ class CharacterSampler:
         """Of all rows."""
         return int(self._ends[-1])
 
-    def rows(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
-        """This rank's rows of global batch `step` (0-based), int64."""
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is not one of {world}")
-        drawn = numpy_generator(self.seed, "character sampler", step).integers(self.characters, size=self.batch_size)
-        return np.array([self.row_of(character) for character in drawn[rank::world].tolist()], dtype=np.int64)
+    def take(self, position: int, count: int) -> NDArray[np.int64]:
+        """`count` rows from a position of the endless stream on: (count,) int64."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while count:
+            batch, place = divmod(position, self.batch_size)
+            drawn = numpy_generator(self.seed, "character sampler", batch).integers(
+                self.characters, size=self.batch_size
+            )
+            part = drawn[place : place + count]
+            parts.append(np.array([self.row_of(character) for character in part.tolist()], dtype=np.int64))
+            position, count = position + len(part), count - len(part)
+        return np.concatenate(parts)
 
     def row_of(self, character: int) -> int:
         """The row that holds a character, counted from the first character of row 0."""
@@ -60,10 +66,6 @@ class CharacterSampler:
         before = int(self._ends[chunk - 1]) if chunk else 0
         ends = np.cumsum(self.counts[chunk * _CHUNK : (chunk + 1) * _CHUNK], dtype=np.int64)
         return chunk * _CHUNK + int(np.searchsorted(ends, character - before, side="right"))
-
-    def epoch(self, step: int) -> float:
-        """Rows drawn when global batch `step` begins, over the rows there are."""
-        return step * self.batch_size / len(self.counts)
 
 
 def character_counts(blocks: Blocks, cache: Path | None = None) -> NDArray[np.uint32]:

@@ -30,10 +30,11 @@ class DataConfig(Settings):
         default=None,
         description="instead of source: {legal: SOURCE, code: SOURCE, ...}, each text a domain of that name",
     )
-    mix: Literal["proportional", "uniform", "learned"] | dict[str, float] | None = Field(
+    mix: Literal["proportional", "uniform", "characters", "learned"] | dict[str, float] | None = Field(
         default=None,
         description="of domains: 'proportional' to their text, 'uniform', {legal: 0.3, ...}, or 'learned' by the rule "
-        "of the mixture; null: all text is one",
+        "of the mixture; 'characters': rows drawn by the characters in them, with replacement, as MetaLMO draws its "
+        "windows; null: all text is one",
     )
     documents: Documents = Field(
         default="auto",
@@ -114,8 +115,8 @@ class DataConfig(Settings):
     def _has_text(self) -> "DataConfig":
         if self.source is None and self.sources is None:
             raise ValueError("name the text: source, or sources")
-        if self.max_repeats is not None and self.mix is None:
-            raise ValueError("max_repeats is of domains that are mixed: set mix too")
+        if self.max_repeats is not None and self.mix in (None, "characters"):
+            raise ValueError("max_repeats is of domains that are mixed: set mix too, and not to characters")
         if isinstance(self.mix, dict) and self.sources is not None and self.mix.keys() - self.sources.keys():
             unknown = min(self.mix.keys() - self.sources.keys())
             raise ValueError(f"mix names '{unknown}', and sources {', '.join(self.sources)}")

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mlpt.data.batch import Batch, Rows, Source
 from mlpt.data.blocks import Blocks
+from mlpt.data.character_sampler import CharacterSampler, character_counts
 from mlpt.data.sampler import Sampler
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -45,12 +46,14 @@ class Sources(Mapping[str, Source]):
     """Sources by name: `all`, each domain of the training text, `texts` where a target has texts of its own, and those
     that were added.
 
-    mix  share of each domain in what `all` gives, or "uniform"; else in proportion to the rows there are.
+    mix  share of each domain in what `all` gives, or "uniform"; "characters": rows drawn in proportion to their
+         characters, with replacement; else in proportion to the rows there are.
     """
 
     def __init__(self, train: Blocks, dev: Blocks, test: Blocks, mix: Mapping[str, float] | str | None = None):
         self.train, self.dev, self.test = train, dev, test
         self.mix = _shares(mix, train)
+        self._by_characters = mix == "characters"
         self._found: dict[str, Source] = {ALL: Source(train, dev, test)}
 
     @classmethod
@@ -113,6 +116,8 @@ class Sources(Mapping[str, Source]):
         """The order of a source's training rows. Raises `UserError` where it has too few for a batch."""
         if name == ALL and self.mix is not None:
             return MixedWalk(self, self.mix, batch_size, seed)
+        if name == ALL and self._by_characters:
+            return CharacterSampler(character_counts(self.train), batch_size, seed)
         if name == ALL:
             return Sampler(len(self.train), batch_size, seed)
         return self._domain_walk(name, batch_size, seed)

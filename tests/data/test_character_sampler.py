@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from data_texts import sentences
 
+from mlpt.arms import arms_of
+from mlpt.config import RunConfig
 from mlpt.data.blocks import Blocks
 from mlpt.data.character_sampler import CharacterSampler, character_counts, token_characters
 from mlpt.data.prepare import DataConfig, prepare
+from mlpt.data.sources import ALL, Sources
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.errors import UserError
+from mlpt.settings import load_settings
 
 LENGTH = 12
 # Characters of two, three and four bytes, some of them cut in the middle by the window's edge.
@@ -84,21 +88,32 @@ def test_every_character_leads_to_its_row():
 def test_rows_are_drawn_in_proportion_to_their_characters():
     counts = np.array([10, 0, 30, 60], dtype=np.uint32)
     sampler = CharacterSampler(counts, 1000, seed=0)
-    drawn = np.concatenate([sampler.rows(step) for step in range(50)])
+    drawn = sampler.take(0, 50_000)
     shares = np.bincount(drawn, minlength=4) / len(drawn)
     assert shares == pytest.approx(counts / 100, abs=0.01)
     assert shares[1] == 0
-    assert sampler.epoch(2) == 500
 
 
-def test_ranks_share_a_batch_and_the_address_is_all_there_is_to_it():
+def test_the_place_in_the_stream_is_all_there_is_to_a_row():
     counts = np.arange(1, 2000, dtype=np.uint32)
     sampler, other = CharacterSampler(counts, 10, seed=0), CharacterSampler(counts, 10, seed=1)
-    whole = sampler.rows(7)
-    parts = [sampler.rows(7, rank, 3) for rank in range(3)]
-    assert sorted(np.concatenate(parts)) == sorted(whole)
-    assert np.array_equal(CharacterSampler(counts, 10, seed=0).rows(7), whole)
-    assert not np.array_equal(other.rows(7), whole)
+    whole = sampler.take(0, 40)
+    assert np.array_equal(np.concatenate([sampler.take(0, 13), sampler.take(13, 27)]), whole)
+    assert np.array_equal(CharacterSampler(counts, 10, seed=0).take(25, 9), whole[25:34])
+    assert not np.array_equal(other.take(0, 40), whole)
+
+
+def test_a_run_draws_its_rows_by_their_characters(blocks, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    walk = Sources(blocks, blocks, blocks, "characters").walk(ALL, 8, seed=3)
+    shares = np.bincount(walk.take(0, 20_000), minlength=len(blocks)) / 20_000
+    counts = np.array(characters_by_window(blocks))
+    assert shares == pytest.approx(counts / counts.sum(), abs=0.02)
+    config = load_settings(RunConfig, {"data": {"source": "docs", "mix": "characters"}, "objectives": ["mlm", "dtd"]})
+    arms = arms_of(list(config.objectives), blocks.domains, config.data.mix, texts=False)
+    assert list(arms.every) == arms.trained == ["mlm", "dtd"]  # one domain is not measured twice
+    with pytest.raises(UserError, match="max_repeats is of domains"):
+        load_settings(RunConfig, {"data": {"source": "docs", "mix": "characters", "max_repeats": 2}})
 
 
 def test_letters_are_counted_for_word_pieces():
