@@ -13,6 +13,7 @@ CASES = {
     "step": ("mlpt.bench.step",),
     "data": ("mlpt.bench.data",),
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
+    "hypergradient": ("mlpt.bench.hypergradient",),
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
     "suites": ("mlpt.bench.suites",),

@@ -4,6 +4,7 @@ import copy
 import logging
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from mlpt.errors import UserError
 from mlpt.meta import lookahead
-from mlpt.meta.engines import ENGINES, Auto, FiniteDifference, Higher, OneStep
+from mlpt.meta.engines import ENGINES, Auto, FiniteDifference, ForwardOverReverse, Higher, OneStep
 from mlpt.meta.engines import auto as auto_engine
+from mlpt.meta.engines.base import InnerStep, Lookahead
+from mlpt.meta.engines.memory import activation_bytes, needed_bytes
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/learn_loss_weights.py"
 
@@ -132,7 +135,17 @@ def test_auto_says_what_it_chose_and_keeps_it(trained, monkeypatch, caplog):
     loss, held_out = weighted(batches[:2]), lambda forward, _: forward(batches[5][0], targets=batches[5][1])
     chosen = {}
     caplog.set_level(logging.INFO, "mlpt")
-    for name, steps, free in (("one", 1, 10**12), ("roomy", 2, 10**12), ("narrow", 2, 1000), ("unknown", 2, None)):
+    problem = Lookahead(model, optimizer, outer, [InnerStep(loss)] * 2, held_out)
+    needed = needed_bytes(problem)
+    assert needed["finite_difference"] < needed["forward_over_reverse"] < needed["higher"]
+    rooms = (
+        ("one", 1, 10**12),
+        ("roomy", 2, 2 * needed["higher"]),
+        ("narrow", 2, 2 * needed["forward_over_reverse"]),
+        ("narrower", 2, needed["finite_difference"]),
+        ("unknown", 2, None),
+    )
+    for name, steps, free in rooms:
         monkeypatch.setattr(auto_engine, "free_bytes", lambda device, free=free: free)
         engine = Auto()
         lookahead(model, optimizer, outer, [loss] * steps, held_out, engine)
@@ -141,7 +154,35 @@ def test_auto_says_what_it_chose_and_keeps_it(trained, monkeypatch, caplog):
         lookahead(model, optimizer, outer, [loss] * steps, held_out, engine)
         assert engine.chosen is kept
         assert engine.why in caplog.text
-    assert chosen == {"one": OneStep, "roomy": Higher, "narrow": FiniteDifference, "unknown": Higher}
+    assert chosen == {
+        "one": OneStep,
+        "roomy": Higher,
+        "narrow": ForwardOverReverse,
+        "narrower": FiniteDifference,
+        "unknown": Higher,
+    }
+    monkeypatch.setattr(auto_engine, "free_bytes", lambda device: 1000)
+    with pytest.raises(UserError, match=rf"needs {needed['finite_difference']:,} bytes and 1,000 are free"):
+        lookahead(model, optimizer, outer, [loss] * 2, held_out, Auto())
+
+
+def test_auto_leaves_attention_without_a_second_derivative_as_it_is(trained, monkeypatch):
+    model, optimizer, batches = trained
+    model.config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    outer = {"logits": torch.zeros(2, dtype=torch.float64, requires_grad=True)}
+    engine = Auto()
+    lookahead(model, optimizer, outer, [weighted(batches[:2])] * 2, weighted(batches[4:]), engine)
+    assert isinstance(engine.chosen, FiniteDifference)
+    assert "flash_attention_2" in engine.why
+
+
+def test_activations_are_counted_once_and_without_weights():
+    """Of y = sum((x W)^2) autograd keeps x, for W, and x W, for the square."""
+    model = nn.Linear(5, 7, bias=False)
+    x = torch.ones(3, 5)
+    loss = InnerStep(lambda forward, outer: (forward(x) ** 2).sum())
+    problem = Lookahead(model, torch.optim.AdamW(model.parameters()), {}, [loss], loss.loss)
+    assert activation_bytes(problem) == 4 * (3 * 5 + 3 * 7)
 
 
 def test_free_memory_is_known_here_or_not_at_all():

@@ -1,26 +1,27 @@
 """Engine `auto`: the cheapest of the others that fits a problem; it keeps its choice."""
 
 import logging
-import os
 
-import torch
-
+from mlpt.errors import UserError
 from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, Unsuited
 from mlpt.meta.engines.finite_difference import FiniteDifference
+from mlpt.meta.engines.forward_over_reverse import ForwardOverReverse
+from mlpt.meta.engines.memory import attention_without_second_derivative, free_bytes, needed_bytes
 from mlpt.meta.engines.one_step import OneStep
 from mlpt.meta.engines.unrolled import Higher
 
-# What an unrolled AdamW step keeps of each weight: gradient, new weight, both moments, and what its derivative needs.
-_TENSORS_OF_A_STEP = 8
+_EXACT: dict[str, type[Engine]] = {"higher": Higher, "forward_over_reverse": ForwardOverReverse}  # fastest first
 
 _log = logging.getLogger(__name__)
 
 
 class Auto(Engine):
-    """`one_step` where there is one step whose losses the outer tensors only weigh; else `higher` where its unrolled
-    steps fit into half of the memory that is free, and `finite_difference` where they do not.
+    """`one_step` where there is one step whose losses the outer tensors only weigh; else the first of `higher` and
+    `forward_over_reverse` that takes at most half of the memory that is free, and `finite_difference` where neither
+    does, or where the model's attention has no second derivative.
 
-    `chosen` is the engine and `why` says how it came to it, once a problem has been solved.
+    `chosen` is the engine and `why` says how it came to it, once a problem has been solved. Raises `UserError` with the
+    number of bytes where none fits.
     """
 
     def __init__(self) -> None:
@@ -38,12 +39,7 @@ class Auto(Engine):
             else:
                 self._choose(OneStep(), "one inner step, whose losses the outer tensors only weigh")
                 return found
-        needed, free = unrolled_bytes(problem), free_bytes(next(problem.model.parameters()).device)
-        sizes = f"{len(problem.steps)} unrolled steps of the optimiser hold {needed / 1e9:.1f} GB and activations"
-        if free is not None and needed > free / 2:
-            self._choose(FiniteDifference(), f"{sizes}, and {free / 1e9:.1f} GB are free")
-        else:
-            self._choose(Higher(), sizes)
+        self._choose(*_fitting(problem))
         assert self.chosen is not None
         return self.chosen(problem)
 
@@ -52,17 +48,27 @@ class Auto(Engine):
         _log.info("look-ahead engine %s: %s", type(engine).__name__, why)
 
 
-def unrolled_bytes(problem: Lookahead) -> int:
-    """What `higher` keeps of the optimiser's steps, without activations."""
-    weights = sum(one.numel() * one.element_size() for one in problem.model.parameters() if one.requires_grad)
-    return _TENSORS_OF_A_STEP * len(problem.steps) * weights
+def _fitting(problem: Lookahead) -> tuple[Engine, str]:
+    """The engine for several steps, or for what `one_step` cannot do, and why."""
+    needed, free = needed_bytes(problem), free_bytes(next(problem.model.parameters()).device)
+    count = f"{len(problem.steps)} inner steps"
+    attention = attention_without_second_derivative(problem.model)
+    if attention is not None:
+        why = f"{attention} attention has no second derivative"
+    else:
+        for name, engine in _EXACT.items():
+            if free is None or needed[name] <= free / 2:
+                room = "" if free is None else f", and {_gigabytes(free)} are free"
+                return engine(), f"{count} need {_gigabytes(needed[name])}{room}"
+        why = f"{count} need {_gigabytes(needed[name])} by {name}, and {_gigabytes(free or 0)} are free"
+    least = needed["finite_difference"]
+    if free is not None and least > free:
+        raise UserError(
+            f"a look-ahead of {count} needs {least:,} bytes and {free:,} are free: lower meta.lookahead.batch_size or "
+            "inner_steps, or give the meta-learner a machine of its own"
+        )
+    return FiniteDifference(), why
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where nothing says so."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
