@@ -130,7 +130,7 @@ class Many:
 
 
 class Recorded:
-    """A function of tensors without side effects, recorded once for all arguments of equal shapes; modes as of `Many`."""
+    """A pure function of tensors, recorded once for all arguments of equal shapes; modes as of `Many`."""
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], mode: Mode):
         self.function, self.mode = function, mode

@@ -149,7 +149,7 @@ class Teaching:
                 total = total - how.entropy * self._entropy(written)
             return total, (first, told, support_loss, query_loss, auxiliary)
 
-        logits, back = vjp(lambda words: self._write(words, text, masked), given.words)
+        logits, back, *_ = vjp(lambda words: self._write(words, text, masked), given.words)
         slopes, (first, *losses) = grad(judged, has_aux=True)(logits)
         (gradient,) = back(slopes)
         student = adam_step(given.weights, self._clipped(first), given.moments, given.steps, group)
@@ -163,7 +163,7 @@ class Teaching:
         support, query = Labelled(*values[13:16]), Labelled(*values[16:])
         real = text != 0
         how, group = self.how, self.group(given.rate)
-        logits, back = vjp(lambda words: self._write(words, text, masked), given.words)
+        logits, back, *_ = vjp(lambda words: self._write(words, text, masked), given.words)
         written = _split(logits)[0]
         drawn = [torch.where(real, draw(one, noise[n]), 0) for n, one in enumerate(written)]
         pair = Pair(drawn[0], text if how.writes == "inputs" else drawn[1])

@@ -106,8 +106,8 @@ class Batches:
 
     def taught(self, step: int) -> Step:
         """Of students with teachers."""
-        parts = [self._at(name, step) for name in ("text", "masked", "labels", "noise")]
-        return Step(*parts, *self._episode(step))  # type: ignore[arg-type]
+        text, masked, labels, noise = (self._at(name, step) for name in ("text", "masked", "labels", "noise"))
+        return Step(text, masked, labels, noise, *self._episode(step))
 
     def maskers(self, step: int) -> MaskStep:
         """Of students with maskers."""
@@ -181,9 +181,9 @@ class Batches:
             noise = torch_generator(seed, "moons/episodes/mlm", span)
             for side in ("support", "query"):
                 picks = torch.from_numpy(generator.integers(len(dev), size=SPAN * self._labelled))
-                masked, labels = self._mask(dev[picks], noise)
+                masked, asked = self._mask(dev[picks], noise)
                 found[f"mlm/{side}"] = masked.view(*shape, TOKENS)
-                found[f"mlm/{side}/labels"] = labels.view(*shape, TOKENS)
+                found[f"mlm/{side}/labels"] = asked.view(*shape, TOKENS)
         return found
 
     def _mask(self, text: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,8 @@ def _pretrain(study: MoonsStudy, groups: Sequence[Group], request: StopRequest, 
         done = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
         spent = time.process_time() - started
         rate = (done - done_before) / spent
-        say(
-            f"step {least + study.save_every} of {study.steps}: {done / total:.0%}, {rate:.0f} micro-batches a CPU second"
-        )
+        at = min(study.steps, least + study.save_every)
+        say(f"step {at} of {study.steps}: {done / total:.0%}, {rate:.0f} micro-batches a CPU second")
 
 
 def _finetune(study: MoonsStudy, groups: Sequence[Group], rows: Rows, out: Path, say: Say) -> dict[str, Any]:
@@ -103,9 +102,9 @@ def _declare(study: MoonsStudy, out: Path) -> None:
     if file.is_file():
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
         for key, value in before.items():
-            same = (
-                all(now["cells"].get(one) == how for one, how in value.items()) if key == "cells" else now[key] == value
-            )
+            same = now[key] == value
+            if key == "cells":  # others may be added
+                same = all(now["cells"].get(one) == how for one, how in value.items())
             more = key in _GROWS and now[key] >= value
             if not same and not more and key != "save_every":
                 raise UserError(
