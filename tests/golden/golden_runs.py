@@ -132,6 +132,7 @@ def write_tasks(folder: Path) -> None:
 
 PLACE = "/where/it/lies"  # in the files of a kept run
 NEW = {"hidden_size": 32, "layers": 2, "heads": 2}
+TEACHER = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 32, "positions": 16}
 HALF = {
     "model": {"hidden_size": 16, "layers": 1},
     "train": {"steps": 12, "schedule": {"length": 24}, "checkpoint_every": 6, "keep": 1},
@@ -149,6 +150,21 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "tamt_mlm_kd": {**SMALL_MASKS, "masks": {"reset": {"interval": 5}}},
     "tamt_kd": {"train": {"steps": 24, "optimizer": {"lr": 2.0e-3}}, "masks": {"reset": {"interval": 5}}},
     "tamt_imp": {**SMALL_MASKS, "masks": {"iterative": {"interval": 5}}},
+    # Teachers that learn fast, so that the curve has what they learned.
+    "denoiser": {
+        "model": NEW,
+        "objectives": {"teacher_made": {"network": TEACHER}},
+        "meta": {"interval": 3, "lag": 3, "rules": {"teacher": {"start": 0, "optimizer": {"lr": 1.0e-2}}}},
+    },
+    "masker": {"model": NEW, "meta": {"interval": 3, "lag": 3, "rules": {"teacher": {"optimizer": {"lr": 0.3}}}}},
+    "metalmo": {
+        "blocks": None,
+        "data": {"tokenizer": "task_bpe", "vocab_size": 320},
+        "model": {**NEW, "intermediate_size": 64},
+        "objectives": {"teacher_made": {"network": TEACHER}},
+        "meta": {"rules": {"teacher": {"tasks": [], "rows": None}}},  # judged by held-out text: no tasks' files
+        "train": {"micro_batch_size": 8, "schedule": {"warmup": 8}},
+    },
 }
 FEW_GLUE, GLUE = ["cola", "sst2"], ["cola", "rte", "mrpc", "stsb"]
 FINE_TUNING: dict[str, dict[str, Any]] = {

@@ -28,8 +28,7 @@ KEPT_RUNS = sorted(path.name for path in KEPT.iterdir())
 TOLERANCE = 2e-5
 # These pick weights or rows by rank, and a sum in another order may pick others.
 LOOSE = {"tamt_meta": 1e-3, "multitask_uncertainty": 1e-2}
-# Two need what other stages or downloads make; of two small ones the curves are still to be made.
-WITHOUT_A_CURVE = {"self_evolution_train", "metalmo", "denoiser", "masker"}
+WITHOUT_A_CURVE = {"self_evolution_train"}  # needs what another stage makes
 CONTINUOUS = ("loss", "held_out", "held_out_before", "mixture")  # what is no score of a few dozen rows
 
 
