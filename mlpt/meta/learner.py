@@ -247,7 +247,7 @@ class MetaLearner:
             parts = self._updates.parts(self._policy, evidence, context)
         changed = {name: part for name, part in parts.items() if part is not self._policy.parts[name]}
         state = self._updates.state(changed)
-        report = {**context.report, "peak_bytes": _peak_bytes(device), "seconds": time.perf_counter() - begun}
+        report = {**context.report, "peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - begun}
         answer = Answer(self._policy.version + 1, changed, state, report)
         self._policy = self._policy.after(answer)
         return answer
@@ -312,7 +312,7 @@ def _check_same(part: str, values: Mapping[str, Any], rule: Rule) -> None:
             raise UserError(f"the state of {part} has {key} {values[key]} and this run {mine}: resume it as it was")
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
     """Peak device memory on a GPU, else peak resident memory of this process, so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()

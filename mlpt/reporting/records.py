@@ -17,6 +17,7 @@ from mlpt.errors import UserError, reason
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
+from mlpt.reporting.masks import Masks, read_masks
 from mlpt.reporting.samples import FOLDER as SAMPLES
 from mlpt.reporting.samples import Sample, read_sample
 from mlpt.storage.store import Store, is_uri
@@ -45,6 +46,14 @@ class Place:
         except OSError as error:
             raise UserError(f"cannot read {self.folder / name}: {reason(error)}") from error
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file's object; empty where there is none, or a damaged one."""
+        try:
+            values = json.loads(self.read(name) or b"{}")
+        except ValueError:
+            return {}
+        return values if isinstance(values, dict) else {}
+
     def names(self, folder: str) -> list[str]:
         """Names directly in `folder`, sorted."""
         if self._store is not None:
@@ -59,7 +68,7 @@ class Record:
     """One run as it is now.
 
     place     its folder or URI. name: the last part of it, which may not be unique.
-    masks     step -> fraction kept by weight name, of every mask file that the run has left.
+    masks     those that it has left; what changed between them only if asked for.
     events    what its logs say, oldest first; empty unless asked for.
     samples   the texts that it kept, by step; empty unless asked for.
     """
@@ -72,7 +81,7 @@ class Record:
     summary: Mapping[str, Any]
     starts: list[dict[str, Any]]
     first_mixture: Mapping[str, float]
-    masks: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    masks: Masks = field(default_factory=Masks)
     events: list[LogEvent] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -124,7 +133,7 @@ def read_run(name: str, in_full: bool = False) -> Record:
         raise UserError(f"{name} holds no run: it has no {CONFIG}{there}; name the folder or URI of a run")
     starts = read_history(place.read(HISTORY))
     metrics = read_metrics(place.read(METRICS) or b"")
-    summary = _mapping(place.read("summary.json"))
+    summary = place.read_json("summary.json")
     ended = bool(summary) or bool(metrics.under("held_out"))
     return Record(
         place=place.name,
@@ -134,8 +143,8 @@ def read_run(name: str, in_full: bool = False) -> Record:
         metrics=metrics,
         summary=summary,
         starts=starts,
-        first_mixture=_mapping(place.read("policies/policy_000000.json")).get("mixture") or {},
-        masks=dict(sorted(_masks(place))),
+        first_mixture=place.read_json("policies/policy_000000.json").get("mixture") or {},
+        masks=read_masks(place, in_full),
         events=list(_events(place)) if in_full else [],
         samples=list(_samples(place)) if in_full else [],
     )
@@ -147,23 +156,6 @@ def _config(content: bytes) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _mapping(content: bytes | None) -> dict[str, Any]:
-    try:
-        values = json.loads(content or b"{}")
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _masks(place: Place) -> Iterator[tuple[int, Mapping[str, float]]]:
-    files = [f"masks/{name}/sparsity.json" for name in place.names("masks")]
-    for file in [*files, "model/sparsity.json"]:
-        said = _mapping(place.read(file))
-        layers, step = said.get("layers"), said.get("step")
-        if isinstance(layers, Mapping) and isinstance(step, int):
-            yield step, {name: float(one["density"]) for name, one in layers.items() if "density" in one}
 
 
 def _events(place: Place) -> Iterator[LogEvent]:

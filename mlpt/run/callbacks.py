@@ -19,6 +19,7 @@ class StepEvent(TypedDict):
     tokens              trained on so far.
     tokens_per_second   since the last such event.
     data_share          part of that time that went into making batches.
+    peak_bytes          most memory that rank 0, or its GPU, has held so far.
     meta_stall_seconds  spent waiting for the meta-learner, so far.
     """
 
@@ -31,6 +32,7 @@ class StepEvent(TypedDict):
     learning_rate: float
     tokens_per_second: float
     data_share: float
+    peak_bytes: int
     meta_stall_seconds: float
     skipped_steps: NotRequired[int]
 

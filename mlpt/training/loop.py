@@ -267,7 +267,7 @@ class Loop:
             "mixture": dict(self.outer.policy.values(MIXTURE)),
             **self._nonfinite.figures(),
             "tokens_per_second": self.work.tokens(self.step - step) / (now - since),
-            "data_share": self._use.newly_making() / (now - since),
+            **self._use.lately(now - since),
             "meta_stall_seconds": self.outer.stall_seconds + self.outer.launch_seconds,
         }
         self._window = {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlpt.meta.learner import peak_bytes
 from mlpt.training.stopwatch import Stopwatch
 
 _MEASURED_S = 0.1  # of each measurement; the fastest pass counts
@@ -37,10 +38,11 @@ class MachineUse:
         yield
         self._making.stop()
 
-    def newly_making(self) -> float:
-        """Seconds that batches took since this was last asked."""
+    def lately(self, seconds: float) -> dict[str, float]:
+        """Of the `seconds` since this was last asked: `data_share`, what part went into making batches; `peak_bytes`,
+        the most memory that this process, or its GPU, has held so far."""
         before, self._told = self._told, self._making.seconds
-        return self._told - before
+        return {"data_share": (self._told - before) / seconds, "peak_bytes": peak_bytes(self._device.type)}
 
     def figures(self, tokens_per_second: float, trained_seconds: float) -> dict[str, float]:
         """`data_share`, what part of training went into making batches; `model_flops_per_token`; and `mfu`, the model's

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from made_runs import add_samples, make_run
 from plotly.offline import get_plotlyjs
@@ -15,8 +17,14 @@ from typer.testing import CliRunner
 
 from mlpt.cli import app
 from mlpt.errors import UserError
+from mlpt.reporting.html import sweep_page
+from mlpt.reporting.html.page import render
+from mlpt.reporting.importance import importance_of
+from mlpt.reporting.records import read_run
 from mlpt.reporting.report import report_page
+from mlpt.reporting.sweeps import TrialRow, read_sweep
 from mlpt.run.launch import pretrain
+from mlpt.sparsity.artefacts import MaskFile, save_masks
 
 RECIPE = {
     "model": {"hidden_size": 32, "layers": 2, "heads": 2},
@@ -64,8 +72,12 @@ def mlpt(*words: object) -> str:
 
 def test_a_run_ends_with_its_report(run):
     page = (run / "report.html").read_text()
+    assert "Hard tokens" in titles(page)
+    assert "MFU" in page
+    assert re.search(r"training: [\d.,]+ .*MiB", page)  # what training itself holds, beside the meta-learner
     assert {
         *("Loss of mlm", "Loss of cse", "Held-out losses", "Mixture", "Rewards", "Learning rate", "Gradient norm"),
+        "Time for batches",
         *("Speed", "Peak memory", "What happened when", "Starts of this run", "Repeat this run", "Environment"),
     } <= set(titles(page))
     assert "finished" in page
@@ -147,6 +159,38 @@ def test_what_the_teacher_writes_and_which_tokens_are_hard(tmp_path):
     assert page.count('aria-selected="true" tabindex="0">step 200<') == 3  # the last is shown first
 
 
+def test_how_many_weights_change_sides_between_masks(tmp_path):
+    folder = make_run(tmp_path / "run")
+    kept = torch.ones(4, 8, dtype=torch.bool)
+    for step in (0, 100, 200):
+        kept = kept.clone()
+        kept[step // 100, : 1 + step // 100] = False  # 1 of 32 in the first mask, then 2 more, then 3 more
+        save_masks(MaskFile.of({"layer.0.weight": kept}, "tamt", step=step), folder / f"masks/step_{step}")
+    assert read_run(str(folder)).masks.changed == {}
+    record = read_run(str(folder), in_full=True)
+    assert record.masks.kept[200] == {"layer.0.weight": 26 / 32}
+    assert record.masks.changed == {100: (2 / 32, 2 / 32), 200: (3 / 32, 5 / 32)}
+    (folder / "masks/step_100/masks.safetensors").write_bytes(b"torn")
+    assert read_run(str(folder), in_full=True).masks.changed == {200: (5 / 32, 5 / 32)}
+    page = own(report_page([str(folder)]))
+    assert {"Density of each masked matrix", "Changes of the mask"} <= set(headings(page))
+
+
+def test_the_timeline_says_who_was_started_again_and_when_policies_were_adopted(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "logs").mkdir()
+    rank = "2026-01-01 10:0{}:00,000 INFO mlpt.runtime.rank: rank 1 of 2 on cpu, process 7\n"
+    (folder / "logs/rank_1.log").write_text(rank.format(0) + "Traceback (most recent call last):\n" + rank.format(4))
+    adopted = json.dumps({"event": "policy", "step": 40, "policy": 3})
+    (folder / "logs/rank_0.log").write_text(f"2026-01-01 10:03:00,000 INFO mlpt.runtime.rank: {adopted}\n")
+    ready = "INFO mlpt.runtime.meta_actor: meta-learner ready: rules exp3, process 9"
+    (folder / "logs/meta_learner.log").write_text(f"2026-01-01 10:01:00,000 {ready}\n2026-01-01 10:02:00,500 {ready}\n")
+    page = own(report_page([str(folder)]))
+    assert "by rank 1, meta learner, rank 0." in page
+    assert "Started again: rank 1 1 times, meta learner 1 times." in page
+    assert "policy 3 adopted at step 40" in page
+
+
 def test_a_run_under_way_a_torn_line_and_damage_are_shown_as_far_as_they_go(tmp_path):
     folder = make_run(tmp_path / "run", finished=False)
     with open(folder / "metrics.jsonl", "a") as file:
@@ -214,6 +258,51 @@ def test_a_sweep_shows_its_trials_and_its_front(sweep):
     assert "The best trial is b: train.optimizer.lr=0.001" in page
     assert "3 of 4 trials are beaten by none in both: b, c, a." in page
     assert "/elsewhere" not in page
+
+
+def points(count, seeds=1):
+    """Trials whose loss is (log10 lr + 3)² and a little of the layers; the third parameter does nothing."""
+    drawn = np.random.default_rng(0)
+    found = []
+    for at in range(count):
+        rate, layers, word = 10.0 ** drawn.uniform(-5, -1), int(drawn.integers(1, 5)), str(drawn.choice(["a", "b"]))
+        for seed in range(seeds):
+            loss = (np.log10(rate) + 3) ** 2 + 0.1 * layers
+            parameters = {"lr": float(rate), "layers": layers, "word": word}
+            found.append(TrialRow(f"t{at}-{seed}", "finished", seed, 1000, parameters, {"dev/mean": float(loss)}))
+    return found
+
+
+def test_what_mattered_in_a_sweep_is_what_its_loss_is_made_of():
+    found = importance_of(points(60), ["word", "lr", "layers"], "dev/mean")
+    assert found.points == 60
+    assert found.share["lr"] > 1  # predictions that are as good as random are twice the variance off
+    assert 0 < found.share["layers"] < 0.2
+    assert abs(found.share["word"]) < 0.02
+    assert found.explained > 0.9
+
+
+def test_noise_is_not_explained_and_too_few_points_are_not_ranked():
+    shuffled = [
+        replace(trial, metrics={"dev/mean": float(noise)})
+        for trial, noise in zip(points(40), np.random.default_rng(1).normal(size=40), strict=True)
+    ]
+    found = importance_of(shuffled, ["word", "lr", "layers"], "dev/mean")
+    assert found.explained < 0.2
+    assert importance_of(points(9), ["lr", "layers"], "dev/mean") is None
+    assert importance_of(points(9, seeds=3), ["lr", "layers"], "dev/mean") is None  # seeds make no points
+    assert importance_of(points(40), ["lr"], "dev/mean") is None
+
+
+def test_the_page_of_a_sweep_says_what_mattered_and_what_that_is_worth(sweep):
+    def page_of(trials):
+        return own(render("", "", {}, sweep_page.sections(replace(read_sweep(str(sweep)), trials=trials))))
+
+    page = page_of(points(24))
+    assert "Importance for dev/mean" in headings(page)
+    assert "From 24 points; of the variance" in page
+    assert "a hint at most" in page
+    assert "Not told from 9 finished points: it takes 10 that differ" in page_of(points(9))
 
 
 def test_a_sweep_under_way_shows_the_runs_it_has(sweep):

@@ -69,6 +69,7 @@ def test_a_run_says_what_it_made_of_the_machine(small_blocks, tmp_path):
     ceiling = matmul_flops(CPU, torch.float32, torch.get_num_threads())
     reached = summary["model_flops_per_token"] * summary["tokens_per_second"]
     assert summary["mfu"] == pytest.approx(reached / ceiling)
+    assert all(line["peak_bytes"] > 2**20 for line in read_metrics(tmp_path) if "data_share" in line)
     shares = [line["data_share"] for line in read_metrics(tmp_path) if "data_share" in line]
     assert len(shares) == 2
     assert all(0 < share < 1 for share in shares)

@@ -24,6 +24,7 @@ _ELSEWHERE = ("dev_loss", "teacher")  # figures of the meta-learner with a place
 # Groups and columns that have a place of their own; whatever else is logged is shown after them.
 _SHOWN = {
     *("tokens", "tokens_per_second", "learning_rate", "gradient_norm", "skipped_steps", "meta_stall_seconds", "policy"),
+    "data_share",
     *("loss", "dev", "held_out", "held_out_before", "mixture", "meta"),
 }
 
@@ -42,6 +43,8 @@ def tiles(record: Record) -> dict[str, str]:
     for name, loss in list(after.items())[:4]:
         started = f"{number(before[name])} → " if name in before else ""
         found[f"held-out {name}"] = f"{started}{number(loss)} nats"
+    if isinstance(mfu := record.summary.get("mfu"), float):
+        found["MFU"] = f"{100 * mfu:.3g} % of matrix products"
     if "policy" in record.metrics.columns:
         found["policies adopted"] = number(float(record.metrics.columns["policy"].values[-1]))
     waited = _waited(record)
@@ -135,6 +138,9 @@ def _speed(metrics: Metrics) -> Iterator[Picture]:
         yield noisy(
             "Speed", metrics, columns["tokens_per_second"], "tokens/s", "Everything counts that training waited for."
         )
+    if (making := columns.get("data_share")) is not None:
+        percent = scaled({"making batches": making}, lambda share: 100 * share)
+        yield lines("Time for batches", metrics, percent, "% of the time", "Rows read, corrupted and moved.", "%")
     stall = columns.get("meta_stall_seconds")
     if stall is not None and stall.values[-1] > 0:
         spent = metrics.seconds_at(stall.steps)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mlpt.reporting.html.importance import importance_section
 from mlpt.reporting.html.parts import Picture, Section, Table, Text, faint, layout, number, without_paths
 from mlpt.reporting.sweeps import SWEEP, Sweep, TrialRow, front
 
@@ -33,6 +34,7 @@ def sections(sweep: Sweep) -> list[Section]:
     command = shlex.join(["mlpt", "tune", sweep.space.rpartition("/")[2] or "SPACE", *sweep.asked])
     made = [
         Section("Points of the space", list(_parallel(sweep))),
+        importance_section(sweep, _varying(sweep)),
         Section("Parameters one by one", list(_scatters(sweep))),
         Section("Pareto front", list(_pareto(sweep))),
         Section("Trials", [_table(sweep)] if sweep.trials else (), "" if sweep.trials else "No trial has begun."),

@@ -1,5 +1,6 @@
 """When what happened: starts of the run, of ranks and of the meta-learner, adopted policies, checkpoints, warnings."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -62,11 +63,13 @@ def _picture(events: list[LogEvent]) -> Picture:
             }
         )
     who = dict.fromkeys(event.who for event in events)
+    starts = Counter(event.who for event in events if event.kind == "start" and not event.text.startswith("resumed"))
+    again = [f"{name} {number - 1} times" for name, number in starts.items() if number > 1]
     axis = {"type": "category", "categoryorder": "array", "categoryarray": list(who)[::-1]}
     more = {"height": 150 + 40 * len(who), "hovermode": "closest", "xaxis": {"type": "date"}, "yaxis": axis}
     summary = (
         f"From {events[0].at:{_TIME}} to {events[-1].at:{_TIME}}, by {', '.join(who)}. "
-        f"Number of events by kind: {'; '.join(told)}."
+        f"Number of events by kind: {'; '.join(told)}. Started again: {', '.join(again) or 'nobody'}."
     )
     return Picture("What happened when", {"data": data, "layout": layout("local time", "", **more)}, summary)
 
