@@ -20,7 +20,7 @@ from mlpt.meta.learner import MetaConfig
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
-from mlpt.objectives import OBJECTIVES, resolve_objective
+from mlpt.objectives import OBJECTIVES, objective_class, resolve_objective
 from mlpt.reporting.boards import BoardSettings
 from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
@@ -221,6 +221,9 @@ class RunConfig(Settings):
                 check_look_ahead(f"rule '{rule.name}'", self.train.optimizer, "train.optimizer")
             if reason := rule.refuses(settings, self):
                 raise ValueError(reason)
+        for name, values in self.objectives.items():
+            if reason := objective_class(name, values).refuses(values, self):
+                raise ValueError(f"objectives.{name}: {reason}")
         return self
 
     def _averaged(self) -> str | None:

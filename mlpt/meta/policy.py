@@ -63,6 +63,8 @@ class Evidence:
               weights the draws must do it by these, never by its newest mixture.
     coming    the micro-batches of the snapshot's own step, which training takes next (with lag 0: as the policy before
               the answer draws them); only where a rule asks for them.
+    rows      by source, (n,) int64: the training rows that are taken while the answer is in force, as the policy
+              before it draws them; only where a rule asks for them.
 
     Raises `ValueError` when draws and expected draws do not sum to the same number of steps.
     """
@@ -71,6 +73,7 @@ class Evidence:
     losses: Mapping[str, float] = field(default_factory=dict)
     expected: Mapping[str, float] = field(default_factory=dict)
     coming: Sequence[Planned] = ()
+    rows: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = sum(self.draws.values())

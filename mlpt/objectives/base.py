@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mlpt.data.batch import Batch, Split
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.objectives.knobs import Choice
 from mlpt.settings import Settings
 
 IGNORED = -100  # the label of a position that no loss reads, as in torch.nn.functional.cross_entropy
@@ -29,6 +30,8 @@ class Inputs:
     token_types      (batch, length) int64, 0 for a first text and 1 for a second; None: all zero.
     smoothing        () float in [0, 1], how much of each target is the smoothing distribution; it may require a
                      gradient. None: plain targets, as for every held-out text.
+    weights          (n,) float32, what the loss of each of `positions` counts in the mean; None: all alike.
+    choice           how `positions` were drawn, where a learned setting decides that; it stays on the CPU.
     causal           whether a position may attend to itself and to earlier ones alone.
 
     `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
@@ -40,6 +43,8 @@ class Inputs:
     targets: Tensor | None = None
     token_types: Tensor | None = None
     smoothing: Tensor | None = None
+    weights: Tensor | None = field(default=None, kw_only=True)
+    choice: Choice | None = field(default=None, kw_only=True)
     causal: bool = field(default=False, kw_only=True)
 
     def to(self, device: torch.device | str) -> "Inputs":
@@ -109,6 +114,12 @@ class Objective:
         """Folders or hub names of the models that an objective with these settings loads; their tokenizer must be that
         of the text."""
         return []
+
+    @classmethod
+    def refuses(cls, settings: Mapping[str, Any], config: Any) -> str | None:
+        """Why a run of this configuration (`mlpt.config.RunConfig`) can't have the objective with these settings, in
+        one line; None: it can."""
+        return None
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """Make a training input of a batch of rows, `vocabulary.pad` where padded.

@@ -2,10 +2,13 @@
 
 `rare` and `all`: the `emlm` branch of MOMETAS (Wu et al., 2022), probability 0.5 on the positions of a boolean guide,
 0 elsewhere; where MOMETAS's guide comes from is not published, and `rare` is our invention. `hard`: self-evolution
-learning (Zhong et al., 2023), the tokens that `mlpt question` found hard.
+learning (Zhong et al., 2023), the tokens that `mlpt question` found hard, or that the rule `requestion` finds hard
+while training goes on.
 """
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,10 +22,13 @@ from mlpt.data.counts import rare_tokens
 from mlpt.data.token_scores import TokenScores
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs
+from mlpt.objectives.fresh import Fresh
 from mlpt.objectives.hard import HardTokens, hard_inputs
+from mlpt.objectives.knobs import Choice, Knob
 from mlpt.objectives.mlm import MaskingConfig, masked_inputs
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.objectives.smoothing import SmoothingConfig
+from mlpt.storage.state import State
 
 _log = logging.getLogger(__name__)
 
@@ -30,21 +36,31 @@ _log = logging.getLogger(__name__)
 class HardGuide(HardTokens):
     """Where hard positions come from, and what `HardTokens` says of them.
 
-    scores     what `mlpt question` wrote about the training blocks, a folder or URI.
+    scores     what `mlpt question` wrote about the training blocks, a folder or URI; null: all scores come from a
+               rule of meta.rules.guide, whose scores also go before those of the folder.
     metric     which of its scores; null: the first.
     threshold  scores above it are hard; null: the metric's own (`loss`: 0.1 nats, as published).
     share      instead of a threshold: the hardest share of the corpus's tokens.
+    temperature  how sharp the threshold is, in units of the score: a position of a row that was scored is chosen with
+               the chance probability * sigmoid((score - threshold) / temperature), anew at every epoch. null: those
+               above it and no others, as published.
     """
 
-    scores: str
+    scores: str | None = None
     metric: str | None = None
     threshold: float | None = Field(default=None, ge=0)
     share: float | None = Field(default=None, gt=0, le=1)
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if self.threshold is not None and self.share is not None:
             raise ValueError("threshold and share both say what is hard; give one")
+        if self.scores is None and (self.threshold, self.share, self.metric) != (None, None, None):
+            raise ValueError(
+                "metric, threshold and share read the scores of a folder, and scores is null; those of a rule are "
+                "meta.rules.guide.metric, .threshold and .share"
+            )
         return self
 
 
@@ -86,8 +102,31 @@ class GuidedMaskedLM(TokenPrediction):
         self._scores: TokenScores | None = None
         self._threshold = 0.0
         self.shown_split = "train" if config.guide == "hard" else "dev"  # scores are of training text
+        self._fresh: Fresh | None = None
         if token_counts is not None:
             self._count(token_counts)
+
+    @classmethod
+    def knob_settings(cls, settings: Mapping[str, Any]) -> dict[Knob, float | None]:
+        found = super().knob_settings(settings)
+        hard = settings["hard"]
+        if hard is None:
+            return {**found, "rate": settings["probability"]}
+        return {**found, "rate": hard["probability"], "temperature": hard["temperature"]}
+
+    @classmethod
+    def refuses(cls, settings: Mapping[str, Any], config: Any) -> str | None:
+        hard = settings.get("hard")
+        if hard is not None and hard.get("scores") is None and "guide" not in config.meta.rules:
+            return (
+                "nothing says which tokens are hard: give the objective hard.scores=FOLDER, which mlpt question makes, "
+                "or a rule that finds them while training goes on, meta.rules.guide=requestion"
+            )
+        return None
+
+    def obey(self, part: State) -> None:
+        """Take over the policy's part `guide`: the newest scores of the rows that come."""
+        self._fresh = Fresh.of(part)
 
     def prepare_data(self, train: Any) -> None:
         """Count the tokens of `train`, or open the scores of its tokens.
@@ -97,7 +136,7 @@ class GuidedMaskedLM(TokenPrediction):
         """
         if self.config.guide == "rare" and self._rare is None:
             self._count(train.token_counts())
-        if self.config.guide == "hard":
+        if self.config.guide == "hard" and self.config.hard.scores is not None:
             hard = self.config.hard
             self._scores = TokenScores.open(hard.scores, train)
             self._threshold = self._scores.threshold(hard.threshold, hard.metric)
@@ -111,18 +150,50 @@ class GuidedMaskedLM(TokenPrediction):
         says."""
         tokens = batch.tokens  # (batch, length)
         if self.config.guide == "hard":
-            hard = self.hard_positions(batch)
-            inputs = hard_inputs(tokens, hard, self.config.hard, self.vocabulary, generator)
+            inputs = self._hard_inputs(batch, generator)
         else:
-            fate = torch.rand(tokens.shape, generator=generator) / self.config.probability
-            chosen = self.guide(tokens) & (fate < 1)
-            inputs = masked_inputs(tokens, chosen, fate, self.vocabulary, self.config, generator)
+            learns = "rate" in self.learned and batch.split == "train"
+            rate = self.knobs.get("rate", self.config.probability) if learns else self.config.probability
+            fate = torch.rand(tokens.shape, generator=generator) / rate
+            marked = self.guide(tokens)
+            inputs = masked_inputs(tokens, marked & (fate < 1), fate, self.vocabulary, self.config, generator)
+            if learns:
+                marked = marked & ~self.vocabulary.is_special(tokens)
+                inputs = replace(inputs, choice=Choice(marked & (fate < 1), marked, None))
         return self.smoothed(inputs, batch)
 
     def hard_tokens(self, batch: Batch) -> Tensor | None:
         if self.config.guide == "all":
             return None
         return self.hard_positions(batch) if self.config.guide == "hard" else self.guide(batch.tokens)
+
+    def _hard_inputs(self, batch: Batch, generator: torch.Generator) -> Inputs:
+        how, tokens = self.config.hard, batch.tokens
+        learns = batch.split == "train" and bool({"rate", "temperature"} & {*self.learned})
+        if how.temperature is None and not learns:
+            return hard_inputs(tokens, self.hard_positions(batch), how, self.vocabulary, generator)
+        candidates = tokens != self.vocabulary.pad if how.special == "in" else ~self.vocabulary.is_special(tokens)
+        if how.temperature is None:
+            choice = Choice(candidates, self.hard_positions(batch) & candidates, None)
+        else:
+            above = self._above(batch)
+            choice = Choice(candidates, candidates & above.isfinite(), above)
+        rate = self.knobs.get("rate", how.probability)
+        chances = choice.chances(rate, self.knobs.get("temperature", how.temperature or 0.0))
+        drawn = torch.rand(tokens.shape, generator=generator) < chances
+        inputs = hard_inputs(tokens, drawn, how.model_copy(update={"probability": 1.0}), self.vocabulary, generator)
+        return replace(inputs, choice=choice._replace(drawn=drawn)) if learns else inputs
+
+    def _above(self, batch: Batch) -> Tensor:
+        """(batch, length) float32: by how much each score is above the threshold; -inf in rows that nobody scored."""
+        above = torch.full(batch.tokens.shape, float("-inf"))
+        if self._scores is not None and batch.split == self._scores.question.split:
+            found = self._scores.scores(batch.rows, self.config.hard.metric)
+            above = torch.from_numpy(found).float() - self._threshold
+        if self._fresh is not None and batch.split == "train":
+            known, scores = self._fresh.find(batch.rows)
+            above[known] = scores - self._fresh.threshold
+        return above
 
     def guide(self, tokens: Tensor) -> Tensor:
         """(batch, length) bool for `tokens` (batch, length): the positions that `rare` or `all` marks."""
@@ -133,12 +204,18 @@ class GuidedMaskedLM(TokenPrediction):
         return self._rare[tokens]
 
     def hard_positions(self, batch: Batch) -> Tensor:
-        """(batch, length) bool: where the scores of its rows are above the threshold; nowhere in another split."""
-        if self._scores is None:
+        """(batch, length) bool: where the scores of its rows are above the threshold; nowhere in another split, or in
+        a row that nobody has scored."""
+        if self.config.hard.scores is not None and self._scores is None:
             raise ValueError("the guide 'hard' wants prepare_data(training blocks) once")
-        if batch.split != self._scores.question.split:
-            return torch.zeros(batch.tokens.shape, dtype=torch.bool)
-        return torch.from_numpy(self._scores.hard(batch.rows, self._threshold, self.config.hard.metric))
+        if self._scores is not None and batch.split == self._scores.question.split:
+            hard = torch.from_numpy(self._scores.hard(batch.rows, self._threshold, self.config.hard.metric))
+        else:
+            hard = torch.zeros(batch.tokens.shape, dtype=torch.bool)
+        if self._fresh is not None and batch.split == "train":
+            known, scores = self._fresh.find(batch.rows)
+            hard[known] = scores > self._fresh.threshold
+        return hard
 
     def _count(self, counts: NDArray[np.int64]) -> None:
         self._rare = torch.from_numpy(rare_tokens(counts, self.config.rare_share, self.vocabulary.special_ids))

@@ -1,6 +1,8 @@
 """Masked language modelling (Devlin et al., 2019, section 3.1), predicting at the masked positions only."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,6 +11,7 @@ from torch import Tensor
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, attention_mask_of
+from mlpt.objectives.knobs import Choice, Knob
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.objectives.smoothing import SmoothingConfig
 from mlpt.settings import Settings
@@ -47,11 +50,19 @@ class MaskedLM(TokenPrediction):
         probability: float = Field(default=0.15, gt=0, le=1)
         smoothing: SmoothingConfig = SmoothingConfig()
 
+    @classmethod
+    def knob_settings(cls, settings: Mapping[str, Any]) -> dict[Knob, float | None]:
+        return {**super().knob_settings(settings), "rate": settings["probability"]}
+
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         tokens = batch.tokens  # (batch, length)
         draw = torch.rand(tokens.shape, generator=generator)
-        fate = draw / self.config.probability
+        learns = "rate" in self.learned and batch.split == "train"
+        fate = draw / (self.knobs.get("rate", self.config.probability) if learns else self.config.probability)
         inputs = masked_inputs(tokens, fate < 1, fate, self.vocabulary, self.config, generator)
+        if learns:
+            ordinary = ~self.vocabulary.is_special(tokens)
+            inputs = replace(inputs, choice=Choice((fate < 1) & ordinary, ordinary, None))
         return self.smoothed(inputs, batch)
 
 

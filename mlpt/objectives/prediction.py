@@ -1,5 +1,6 @@
 """Predicting tokens at some positions through the language-modelling head: what all masked objectives share."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective, PretrainingModel
+from mlpt.objectives.knobs import Knob
 from mlpt.objectives.smoothing import Reference, reference_logits, smoothed_cross_entropy
 
 
@@ -18,7 +20,20 @@ class TokenPrediction(Objective):
 
     def __init__(self, config: Any, vocabulary: Vocabulary):
         super().__init__(config, vocabulary)
+        self.knobs: dict[Knob, float] = {}  # settings that a meta-learner has turned, for training texts
+        self.learned: tuple[Knob, ...] = ()  # those that it turns
         self.reference: Reference | None = None  # of smoothing towards other weights than the model's own
+
+    @classmethod
+    def knob_settings(cls, settings: Mapping[str, Any]) -> dict[Knob, float | None]:
+        """The value that `settings` give to each knob that they have; None: to one that does nothing with them."""
+        how = settings["smoothing"]
+        return {"smoothing": how["weight"] if how["kind"] != "none" else None}
+
+    def turn(self, learned: Collection[Knob], values: Mapping[str, float]) -> None:
+        """Let the knobs `learned` have `values`; those without one are as the settings say."""
+        self.learned = tuple(learned)
+        self.knobs = {name: values[name] for name in self.learned if name in values}
 
     def prepare(self, model: Any) -> None:
         how = self.config.smoothing
@@ -32,20 +47,26 @@ class TokenPrediction(Objective):
         """The `inputs` made of `batch` with the weight of smoothing, where it is of the training split."""
         if self.config.smoothing.is_plain or batch.split != "train":
             return inputs
-        return replace(inputs, smoothing=torch.tensor(self.config.smoothing.weight))
+        return replace(inputs, smoothing=torch.tensor(self.knobs.get("smoothing", self.config.smoothing.weight)))
 
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
-        if inputs.smoothing is None:
+        if inputs.smoothing is None and inputs.weights is None:
             return predicted_tokens_loss(model, inputs)
-        return self._smoothed_loss(model, inputs, inputs.smoothing)
+        return self._weighted_loss(model, inputs)
 
-    def _smoothed_loss(self, model: PretrainingModel, inputs: Inputs, weight: Tensor) -> Tensor:
+    def _weighted_loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         # This pass first: autocast would otherwise keep weights that the reference cast without a gradient.
         logits, targets = predicted_logits(model, inputs)
         how = self.config.smoothing
-        losses = smoothed_cross_entropy(logits, targets, weight, self._reference(model, inputs))  # (n,)
+        if inputs.smoothing is None:
+            losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
+        else:
+            losses = smoothed_cross_entropy(logits, targets, inputs.smoothing, self._reference(model, inputs))
+        weights = inputs.weights
+        if weights is not None:
+            losses = losses * weights
         if how.denominator == "predicted":
-            return losses.sum() / max(1, len(targets))
+            return losses.sum() / (max(1, len(targets)) if weights is None or not len(targets) else weights.sum())
         mask = inputs.attention_mask
         return losses.sum() / (inputs.input_ids.numel() if mask is None else mask.sum())
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.data.batch import Split
 from mlpt.errors import UserError, resume_command
-from mlpt.meta.policy import MIXTURE, Planned
+from mlpt.meta.policy import MIXTURE
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address
 from mlpt.reporting.boards import Boards
@@ -157,10 +157,7 @@ class Loop:
                 raise RunStopped(self.step)
             if self.outer.launch_due(self.step):
                 self._flush()
-                coming: list[Planned] = []
-                if self.outer.needs_coming:
-                    coming = self.work.coming(self.step, self.outer.mixture(self.work.exhausted()))
-                self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered, coming)
+                self.outer.launch(self.step, self.model, self.optimizer, self._rate(), self._altered, self.work)
                 self._adopt(tracker)  # lag 0: the answer counts from this very step
             self.train_step()
             if self.step % self.config.log_every == 0 or self.step == self.total_steps:

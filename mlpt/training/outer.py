@@ -9,7 +9,9 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mlpt.meta.learner import MetaConfig, MetaLearner, first_policy
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Planned, Policy
@@ -32,6 +34,19 @@ class PolicySource(Protocol):
 
     def collect(self) -> Answer:
         """Wait for the update under way, and return its answer."""
+
+
+class Plans(Protocol):
+    """What is known of the steps to come (`mlpt.training.pretraining.Pretraining` is the real one)."""
+
+    def exhausted(self) -> Collection[str]:
+        """Arms that may not be drawn any more."""
+
+    def coming(self, step: int, mixture: Mapping[str, float]) -> Sequence[Planned]:
+        """The micro-batches of the step to come."""
+
+    def rows(self, step: int, first: int, end: int, mixture: Mapping[str, float]) -> Mapping[str, NDArray[np.int64]]:
+        """The rows of the steps from `first` to before `end`, by source."""
 
 
 class LocalSource:
@@ -78,7 +93,6 @@ class Outer:
         self.stall_seconds = 0.0  # waiting for answers
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
-        self.needs_coming = any(rule.needs_coming for rule in self.rules.values())
         self.made = GradientRecorder(config.interval if config.keeps_gradients else None, group)
         self._source = source
         self._moments = any(rule.needs_moments for rule in self.rules.values())
@@ -142,12 +156,12 @@ class Outer:
         optimizer: torch.optim.AdamW,
         rate: float,
         altered: Sequence[str] = (),
-        coming: Sequence[Planned] = (),
+        plans: Plans | None = None,
     ) -> None:
         """Send the snapshot of `step` to the learner and begin to count the lag.
 
         altered  names of the frozen parameters that step hooks may change.
-        coming   the micro-batches of step `step`, where a rule `needs_coming`.
+        plans    asked for what rules need to know of the steps to come.
         """
         begun = time.perf_counter()
         if self._source is not None:
@@ -155,10 +169,25 @@ class Outer:
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered, made)
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
-            self._source.launch(self._snapshot, Evidence(draws, losses, dict(self._expected), coming))
+            evidence = Evidence(draws, losses, dict(self._expected), *self._coming(step, plans))
+            self._source.launch(self._snapshot, evidence)
         self._seen, self._expected, self.made.kept = {}, {}, None
         self._adopt_at = step + self.config.lag
         self.launch_seconds += time.perf_counter() - begun
+
+    def _coming(self, step: int, plans: Plans | None) -> tuple[Sequence[Planned], Mapping[str, NDArray[np.int64]]]:
+        """`coming` and `rows` of the evidence: empty where no rule needs them."""
+        rules = self.rules.values()
+        if plans is None or not any(rule.needs_coming or rule.needs_rows for rule in rules):
+            return (), {}
+        mixture = self.mixture(plans.exhausted())
+        adopted = step + self.config.lag
+        return (
+            plans.coming(step, mixture) if any(rule.needs_coming for rule in rules) else (),
+            plans.rows(step, adopted, adopted + self.config.interval, mixture)
+            if any(rule.needs_rows for rule in rules)
+            else {},
+        )
 
     def adopt_if_due(self, step: int, model: torch.nn.Module) -> Mapping[str, Any] | None:
         """At the step of adoption, make the answer's policy the one in force, on every rank, and return its report."""

@@ -149,6 +149,16 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "tamt_mlm": {**SMALL_MASKS, "masks": {"reset": {"interval": 5}}},
     "tamt_mlm_kd": {**SMALL_MASKS, "masks": {"reset": {"interval": 5}}},
     "tamt_kd": {"train": {"steps": 24, "optimizer": {"lr": 2.0e-3}}, "masks": {"reset": {"interval": 5}}},
+    "self_evolution_online": {
+        "meta": {"interval": 4, "lag": 4},
+        "train": {
+            "steps": 24,
+            "optimizer": {"lr": 2.0e-3},
+            "schedule": {"warmup": 2},
+            "evaluate_every": 0,
+            "checkpoint_every": 12,
+        },
+    },
     "tamt_imp": {**SMALL_MASKS, "masks": {"iterative": {"interval": 5}}},
     # Teachers that learn fast, so that the curve has what they learned.
     "denoiser": {

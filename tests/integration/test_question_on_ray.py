@@ -6,6 +6,7 @@ import signal
 import psutil
 import pytest
 import torch
+from real_runs import metrics_of
 from waiting import wait_until
 
 from mlpt.data.blocks import Blocks
@@ -82,3 +83,41 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_committed_block(mlpt, model
     code, output = mlpt.run("question", model, small_blocks, "--out", tmp_path / "whole", "batch_tokens=32")
     assert code == 0, output
     assert hashes(out) == hashes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_online_run_goes_on_bit_for_bit(mlpt, model, small_blocks, tmp_path):
+    """The actor questions in the background; a run whose driver was killed repeats one in a single process."""
+    settings = [
+        f"model.pretrained={model}",
+        f"data.source={small_blocks}",
+        "train.steps=60",
+        "train.batch_size=8",
+        "train.schedule.warmup=0",
+        "train.optimizer.lr=1e-3",
+        "train.checkpoint_every=10",
+        "train.log_every=1",
+        "train.evaluate_every=0",
+        "train.evaluate_batches=2",
+        "meta.interval=10",
+        "meta.lag=10",
+        "report.tensorboard=false",
+    ]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, said = mlpt.run("pretrain", "self_evolution_online", *settings, f"run_dir={whole}", "runtime.num_workers=0")
+    assert code == 0, said
+    process = mlpt.start("pretrain", "self_evolution_online", *settings, f"run_dir={run}")
+    wait_until(lambda: any(line["step"] >= 25 for line in metrics_of(run)), 240)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    code, said = mlpt.run("pretrain", "--resume", run)
+    assert code == 0, said
+    assert "resumed at step" in said
+
+    def told(folder):
+        kept = ("step", "loss", "held_out", "mixture", "policy")
+        lines = [(line, line.get("meta", {}).get("guide")) for line in metrics_of(folder)]
+        return [(*(line.get(key) for key in kept), guide) for line, guide in lines]
+
+    assert told(run) == told(whole)
+    assert sum(guide is not None for *_, guide in told(run)) == 5

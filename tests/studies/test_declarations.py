@@ -267,3 +267,32 @@ def test_the_documented_declaration_can_be_run(tmp_path):
     assert list(plan.works) == [f"{rule} lr={lr}" for rule in ("uniform", "learned") for lr in ("0.001", "0.003")]
     documented = set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE))
     assert documented == dict(shipped_studies()).keys()
+
+
+def test_the_shipped_grid_of_self_evolution_asks_once_about_all_that_is_to_come(tmp_path):
+    plan = Plan(read_study("self_evolution_grid"), Places(tmp_path))
+    guided = [name for name in plan.works if name.startswith("guided ")]
+    assert len(guided) == 7 * 3 * 5
+    config = plan.works["guided metric=entropy share=0.3 smoothing=frozen"].config(1, tmp_path)
+    rule = config.meta.rules["guide"]
+    assert (rule.metric, rule.share, config.meta.lag) == ("entropy", (0.3, 0.3), 0)
+    assert config.meta.interval > config.train.steps
+    assert config.objectives["guided"]["smoothing"]["reference"] == "frozen"
+    published = plan.works["published"].config(1, tmp_path)
+    assert (published.meta.rules["guide"].metric, published.meta.rules["guide"].threshold) == ("loss", None)  # its own
+    assert published.objectives["guided"]["hard"]["mask_share"] == 1
+    assert list(plan.works["plain"].config(1, tmp_path).objectives) == ["mlm"]
+
+
+def test_the_shipped_study_of_self_evolution_trains_on_from_one_encoder(tmp_path):
+    suites = [f"measurements.{name}=null" for name in ("zorro", "sst2", "cola", "mrpc", "rte")]
+    plan = Plan(read_study("self_evolution", suites), Places(tmp_path))
+    configs = {name: work.config(2, tmp_path) for name, work in plan.works.items()}
+    base = str(tmp_path / "runs/base/seed2/model")
+    assert {name for name, config in configs.items() if config.model.pretrained == base} == configs.keys() - {"base"}
+    assert {config.train.steps for name, config in configs.items() if name != "base"} == {200}
+    assert "guide" in configs["online"].meta.rules
+    assert configs["online"].meta.interval < configs["guided"].meta.interval
+    assert list(configs["online"].objectives) == ["mlm", "guided"]
+    assert list(configs["decaying"].objectives) == ["mlm", "mlm30", "mlm22"]
+    assert configs["learned knobs"].meta.rules["knobs"].learn == ("smoothing", "rate")

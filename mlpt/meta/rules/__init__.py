@@ -12,9 +12,11 @@ from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.famo import Famo
 from mlpt.meta.rules.fixed import Fixed
 from mlpt.meta.rules.hypergradient import Hypergradient
+from mlpt.meta.rules.knobs import Knobs
 from mlpt.meta.rules.loss_ratio import LossRatio
 from mlpt.meta.rules.mask_scores import MaskScores
 from mlpt.meta.rules.mometas import Mometas
+from mlpt.meta.rules.requestion import Requestion
 from mlpt.meta.rules.staged import Staged
 from mlpt.meta.rules.teacher_hard import TeacherHard
 from mlpt.meta.rules.teacher_soft import TeacherSoft
@@ -35,6 +37,8 @@ _RULES: tuple[type[Rule], ...] = (
     Doremi,
     LossRatio,
     MaskScores,
+    Knobs,
+    Requestion,
     TeacherHard,
     TeacherSoft,
 )

@@ -28,6 +28,7 @@ class Rule:
     needs_weights  `update` forwards the model: the learner loads the snapshot first.
     needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
     needs_coming   `update` reads `evidence.coming`, the micro-batches of the step to come.
+    needs_rows     `update` reads `evidence.rows`, the training rows to come.
     needs_progress `update` reads `context.progress`: only pretraining, whose length is known, can have the rule.
     learns_from_draws  what it learns lies in how far chance took the draws from their probabilities; a run whose steps
                        train every arm by its share (train.draw=weighted) has nothing for it.
@@ -43,6 +44,7 @@ class Rule:
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
     needs_coming: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
     needs_progress: ClassVar[bool] = False
     learns_from_draws: ClassVar[bool] = False
 
