@@ -191,7 +191,8 @@ def tune(
 @app.command()
 def bench(
     cases: Annotated[
-        list[str] | None, typer.Argument(metavar="[CASE...]", help="default: all but sweep and soak")
+        list[str] | None,
+        typer.Argument(metavar="[CASE...]", help="default: all but sweep, soak, faults and partitions"),
     ] = None,
     json: JsonFile = None,
     overwrite: Overwrite = False,

@@ -12,6 +12,7 @@ from flaky_storage import Flaky
 # Tests are many small processes on few cores: threads would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lets its workers wait for all else on a busy machine
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import time
 
 
-def wait_until(condition, timeout=120.0, every=0.1):
+def wait_until(condition, timeout=300.0, every=0.1):
     """Poll for something that another process does; fails with what was waited for."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):

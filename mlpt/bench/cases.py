@@ -23,8 +23,10 @@ CASES = {
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),
     "soak": ("mlpt.bench.soak",),
+    "faults": ("mlpt.bench.faults",),
+    "partitions": ("mlpt.bench.partitions",),
 }
-ON_REQUEST = {"sweep", "soak"}  # take ten minutes and more
+ON_REQUEST = {"sweep", "soak", "faults", "partitions"}  # take ten minutes and more
 
 
 def run_cases(names: Iterable[str]) -> Iterator[Row]:

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psutil
 import ray
+from ray._private import services
 from ray._private.utils import get_num_cpus  # what ray.init counts where it is not told
 
 from mlpt.config import RuntimeConfig
@@ -29,6 +31,7 @@ _QUIET = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray waits so long for a rank that is stopped, and then kills it
 }
 _STARTS = 3
+_NODE_S = 150.0
 _PORT = "RAY_GCS_SERVER_PORT"  # read where Ray starts; ray.init has no argument for it
 
 
@@ -82,11 +85,12 @@ def ray_session(
 
 
 def _start(**options: Any) -> None:
-    """A Ray of our own. It has 30 s to start, a limit of Ray's that nothing sets: a busy machine gets more of them."""
+    """A Ray of our own. Ray itself gives its raylet 30 s to be known; it gets as long as a busy machine takes."""
     for attempt in range(_STARTS):
         earlier = psutil.Process().children(recursive=True)
         try:
-            ray.init(address="local", **options)
+            with _waiting_for_the_node():
+                ray.init(address="local", **options)
             return
         except Exception as error:  # Ray raises plain ones
             if "timed out during startup" not in str(error) or attempt == _STARTS - 1:
@@ -95,6 +99,37 @@ def _start(**options: Any) -> None:
                 if process not in earlier:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
+
+
+@contextlib.contextmanager
+def _waiting_for_the_node() -> Iterator[None]:
+    """Ray's question for its own node, which it asks for 30 s, is answered no sooner than there is an answer."""
+    ask = services.get_node
+
+    def get_node(*place: Any) -> Any:
+        deadline = time.monotonic() + _NODE_S
+        while True:
+            try:
+                return ask(*place)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > deadline or not _has_raylet():
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+def _has_raylet() -> bool:
+    """Whether a raylet that this process has started is there."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def where(runtime: RuntimeConfig) -> str:

@@ -6,6 +6,7 @@ Ports and temporary folder are its own and it is ended by process ids, so that i
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -23,11 +24,14 @@ from typing import Any
 import psutil
 
 from mlpt.errors import UserError
+from mlpt.runtime.namespaces import Namespace
 
 RAY = str(Path(sys.executable).parent / "ray")
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
-_PATIENCE_S = 120.0
-_STARTS = 3  # of a node: another process may take a free port before it does
+_PATIENCE_S = 300.0
+_STARTS = 3  # of a head or a node: another process may take a free port before it does
+_PORTS_FROM, _PORTS_TO = 20_000, 32_000  # systems take no port for an outgoing connection from these by themselves
+_draw = random.SystemRandom()  # what has seeded Python's own is no reason to meet another process at its ports
 # A node that is killed answers no health check: it is given up after about 5 s instead of half a minute.
 _QUICK_TO_MISS_A_NODE = {
     "RAY_health_check_initial_delay_ms": "2000",
@@ -38,7 +42,10 @@ _QUICK_TO_MISS_A_NODE = {
 
 
 class LocalCluster:
-    """`ray start --head` with token authentication and the dashboard on the loopback; more nodes by `add_node`."""
+    """`ray start --head` with token authentication and the dashboard on the loopback; more nodes by `add_node`.
+
+    host  this machine's address for the nodes: one that they reach where they have networks of their own.
+    """
 
     def __init__(
         self,
@@ -47,16 +54,13 @@ class LocalCluster:
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         port: int | None = None,
+        host: str = "127.0.0.1",
     ):
         self.folder = folder
         self.temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # sockets below it have at most 107 letters
         self.token = folder / "token"
         self.token.write_text(secrets.token_hex(16))
         self.token.chmod(0o600)
-        ports = free_ports(len(_PORTS))
-        self.port = ports[0] = port or ports[0]
-        self.dashboard = f"http://127.0.0.1:{ports[1]}"
-        self.address = f"127.0.0.1:{self.port}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -68,22 +72,31 @@ class LocalCluster:
             **(environment or {}),
         }
         self.nodes: list[Node] = []
-        named = [f"--{name}={number}" for name, number in zip(_PORTS, ports, strict=True)]
-        self._head = self._start(
-            *("--head", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={self.temporary}"),
-            *named,
-            *options,
-            cpus=cpus,
-            environment={"TMPDIR": self.temporary},  # its dashboard leaves a folder there
-        )
-        try:
-            self._wait(self._answers, "its head does not answer")
-        except BaseException:
-            self.close()
-            raise
+        for attempt in range(_STARTS):
+            ports = free_ports(len(_PORTS))
+            self.port = ports[0] = port or ports[0]
+            self.dashboard = f"http://127.0.0.1:{ports[1]}"
+            self.address = f"{host}:{self.port}"
+            named = [f"--{name}={number}" for name, number in zip(_PORTS, ports, strict=True)]
+            self._head = self._start(
+                *("--head", "--dashboard-host=127.0.0.1", f"--node-ip-address={host}", f"--temp-dir={self.temporary}"),
+                *named,
+                *options,
+                cpus=cpus,
+                environment={"TMPDIR": self.temporary},  # its dashboard leaves a folder there
+            )
+            try:
+                self._wait(lambda: self._answers() or self._has_ended(), "its head does not answer")
+                if not self._has_ended():
+                    return
+                if attempt == _STARTS - 1:
+                    raise UserError(f"a local Ray head did not start; see {self.folder / 'cluster.txt'}")
+            except BaseException:
+                self.close()
+                raise
 
-    def add_node(self, cpus: int) -> "Node":
-        """Start a node with `cpus` logical CPUs, and return once the cluster counts it."""
+    def add_node(self, cpus: int, network: Namespace | None = None) -> "Node":
+        """Start a node with `cpus` logical CPUs, on this machine's network or its own; return once it is counted."""
         known = {node.node_id for node in self.nodes}
         found: list[str] = []
 
@@ -93,7 +106,7 @@ class LocalCluster:
             return bool(found)
 
         for _ in range(_STARTS):
-            process = self._start_node(cpus)
+            process = self._start_node(cpus, network)
             try:
                 self._wait(lambda process=process: has_come() or process.poll() is not None, "a node does not join")
             except BaseException:
@@ -104,21 +117,30 @@ class LocalCluster:
                 return self.nodes[-1]
         raise UserError(f"a node of a local Ray cluster does not start; see {self.folder / 'cluster.txt'}")
 
-    def _start_node(self, cpus: int) -> subprocess.Popen[bytes]:
+    def _start_node(self, cpus: int, network: Namespace | None) -> subprocess.Popen[bytes]:
         agent, metrics = free_ports(2)
         return self._start(
-            *(f"--address={self.address}", "--node-ip-address=127.0.0.1"),
+            *(f"--address={self.address}", f"--node-ip-address={network.inner if network else '127.0.0.1'}"),
             *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
             cpus=cpus,
+            environment={"GLOO_SOCKET_IFNAME": network.links[1]} if network else None,
+            prefix=network.prefix if network else (),
         )
 
     def state(self, what: str) -> list[dict[str, Any]]:
-        """Ray's own list of `nodes`, `placement_groups`, `actors`, ..."""
+        """Ray's own list of `nodes`, `placement_groups`, `actors`, ...; asked again where a busy machine gives none."""
         request = urllib.request.Request(f"{self.dashboard}/api/v0/{what}?limit=1000&detail=true")
         request.add_header("Authorization", f"Bearer {self.token.read_text()}")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
-        return found
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+                return found
+            except (OSError, TypeError):  # it does not answer in time, or has found nobody who knows
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
 
     def close(self) -> None:
         """End the nodes, the head and everything that they started."""
@@ -127,20 +149,27 @@ class LocalCluster:
         _end_tree(self._head)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def _start(self, *options: str, cpus: int, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def _start(
+        self,
+        *options: str,
+        cpus: int,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> subprocess.Popen[bytes]:
         memory = ("--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0")
         with open(self.folder / "cluster.txt", "ab") as output:
             return subprocess.Popen(
-                [RAY, "start", "--block", f"--num-cpus={cpus}", *memory, *options],
+                [*prefix, RAY, "start", "--block", f"--num-cpus={cpus}", *memory, *options],
                 env={**self.environment, **(environment or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
+    def _has_ended(self) -> bool:
+        return self._head.poll() is not None
+
     def _answers(self) -> bool:
-        if self._head.poll() is not None:
-            raise UserError(f"a local Ray head did not start; see {self.folder / 'cluster.txt'}")
         try:
             urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2)
         except urllib.error.HTTPError as error:
@@ -173,15 +202,15 @@ class Node:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nothing listens on, and that no outgoing connection takes before they are used."""
+    with contextlib.ExitStack() as opened:
+        found: list[int] = []
+        while len(found) < count:
+            port = _draw.randrange(_PORTS_FROM, _PORTS_TO)
+            with contextlib.suppress(OSError):
+                opened.enter_context(contextlib.closing(socket.socket())).bind(("", port))
+                found.append(port)
+        return found
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:

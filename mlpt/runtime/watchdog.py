@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -20,6 +21,7 @@ from mlpt.stopping import StopRequest
 
 _KNOCK_EVERY_S = 2.0
 _KNOCKS = 10  # in vain, one after another; Ray gives up after a minute
+_SIGNAL_S = 2.0  # in which a busy machine lets this process hear of a signal that was sent to all at once
 
 
 @contextlib.contextmanager
@@ -142,6 +144,9 @@ def _end(what: str, resume: str, stop: StopRequest | None, helpers: tuple[psutil
         for process in (*psutil.Process().children(recursive=True), *helpers):
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        deadline = time.monotonic() + (0 if stop is None else _SIGNAL_S)
+        while stop is not None and not stop() and time.monotonic() < deadline:
+            time.sleep(0.02)
     if sys.stderr.isatty():
         os.write(2, b"\033[?25h\n")  # a live display has hidden the cursor
     why, code = f"Ray's {what} has died", 2

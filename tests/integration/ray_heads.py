@@ -19,6 +19,7 @@ class Head(LocalCluster):
     def __init__(self, folder, cpus, autoscaling=None, dashboard=True):
         self._has_dashboard = dashboard
         environment = {"PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(folder / "cache")}
+        environment["RAY_worker_niceness"] = "0"  # else workers wait for all else on a busy machine
         options, port = [] if dashboard else ["--include-dashboard=false"], free_ports(1)[0]
         if autoscaling is not None:
             environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
@@ -27,14 +28,14 @@ class Head(LocalCluster):
             options.append(f"--autoscaling-config={config}")
         super().__init__(folder, cpus, environment, options, port)
 
-    def job(self, *words, submit=("--working-dir", str(REPOSITORY)), environment=None, timeout=300):
+    def job(self, *words, submit=("--working-dir", str(REPOSITORY)), environment=None, timeout=600):
         """`ray job submit WORDS`, with the repository as working directory unless `submit` says otherwise."""
         command = [RAY, "job", "submit", "--address", self.dashboard, *submit, "--"]
         return self._ray([*command, *map(str, words)], environment, timeout)
 
     def ask(self, *words, environment=None):
         """`ray job WORDS`; the completed process."""
-        return self._ray([RAY, "job", words[0], "--address", self.dashboard, *words[1:]], environment, 60)
+        return self._ray([RAY, "job", words[0], "--address", self.dashboard, *words[1:]], environment, 240)
 
     def run(self, *words, timeout=400):
         """`mlpt WORDS` on this machine, as one of this cluster's users; the completed process."""

@@ -54,7 +54,7 @@ class Mlpt:
         self._started.append((process, log))
         return process
 
-    def run(self, *words, timeout=240):
+    def run(self, *words, timeout=600):
         process = self.start(*words)
         process.wait(timeout=timeout)
         return process.returncode, self.output()

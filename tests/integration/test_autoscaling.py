@@ -8,7 +8,7 @@ import pytest
 from ray_heads import Head, nodes_of_one_cpu
 from waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_nodes_come_for_the_quickstart_and_go_when_it_is_done(tmp_path, tiny):
@@ -32,6 +32,6 @@ def test_nodes_come_for_the_quickstart_and_go_when_it_is_done(tmp_path, tiny):
         assert 3 <= most <= 4, f"{most} nodes came"
         assert "waiting for the cluster to grow" in jobs[0].stdout
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 60
-        wait_until(lambda: head.count_nodes() == 0, timeout=120, every=1)
+        wait_until(lambda: head.count_nodes() == 0, every=1)
     finally:
         head.close()

@@ -7,6 +7,8 @@ import signal
 import pytest
 from real_runs import Mlpt, metrics_of
 
+pytestmark = pytest.mark.timeout(900)
+
 IN_PROCESS = ["runtime.num_workers=0", "train.steps=60", "train.checkpoint_every=20", "train.log_every=1"]
 
 
@@ -38,7 +40,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(mlpt, ti
     assert code == 0, output
     whole = sorted(path.parent.name for path in run.glob("checkpoints/*/COMMITTED"))
     process = mlpt.start("pretrain", "--resume", run, "train.steps=60", preexec_fn=lambda: limit_file_size(100_000))
-    assert process.wait(timeout=240) == 2, mlpt.output()
+    assert process.wait(timeout=600) == 2, mlpt.output()
     assert one_line(mlpt.output(), "no room to write"), mlpt.output()
     assert whole == sorted(path.parent.name for path in run.glob("checkpoints/*/COMMITTED"))
     code, output = mlpt.run("pretrain", "--resume", run)

@@ -16,7 +16,10 @@ from waiting import wait_until
 from mlpt.config import RuntimeConfig
 from mlpt.runtime.cluster import ray_session
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net"),
+    pytest.mark.timeout(900),
+]
 
 
 def listening(pid: int) -> dict[str, str]:
@@ -81,7 +84,7 @@ def test_the_list_of_sockets_knows_which_can_be_reached():
 @pytest.mark.slow
 def test_no_process_of_a_local_run_can_be_reached_from_another_machine(mlpt, tiny, tmp_path):
     run = tmp_path / "run"
-    process = mlpt.start("pretrain", *tiny, "train.steps=20000", "runtime.num_workers=2", f"run_dir={run}")
+    process = mlpt.start("pretrain", *tiny, "train.steps=1000000", "runtime.num_workers=2", f"run_dir={run}")
     wait_until(lambda: metrics_of(run)[3:] or process.poll() is not None)
     assert process.poll() is None, mlpt.output()
     found = listening(process.pid)

@@ -170,11 +170,13 @@ def test_a_server_that_goes_away_costs_no_work_and_one_line_and_later_gets_it_al
     uri = f"{bucket}/run"
     mlpt = machines("first")
     process = mlpt.start(*words(small_blocks, uri), IN_PROCESS)
+    s3.seconds = 0.2  # so that much is still to be sent when the server goes
     wait_until(lambda: any("0010/COMMITTED" in key for key in s3.keys(uri[5:-4])))
     s3.stop()
     try:
-        assert process.wait(timeout=240) == 2, mlpt.output()
+        assert process.wait(timeout=600) == 2, mlpt.output()
     finally:
+        s3.seconds = 0.0
         s3.start()
     line = last_line(mlpt.output())
     assert "the storage is back" in line

@@ -10,13 +10,15 @@ import pytest
 from real_runs import metrics_of
 from waiting import wait_until
 
-STEPS = ["train.steps=20000", "train.checkpoint_every=20"]
+pytestmark = pytest.mark.timeout(900)
+
+STEPS = ["train.steps=1000000", "train.checkpoint_every=20"]
 
 
 def begun(mlpt, run, *words):
     """The process of a run that has a checkpoint."""
     process = mlpt.start("pretrain", *words, *STEPS, f"run_dir={run}")
-    wait_until(lambda: list(run.glob("checkpoints/*/COMMITTED")) or process.poll() is not None, timeout=240)
+    wait_until(lambda: list(run.glob("checkpoints/*/COMMITTED")) or process.poll() is not None)
     assert process.poll() is None, mlpt.output()
     return process
 
@@ -44,11 +46,11 @@ def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, 
         with contextlib.suppress(psutil.NoSuchProcess):
             if one.name() == process_name:
                 one.kill()
-    assert process.wait(timeout=30) == 2, mlpt.output()
+    assert process.wait(timeout=300) == 2, mlpt.output()
     assert last_line(mlpt) == (
         f"mlpt: Ray's {name} has died, and with it what ran on this Ray; go on by `mlpt pretrain --resume {run}`"
     )
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=300)
     assert alive == []
     assert metrics_of(run)
 
@@ -59,9 +61,9 @@ def test_a_signal_to_all_processes_at_once_is_one_line_and_its_exit_code(mlpt, t
     process = begun(mlpt, run, *tiny)
     started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=60) == 143, mlpt.output()
+    assert process.wait(timeout=300) == 143, mlpt.output()
     assert last_line(mlpt).endswith(f"go on by `mlpt pretrain --resume {run}`")
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=300)
     assert alive == []
 
 
@@ -72,7 +74,7 @@ def test_a_policy_that_cannot_be_written_is_one_line_with_the_way_on(mlpt, tiny,
     aside = run / "policies"
     aside.rename(run / "aside")
     aside.write_text("in the way")
-    assert process.wait(timeout=120) == 2, mlpt.output()
+    assert process.wait(timeout=300) == 2, mlpt.output()
     line = last_line(mlpt)
     assert "policies" in line
     aside.unlink()

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import ray
+from ray._private import services
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
@@ -28,6 +29,29 @@ def test_a_ray_that_starts_late_on_a_busy_machine_is_started_again(monkeypatch):
     with ray_session(RuntimeConfig(), cpus=1):
         assert len(started) == 2
     assert [process.wait() != 0 for process in started] == [True, False]  # the first was ended, the second was not
+
+
+@pytest.mark.parametrize("raylet_is_there", [True, False])
+def test_a_raylet_that_is_there_is_waited_for(monkeypatch, raylet_is_there):
+    """Ray asks for its node for 30 s in all, and each time gets no answer before there is one."""
+    asked = []
+
+    def get_node(address, node):
+        asked.append((address, node))
+        if len(asked) < 4:
+            raise RuntimeError("no node of this id")  # as Ray's does while the node is not known
+        return {"node_id": node}
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(cluster, "_has_raylet", lambda: raylet_is_there)
+    with cluster._waiting_for_the_node():
+        if raylet_is_there:
+            assert services.get_node("address", "id") == {"node_id": "id"}
+        else:
+            with pytest.raises(RuntimeError):
+                services.get_node("address", "id")
+    assert len(asked) == (4 if raylet_is_there else 1)
+    assert services.get_node is get_node
 
 
 def starts(monkeypatch, in_vain):

@@ -58,19 +58,29 @@ def test_the_death_of_ray_is_one_line_and_a_good_end_is_none(script, line):
     assert well.stdout.endswith("done\n")
 
 
-def test_a_signal_that_ends_ray_too_has_its_own_exit_code():
+@pytest.mark.parametrize("first", ["process", "ray"])
+def test_a_signal_that_ends_ray_too_has_its_own_exit_code(first):
+    """Also where this process hears of it after Ray has gone, as on a busy machine."""
     stopped = """
-import os, signal, subprocess, time
+import os, signal, subprocess, sys, time
+from mlpt.runtime import watchdog
 from mlpt.runtime.watchdog import Ends, watching
 from mlpt.stopping import StopRequest
 
+watchdog._SIGNAL_S = 60
 raylet = subprocess.Popen(["sleep", "100"])
 stop = StopRequest(print)
 with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, "`mlpt --resume x`", stop)):
+    if sys.argv[1] == "ray":
+        raylet.terminate()
+        raylet.wait()
+        time.sleep(0.5)  # long enough for a watchdog that would not wait
     os.kill(os.getpid(), signal.SIGTERM)
     raylet.terminate()
     time.sleep(100)
 """
-    done = subprocess.run([sys.executable, "-c", stopped], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", stopped, first], capture_output=True, text=True, timeout=60, check=False
+    )
     said = "mlpt: SIGTERM has ended Ray's raylet, too, and with it what ran on this Ray; go on by `mlpt --resume x`\n"
     assert (done.returncode, done.stderr) == (143, said)

@@ -1,0 +1,80 @@
+"""The plan of the soak over every kind of work, and what it compares."""
+
+import itertools
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlpt.bench import kinds_of_fault, kinds_of_work
+from mlpt.bench.faults import plan
+from mlpt.bench.kinds_of_work import end_of, progress
+
+
+@pytest.fixture
+def works(tmp_path):
+    return kinds_of_work.every_kind(tmp_path, "blocks")
+
+
+def test_sixty_faults_meet_every_kind_of_work_and_more_than_twelve_kinds_of_fault(works):
+    begun = list(itertools.islice(plan(works, seed=0), 12))
+    assert {work.name for work, _, _ in begun} == {work.name for work in works}
+    faults = [fault for _, chosen, _ in begun for fault in chosen]
+    assert len(faults) == 60
+    assert len({fault.name for fault in faults}) >= 20
+    assert all(fault.fits(work) for work, chosen, _ in begun for fault in chosen)
+
+
+def test_a_work_meets_each_fault_that_fits_before_one_comes_again(works):
+    first = works[0]
+    fitting = [fault.name for fault in kinds_of_fault.every_kind() if fault.fits(first)]
+    runs = itertools.islice(plan(works, seed=3), 0, len(works) * 4, len(works))
+    met = [fault.name for _, chosen, _ in runs for fault in chosen]
+    assert len(set(met[: len(fitting)])) == min(len(met), len(fitting))
+
+
+def test_a_plan_is_the_same_each_time(works):
+    one, two = (
+        [(work.name, [fault.name for fault in chosen], draw.random()) for work, chosen, draw in found]
+        for found in (itertools.islice(plan(works, seed=5), 10) for _ in range(2))
+    )
+    assert one == two
+
+
+def test_ends_differ_by_one_bit_of_a_tensor_or_a_loss_and_not_by_times(tmp_path):
+    ends = []
+    for name, loss, tensor, seconds in (
+        ("a", 0.5, b"\0", 1),
+        ("b", 0.5, b"\0", 2),
+        ("c", 0.5, b"\1", 1),
+        ("d", 0.6, b"\0", 1),
+    ):
+        out = tmp_path / name
+        (out / "model").mkdir(parents=True)
+        (out / "checkpoints").mkdir()
+        (out / "checkpoints" / "model.safetensors").write_bytes(name.encode())
+        (out / "model" / "model.safetensors").write_bytes(tensor)
+        lines = [{"step": step, "loss": loss, "seconds": seconds} for step in (1, 2)]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert progress(out) == 2
+        ends.append(end_of(out))
+    first, same, tensor_differs, loss_differs = ends
+    assert first == same
+    assert first != tensor_differs
+    assert first != loss_differs
+
+
+def test_sweeps_are_compared_by_their_points_whatever_their_trials_are_called(tmp_path):
+    ends = []
+    for name, values in (("a", (1.0, 2.0)), ("b", (2.0, 1.0)), ("c", (1.0, 2.5))):
+        out = tmp_path / name
+        for number, value in enumerate(values):
+            trial = out / "trials" / f"{name}{number}"
+            trial.mkdir(parents=True)
+            (trial / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": value}) + "\n")
+        rows = [{"trial_id": f"{name}{n}", "parameter/lr": value, "dev": value} for n, value in enumerate(values)]
+        pq.write_table(pa.Table.from_pylist(rows), out / "trials.parquet")
+        ends.append(end_of(out))
+    assert ends[0] == ends[1]
+    assert ends[0] != ends[2]
