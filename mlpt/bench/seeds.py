@@ -32,7 +32,7 @@ def run() -> list[Row]:
         folder = Path(scratch) / "model"
         save_model(folder, load_task(task, source, ("train",)).splits["train"][:4096])
         settings = {"model": str(folder), "tasks": (task,), "source": source, "seeds": SEEDS, "max_steps": STEPS}
-        shared = FinetuneConfig(**settings, out=scratch, eval_steps=STEPS, keep_model="none", predict_test=False)
+        shared = FinetuneConfig(**settings, out=scratch, evaluate_every=STEPS, keep_model="none", predict_test=False)
         rounds = []
         for turn in range(ROUNDS):
             ours, peer = (shared.model_copy(update={"out": f"{scratch}/{turn}-{side}"}) for side in ("ours", "peer"))

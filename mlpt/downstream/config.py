@@ -51,12 +51,12 @@ class DownstreamConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.1)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    eval_steps: int | None = Field(None, gt=0, description="evaluate every so many steps; default: eval_epochs")
-    eval_epochs: float = Field(1.0, gt=0, description="evaluate every so many epochs")
+    evaluate_every: int | None = Field(None, gt=0, description="evaluate every so many steps; default: evaluate_epochs")
+    evaluate_epochs: float = Field(1.0, gt=0, description="evaluate every so many epochs")
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
     tokens_per_batch: int = Field(16384, gt=0, description="padded tokens that go through the model at once")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU")
-    checkpoint_steps: int = Field(500, gt=0, description="steps between checkpoints to resume from")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU")
+    checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints to resume from")
     keep_model: Literal["best", "last", "none"] = "best"
     predict_test: bool = Field(True, description="write predictions and submission files for test splits")
     span: SpanConfig = SpanConfig()
@@ -76,7 +76,7 @@ class DownstreamConfig(Settings):
 
     def steps_between_evaluations(self, per_epoch: int) -> int:
         """As many as are asked for, where an epoch has `per_epoch` steps."""
-        return self.eval_steps or max(1, round(self.eval_epochs * per_epoch))
+        return self.evaluate_every or max(1, round(self.evaluate_epochs * per_epoch))
 
 
 class FinetuneConfig(DownstreamConfig):
@@ -119,7 +119,7 @@ def for_task(value: ForTasks, task: str) -> str | None:
 
 
 # What changes no weight and no score, and what is part of an identity in another form (see `FinetuneCell.identity`).
-ASIDE = {"out", "num_workers", "checkpoint_steps", "keep_model", "predict_test"}
+ASIDE = {"out", "num_workers", "checkpoint_every", "keep_model", "predict_test"}
 BY_CONTENT = {"model", "masks", "dense", "source"}
 _NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "metric", "select_split"} | ASIDE | BY_CONTENT
 

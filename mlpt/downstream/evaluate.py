@@ -38,7 +38,7 @@ class Predictions:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """bfloat16 autocast where asked for; "auto" means on a GPU."""
-    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    wanted = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 

@@ -21,6 +21,7 @@ from mlpt.tasks import TaskData
 # What a model's folder is read for: its shape, its weights, its tokenizer.
 _MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt")
 NAMED = "named"  # in a written identity: how model, masks and rows were named
+_RENAMED = {"eval_steps": "evaluate_every", "eval_epochs": "evaluate_epochs"}
 _MASK_FILES = (MASKS_FILE, "mask.pt", *GROUP_FILES.values())
 
 
@@ -60,8 +61,11 @@ def masks_digest(masks: str | None) -> str | None:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two identities, by the names that people know.
 
-    Rows of splits that one of them lacks don't count, nor does what lies under `NAMED`, for people to read.
+    Rows of splits that one of them lacks don't count, nor does what lies under `NAMED`, for people to read. Earlier
+    versions wrote some names otherwise.
     """
+    before = {"tokens_per_batch": 16384} | {_RENAMED.get(name, name): value for name, value in before.items()}
+    before |= {"precision": "bf16"} if before.get("precision") == "bfloat16" else {}
     rows = [f"rows of {split}" for split in before.get("rows", {}) if _other(before, now, split)]
     aside = ("rows", NAMED)
     named = [name for name in sorted({*before, *now}) if name not in aside and before.get(name) != now.get(name)]

@@ -168,7 +168,7 @@ class Finetuning(Generic[P, S]):
             self._log(loss)
         if (self.step % self.every == 0 or self.step == self.total) and not self.stopped:
             self.evaluate()
-        if self.step % self.settings.checkpoint_steps == 0 and self.step < self.total and not self.stopped:
+        if self.step % self.settings.checkpoint_every == 0 and self.step < self.total and not self.stopped:
             self._save()
         self.show(self.step, self.total, self._so_far())
 

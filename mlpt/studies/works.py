@@ -251,7 +251,7 @@ class Multitask(Work):
             folder = self.run(seed) / task
             shares = {
                 key: max(1, value // count)
-                for key in ("max_steps", "eval_steps")
+                for key in ("max_steps", "evaluate_every")
                 if (value := getattr(whole, key)) is not None
             }
             made.append((whole.model_copy(update={"tasks": (task,), "out": str(folder), **shares}), folder))

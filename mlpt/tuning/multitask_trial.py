@@ -75,12 +75,12 @@ class MultitaskJob:
     def budgeted(self, config: MultitaskConfig, space: Space, length: int) -> MultitaskConfig:
         """`config` with the space's budget in steps."""
         budget = self.budget(config, space, length)
-        return config.model_copy(update={"max_steps": budget.steps, "eval_steps": budget.every})
+        return config.model_copy(update={"max_steps": budget.steps, "evaluate_every": budget.every})
 
     def train(self, config: MultitaskConfig, plan: Plan, run_dir: Path, reporter: Reporter) -> None:
         torch.set_num_threads(max(1, int(plan.runtime.cpus_per_worker)))
         every = self.budget(config, plan.space, plan.length).every
-        kept = {"keep_model": "none", "export": False, "predict_test": False, "checkpoint_steps": every}
+        kept = {"keep_model": "none", "export": False, "predict_test": False, "checkpoint_every": every}
         own = self.budgeted(config, plan.space, plan.length).model_copy(
             update={**kept, "out": str(run_dir), "feature_cache": plan.data}
         )

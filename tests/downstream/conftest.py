@@ -28,7 +28,7 @@ def settings(tiny_model, tmp_path_factory):
             "batch_size": 16,
             "max_steps": 20,
             "max_length": 32,
-            "eval_steps": 10,
+            "evaluate_every": 10,
         }
         return FinetuneConfig(**{**values, **changed})
 

@@ -43,8 +43,8 @@ def test_a_preset_holds_the_published_protocol(name):
     config = configured(name)
     assert task in config.tasks
     assert (config.learning_rates, config.batch_size, config.epochs) == ((rate,), batch, epochs)
-    assert (config.max_length, config.eval_steps, config.seeds, config.subset) == (length, every, seeds, rows)
-    assert (config.clip, config.eval_epochs, config.length_window) == (1.0, 1.0, 1)
+    assert (config.max_length, config.evaluate_every, config.seeds, config.subset) == (length, every, seeds, rows)
+    assert (config.clip, config.evaluate_epochs, config.length_window) == (1.0, 1.0, 1)
     assert [learning_rate(config.schedule, step, 100, 1.0) for step in (0, 50)] == [1.0, 0.5]  # no warm-up, linear
 
 

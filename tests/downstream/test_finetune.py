@@ -92,7 +92,7 @@ run_cell(pickle.load(sys.stdin.buffer))
 
 def test_a_killed_fine_tuning_ends_with_the_same_weights_bit_for_bit(settings, tmp_path):
     def config(out):
-        return settings(tmp_path / out, max_steps=25, checkpoint_steps=7, eval_steps=5)
+        return settings(tmp_path / out, max_steps=25, checkpoint_every=7, evaluate_every=5)
 
     (whole,) = (run_cell(cell, say=quiet) for cell in cells(config("whole")))
     (cell,) = cells(config("killed"))
@@ -120,6 +120,16 @@ def test_a_finished_cell_is_read_back_and_other_settings_are_refused(settings, t
         run_cell(other, say=quiet)
 
 
+def test_a_cell_that_an_earlier_version_finished_is_read_back(settings, tmp_path):
+    (cell,) = cells(settings(tmp_path, max_steps=2))
+    first = run_cell(cell, say=quiet)
+    written = json.loads((cell.folder / "cell.json").read_text())
+    del written["micro_batch_size"]  # what its settings were called and had not yet
+    written |= {"eval_steps": written.pop("evaluate_every"), "eval_epochs": written.pop("evaluate_epochs")}
+    (cell.folder / "cell.json").write_text(json.dumps(written))
+    assert run_cell(cell, say=quiet) == first
+
+
 def test_a_model_named_by_another_path_is_the_same_cell(settings, tmp_path, tiny_model, monkeypatch):
     (cell,) = cells(settings(tmp_path, max_steps=2))
     first = run_cell(cell, say=quiet)
@@ -139,7 +149,7 @@ def test_a_cell_and_what_it_shares_can_be_sent_to_another_process(settings, tmp_
 
 
 def test_the_grid_runs_every_seed_and_rate_and_seeds_differ(settings, tmp_path):
-    config = settings(tmp_path, seeds=(1, 2), learning_rates=(1e-3, 3e-3), max_steps=4, eval_steps=4)
+    config = settings(tmp_path, seeds=(1, 2), learning_rates=(1e-3, 3e-3), max_steps=4, evaluate_every=4)
     results = finetune(config, quiet)
     assert [(r.learning_rate, r.seed) for r in results] == [(1e-3, 1), (1e-3, 2), (3e-3, 1), (3e-3, 2)]
     heads = [weights_of(Path(r.folder) / "model")["classifier.weight"] for r in results[:2]]
@@ -148,7 +158,7 @@ def test_the_grid_runs_every_seed_and_rate_and_seeds_differ(settings, tmp_path):
 
 def test_early_stopping_ends_a_run_that_gets_no_better(settings, tmp_path):
     # A rate this small changes no prediction, so the second evaluation is no better than the first.
-    config = settings(tmp_path, learning_rates=(1e-12,), max_steps=100, eval_steps=2, patience=3)
+    config = settings(tmp_path, learning_rates=(1e-12,), max_steps=100, evaluate_every=2, patience=3)
     (result,) = finetune(config, quiet)
     assert result.steps == 8
     assert result.best_step == 2
@@ -168,7 +178,7 @@ def test_best_and_last_checkpoints_are_both_reported_and_the_chosen_one_kept(set
 
 
 def test_few_samples_are_drawn_by_the_seed(settings, tmp_path):
-    config = settings(tmp_path, subset=40, max_steps=1, eval_steps=1)
+    config = settings(tmp_path, subset=40, max_steps=1, evaluate_every=1)
     shared = prepare(config, config.tasks[0])
     runs = [CellRun(FinetuneCell(config, config.tasks[0], 1e-3, seed), shared, Group(), quiet) for seed in (1, 2)]
     assert [len(run.rows) for run in runs] == [40, 40]
@@ -193,7 +203,7 @@ def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
 
 def test_a_diverged_run_says_so_and_keeps_its_best(settings, tmp_path):
     said = []
-    config = settings(tmp_path, learning_rates=(1e30,), eval_steps=1, clip=1e30, max_steps=30)
+    config = settings(tmp_path, learning_rates=(1e30,), evaluate_every=1, clip=1e30, max_steps=30)
     (result,) = finetune(config, said.append)
     assert "was not finite" in result.stopped
     assert result.steps < 30
@@ -201,7 +211,7 @@ def test_a_diverged_run_says_so_and_keeps_its_best(settings, tmp_path):
 
 
 def test_spans_are_trained_and_a_stock_question_answering_model_is_left(settings, tmp_path):
-    config = settings(tmp_path, tasks=("docs_span",), max_length=96, max_steps=6, eval_steps=6, subset=100)
+    config = settings(tmp_path, tasks=("docs_span",), max_length=96, max_steps=6, evaluate_every=6, subset=100)
     (result,) = finetune(config, quiet)
     assert set(result.best["dev"]) == {"f1", "exact_match"}
     AutoModelForQuestionAnswering.from_pretrained(Path(result.folder) / "model")
@@ -320,7 +330,7 @@ def test_a_tiny_model_beats_the_majority_on_real_tasks(tiny_model, tmp_path, sha
         learning_rates=(2e-3,),
         max_steps=400,
         max_length=128,
-        eval_steps=100,
+        evaluate_every=100,
     )
     (result,) = finetune(config, quiet)
     assert result.best["dev"][result.metric] > result.majority["dev"][result.metric] + 0.05

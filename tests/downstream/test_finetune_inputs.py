@@ -90,7 +90,7 @@ def test_every_task_is_looked_at_before_the_first_is_trained(settings, tmp_path,
 
 def test_progress_and_the_place_of_results_are_told(settings, tmp_path):
     said, shown = [], []
-    config = settings(tmp_path, seeds=(1, 2), max_steps=4, eval_steps=2)
+    config = settings(tmp_path, seeds=(1, 2), max_steps=4, evaluate_every=2)
     finetune(config, said.append, lambda *one: shown.append(one))
     assert f"results go to {tmp_path}" in said[0]
     assert f"results: {tmp_path / 'results.json'}" in said
@@ -130,7 +130,7 @@ def test_the_best_checkpoint_may_be_picked_on_the_second_dev_split(settings, tmp
     for split, shift in (("train", 0), ("dev_matched", 1), ("dev_mismatched", 0)):
         lines = [f"{i}\tthe file {i}\tof {labels[i % 3]}\t{labels[(i + shift) % 3]}\n" for i in range(48)]
         (tmp_path / "MNLI" / f"{split}.tsv").write_text(header + "".join(lines))
-    changed = {"tasks": ("mnli",), "source": TaskSource(data_dir=str(tmp_path)), "max_steps": 40, "eval_steps": 5}
+    changed = {"tasks": ("mnli",), "source": TaskSource(data_dir=str(tmp_path)), "max_steps": 40, "evaluate_every": 5}
     (result,) = finetune(settings(tmp_path / "out", **changed, select_split="dev_mismatched"), quiet)
     lines = [json.loads(line) for line in (Path(result.folder) / "metrics.jsonl").read_text().splitlines()]
     seen = {line["step"]: line["dev"]["dev_mismatched"]["accuracy"] for line in lines if "dev" in line}
@@ -198,7 +198,7 @@ def span_files(folder: Path) -> TaskSource:
 
 def test_what_ran_is_recorded_where_the_model_is_shorter_than_asked(settings, tmp_path):
     said = []
-    changed = {"tasks": ("where",), "source": span_files(tmp_path / "data"), "max_steps": 2, "eval_steps": 2}
+    changed = {"tasks": ("where",), "source": span_files(tmp_path / "data"), "max_steps": 2, "evaluate_every": 2}
     (result,) = finetune(settings(tmp_path / "out", **changed, max_length=512), said.append)
     assert "task 'where': max_length 512 lowered to 256, the model's positions" in said
     assert (result.max_length, result.doc_stride, result.rows) == (256, 128, 40)
@@ -208,7 +208,7 @@ def test_what_ran_is_recorded_where_the_model_is_shorter_than_asked(settings, tm
 
 def test_windows_that_would_not_overlap_are_laid_closer_and_lost_answers_are_told(settings, tmp_path):
     said = []
-    changed = {"tasks": ("where",), "source": span_files(tmp_path / "data"), "max_steps": 2, "eval_steps": 2}
+    changed = {"tasks": ("where",), "source": span_files(tmp_path / "data"), "max_steps": 2, "evaluate_every": 2}
     (result,) = finetune(settings(tmp_path / "out", **changed, max_length=64), said.append)
     (closer,) = [line for line in said if "doc_stride" in line]
     assert f"doc_stride 128 lowered to {result.doc_stride}, so that windows of 64 tokens overlap" in closer

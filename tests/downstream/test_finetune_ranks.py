@@ -25,8 +25,8 @@ COMMON = {
     "micro_batch_size": 5,
     "num_workers": 2,
     "max_steps": 8,  # 64 rows: the last batch of the first epoch has 4, which is one micro-batch for two ranks
-    "eval_steps": 4,
-    "checkpoint_steps": 3,
+    "evaluate_every": 4,
+    "checkpoint_every": 3,
     "keep_model": "last",
 }
 EXACT = {"precision": "float32"}  # of scores that rank rows

@@ -17,7 +17,7 @@ from mlpt.sparsity.commands import prune
 def test_cells_side_by_side_are_those_one_after_another(settings, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # workers have folders of their own, where relative paths lead nowhere
     prune(str(tiny_model), "magnitude", 0.5, "masks")
-    sizes = {"seeds": (1, 2), "max_steps": 6, "eval_steps": 3, "masks": "masks"}
+    sizes = {"seeds": (1, 2), "max_steps": 6, "evaluate_every": 3, "masks": "masks"}
     alone = finetune_cells(settings("alone", **sizes), 1, say=lambda text: None)
     said: list[str] = []
     shown: list[tuple] = []
@@ -37,7 +37,7 @@ def test_cells_side_by_side_are_those_one_after_another(settings, tiny_model, tm
 @pytest.mark.slow
 def test_two_workers_share_the_steps_of_a_cell(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sizes = {"micro_batch_size": 8, "max_steps": 6, "eval_steps": 3}
+    sizes = {"micro_batch_size": 8, "max_steps": 6, "evaluate_every": 3}
     (alone,) = finetune_cells(settings("alone", **sizes), 1, say=lambda text: None)
     shown: list[tuple] = []
     shared = settings("shared", num_workers=2, **sizes)
@@ -66,7 +66,7 @@ def test_two_workers_share_the_steps_and_the_scoring_of_a_multi_task_run(tmp_pat
         "batch_size": 8,
         "micro_batch_size": 4,
         "max_steps": 6,
-        "eval_steps": 3,
+        "evaluate_every": 3,
         "optimizer": {"lr": 1e-3},
         "scoring": {"precision": "float32"},
         "sampler": {"rule": "mt_uncertainty", "rescore_every": 2},

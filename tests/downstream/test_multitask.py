@@ -56,7 +56,7 @@ def configured(saved: str, source: dict, out: Path, **settings) -> MultitaskConf
         "conditional": {"max_length": 16},
         "batch_size": 8,
         "max_steps": 12,
-        "eval_steps": 6,
+        "evaluate_every": 6,
         "optimizer": {"lr": 1e-3},
     }
     return load_settings(MultitaskConfig, defaults | settings)
@@ -69,7 +69,7 @@ def quiet(text: str) -> None:
 @pytest.mark.parametrize("encoder", ["conditional", "shared"])
 def test_training_learns_what_saying_the_same_of_every_row_cannot(saved, source, tmp_path, encoder):
     settings = {"sampler": {"rule": "uniform"}, "optimizer": {"lr": 3e-3}, "freeze": "none", "batch_size": 16}
-    config = configured(saved, source, tmp_path / "run", encoder=encoder, max_steps=100, eval_steps=50, **settings)
+    config = configured(saved, source, tmp_path / "run", encoder=encoder, max_steps=100, evaluate_every=50, **settings)
     result = run_multitask(config, quiet)
     assert result.majority["grade"]["dev"]["pearson"] == 0
     assert result.best["grade"]["dev"]["pearson"] > 0.6
@@ -80,7 +80,7 @@ def test_training_learns_what_saying_the_same_of_every_row_cannot(saved, source,
 @pytest.mark.parametrize("rule", list(SAMPLERS))
 def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, monkeypatch, rule):
     def config(name: str) -> MultitaskConfig:
-        return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_steps=5)
+        return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_every=5)
 
     whole = run_multitask(config("whole"), quiet)
     one_step = MultitaskRun.one_step
@@ -152,7 +152,7 @@ def test_rows_shorter_than_asked_are_told_and_recorded(saved, source, tmp_path):
 
 def test_progress_is_shown_step_by_step(saved, source, tmp_path):
     shown: list[tuple] = []
-    config = configured(saved, source, tmp_path / "run", max_steps=4, eval_steps=2)
+    config = configured(saved, source, tmp_path / "run", max_steps=4, evaluate_every=2)
     run_multitask(config, quiet, show=lambda *one: shown.append(one))
     assert [one[:3] for one in shown] == [("fine-tuning on all tasks", step, 4) for step in range(1, 5)]
     assert shown[-1][3].startswith("best mean 0.")
@@ -160,7 +160,7 @@ def test_progress_is_shown_step_by_step(saved, source, tmp_path):
 
 def test_both_ways_of_choosing_are_reported(saved, source, tmp_path):
     said: list[str] = []
-    result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=20, eval_steps=4), said.append)
+    result = run_multitask(configured(saved, source, tmp_path / "run", max_steps=20, evaluate_every=4), said.append)
     assert [line.split()[0] for line in said[-1].splitlines()] == ["task", "mood", "same", "grade"]
     evaluations = [line["dev"] for line in read_metrics(tmp_path / "run") if "dev" in line]
     assert len(evaluations) == 5

@@ -143,7 +143,7 @@ def configured(saved, source, out, **settings) -> MultitaskConfig:
         "conditional": {"max_length": 16},
         "batch_size": 12,
         "max_steps": 12,
-        "eval_steps": 6,
+        "evaluate_every": 6,
         "optimizer": {"lr": 3e-3},
     }
     return load_settings(MultitaskConfig, defaults | settings)
@@ -151,7 +151,7 @@ def configured(saved, source, out, **settings) -> MultitaskConfig:
 
 @pytest.mark.parametrize("encoder", ["conditional", "shared"])
 def test_all_three_kinds_are_learned_together(saved, source, tmp_path, encoder):
-    settings = {"sampler": {"rule": "uniform"}, "freeze": "none", "max_steps": 200, "eval_steps": 100}
+    settings = {"sampler": {"rule": "uniform"}, "freeze": "none", "max_steps": 200, "evaluate_every": 100}
     result = run_multitask(configured(saved, source, tmp_path / "run", encoder=encoder, **settings), quiet)
     assert result.majority["animals"]["dev"]["entity_f1"] == result.majority["where"]["dev"]["f1"] == 0
     assert result.best["animals"]["dev"]["entity_f1"] > 0.9
@@ -190,7 +190,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("rule", list(SAMPLERS))
 def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, monkeypatch, rule):
     def config(name: str) -> MultitaskConfig:
-        return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_steps=5)
+        return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_every=5)
 
     whole = run_multitask(config("whole"), quiet)
     one_step = MultitaskRun.one_step

@@ -138,7 +138,7 @@ def configured(settings, source):
 
 
 def test_entities_are_learned_and_predictions_are_written(configured, source, tmp_path):
-    (result,) = finetune(configured(tmp_path, eval_steps=40), quiet)
+    (result,) = finetune(configured(tmp_path, evaluate_every=40), quiet)
     assert result.majority["dev"]["entity_f1"] == 0
     assert result.best["dev"]["entity_f1"] > 0.95
     folder = Path(result.folder)
@@ -167,7 +167,7 @@ def test_how_a_step_is_split_into_passes_does_not_matter(configured, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, monkeypatch):
-    changed = {"max_steps": 12, "eval_steps": 6, "checkpoint_steps": 5}
+    changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 5}
     (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
     one_step = CellRun.one_step
 
@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, mon
 
 def test_words_beyond_the_longest_row_are_told_and_count_as_wrong(configured, source, tokenizer, tmp_path):
     said = []
-    (result,) = finetune(configured(tmp_path, max_length=10, max_steps=30, eval_steps=30), said.append)
+    (result,) = finetune(configured(tmp_path, max_length=10, max_steps=30, evaluate_every=30), said.append)
     rows = load_task("ner", source).splits["dev"]
     words = sum(len(row.spans) for row in rows)
     cut = {"is_split_into_words": True, "truncation": True, "max_length": 10}
@@ -207,7 +207,7 @@ def test_words_beyond_the_longest_row_are_told_and_count_as_wrong(configured, so
 
 
 def test_a_head_of_another_kind_is_not_taken_for_a_head_of_words(configured, settings, tmp_path):
-    (words,) = finetune(configured(tmp_path / "words", max_steps=1, eval_steps=1), quiet)
+    (words,) = finetune(configured(tmp_path / "words", max_steps=1, evaluate_every=1), quiet)
     saved = str(Path(words.folder) / "model")
     tasks = {
         name: load_task(name, config.source).task

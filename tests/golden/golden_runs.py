@@ -235,12 +235,12 @@ def fine_tuning(preset: str, folder: Path, out: Path) -> dict[str, Any]:
         "learning_rates": [5.0e-3],
         "batch_size": 8,
         "max_steps": 40,
-        "eval_steps": 20,
+        "evaluate_every": 20,
         "predict_test": False,
         "keep_model": "none",
     }
     preset_values = {
-        name: value for name, value in read_preset(preset).items() if name not in ("epochs", "eval_epochs")
+        name: value for name, value in read_preset(preset).items() if name not in ("epochs", "evaluate_epochs")
     }
     config = load_settings(FinetuneConfig, merge(merge(preset_values, common), FINE_TUNING[preset]))
     results = finetune(config, lambda text: None)
@@ -263,7 +263,7 @@ def multitask(name: str, folder: Path, out: Path) -> list[dict[str, Any]]:
         "conditional": {"max_length": 32},
         "batch_size": 8,
         "max_steps": 24,
-        "eval_steps": 12,
+        "evaluate_every": 12,
         "optimizer": {"lr": 3.0e-3},
         "predict_test": False,
         "keep_model": "none",

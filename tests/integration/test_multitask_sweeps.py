@@ -64,7 +64,7 @@ def test_samplers_are_compared_a_crashed_trial_goes_on_and_the_winner_is_a_recip
         assert row["tokens"] >= 80_000
     steps = [json.loads(line)["step"] for line in (trial / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-    code, output = mlpt.run("finetune", folder / "best.yaml", "--multitask", "max_steps=4", "eval_steps=4")
+    code, output = mlpt.run("finetune", folder / "best.yaml", "--multitask", "max_steps=4", "evaluate_every=4")
     assert code == 0, output
     result = json.loads((tmp_path / "finetuned" / "results.json").read_text())
     best = max(rows, key=lambda row: row["dev/mean"])

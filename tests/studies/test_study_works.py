@@ -28,7 +28,7 @@ TASKS = {
             "model": "somewhere",
             "tasks": ["docs_package", "docs_summary"],
             "freeze": "none",
-            "eval_steps": 20,
+            "evaluate_every": 20,
         },
     },
     "cells": {
@@ -56,11 +56,11 @@ def asked(words):
 def test_tasks_apart_share_the_steps_of_tasks_together(tasks):
     alone = [asked(words) for words in tasks.works["alone"].commands(4, None)]
     assert [one["tasks"] for one in alone] == [["docs_package"], ["docs_summary"]]
-    assert {(one["max_steps"], one["eval_steps"], one["seed"], one["encoder"]) for one in alone} == {
+    assert {(one["max_steps"], one["evaluate_every"], one["seed"], one["encoder"]) for one in alone} == {
         (20, 10, 4, "shared")
     }
     (together,) = [asked(words) for words in tasks.works["together"].commands(4, None)]
-    assert (together["max_steps"], together["eval_steps"], len(together["tasks"])) == (41, 20, 2)
+    assert (together["max_steps"], together["evaluate_every"], len(together["tasks"])) == (41, 20, 2)
     assert len({one["out"] for one in [*alone, together]}) == 3
 
 

@@ -33,7 +33,7 @@ def test_the_point_wins_over_the_user_and_the_user_over_the_space():
 def test_the_budget_counts_rows_as_full_and_is_cut_into_equal_parts():
     config = JOB.budgeted(JOB.config(SPACE, MODEL, {}, 0), SPACE, 64)
     spent = config.max_steps * 16 * 64
-    assert config.max_steps == 4 * config.eval_steps
+    assert config.max_steps == 4 * config.evaluate_every
     assert SPACE.tokens <= spent < SPACE.tokens + 4 * 16 * 64
 
 
