@@ -22,9 +22,10 @@ from mlpt.downstream.evaluate import (
 from mlpt.downstream.fingerprint import NAMED
 from mlpt.downstream.loading import Base, apply_masks, build_model, quiet
 from mlpt.downstream.loop import Finetuning, Say, Shown
-from mlpt.downstream.losses import loss_of
+from mlpt.downstream.losses import loss_of, word_loss
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
+from mlpt.downstream.written import WrittenTask
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.sparsity.artefacts import MaskFile, save_masks
 from mlpt.tasks import Task, TaskData
@@ -44,6 +45,7 @@ class Prepared:
     masks         absolute path of the masks in force; None: dense.
     lost_answers  spans: split -> share of the answers that are whole in no window.
     notes         lines for people about what had to be done otherwise than asked.
+    written       the task as sequences in and out; None: the model has the task's head.
     """
 
     data: TaskData
@@ -55,6 +57,7 @@ class Prepared:
     masks: str | None = None
     lost_answers: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    written: WrittenTask | None = None
 
     def warnings(self) -> list[str]:
         """All that people should know before they read the scores, a line each."""
@@ -137,7 +140,10 @@ class CellRun(Finetuning[Part, Scores]):
     def loss_of(self, micro_batch: Part) -> Tensor:
         with autocast(self.device, self.config.precision):
             outputs = self.model(**self.rows.batch(micro_batch.rows, self.device))
-        return loss_of(self.task, outputs, self.rows.targets(micro_batch.rows, self.device)) * micro_batch.share
+        targets = self.rows.targets(micro_batch.rows, self.device)
+        if self.prepared.written is not None:
+            return word_loss(outputs.logits, targets) * micro_batch.share  # of tokens: the same mean
+        return loss_of(self.task, outputs, targets) * micro_batch.share
 
     def scores(self) -> Scores:
         examples = self.prepared.data.splits
@@ -150,6 +156,8 @@ class CellRun(Finetuning[Part, Scores]):
     def _predict(self, split: str) -> Predictions:
         features, examples, config = self.prepared.features[split], self.prepared.data.splits[split], self.config
         per_token, tokens = self.task.per_token, config.tokens_per_batch
+        if self.prepared.written is not None:  # every rank predicts all of it
+            return self.prepared.written.predict(self.model, examples, features, tokens, self.device, config.precision)
         outputs = outputs_of(self.model, features, tokens, self.device, config.precision, per_token, self.group)
         return predict(self.task, examples, features, outputs, config.span)
 
@@ -168,7 +176,7 @@ class CellRun(Finetuning[Part, Scores]):
             steps=self.step,
             majority={split: majority(self.task, data.splits["train"], data.splits[split]) for split in best},
             rows=self.rows.examples,
-            windows=len(self.rows) if self.task.kind == "span" else None,
+            windows=len(self.rows) if self.task.kind == "span" or self.prepared.written else None,
             max_length=self.prepared.length,
             doc_stride=self.rows.stride,
             lost_answers=self.prepared.lost_answers,

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
 from mlpt.tasks.features import SpanConfig
+from mlpt.tasks.text_to_text import TextToTextConfig
 from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.schedule import ScheduleConfig
 
@@ -96,6 +97,9 @@ class FinetuneConfig(DownstreamConfig):
     metric: ForTasks = Field(None, description="picks the best checkpoint; default: the task's own")
     select_split: ForTasks = Field(None, description="dev split that `metric` is taken of; default: the task's first")
     length_window: int = Field(50, gt=0, description="batches whose rows are sorted by length together; 1: no sorting")
+    text_to_text: TextToTextConfig | None = Field(
+        None, description="tasks as sequences in and out, by the model's own token predictions, without a task's head"
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -148,7 +152,8 @@ class FinetuneCell:
         contents  digests of the rows, the model and the masks (`mlpt.downstream.fingerprint`): wherever the same ones
                   lie it is the same cell, and other ones under the same name make another.
         """
-        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL))
+        without = {"text_to_text"} if self.config.text_to_text is None else set()  # as it always was
+        settings = json.loads(self.config.model_dump_json(exclude=_NOT_OF_A_CELL | without))
         chosen = {"metric": self.config.metric, "select_split": self.config.select_split}
         own = {name: for_task(value, self.task) for name, value in chosen.items()}
         return {

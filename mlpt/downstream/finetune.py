@@ -20,6 +20,7 @@ from mlpt.downstream.fingerprint import differences, masks_digest, model_digest,
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
 from mlpt.downstream.loop import Say, Shown
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
+from mlpt.downstream.written import WrittenTask
 from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens
 from mlpt.outputs import read_json
@@ -66,18 +67,32 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
     Raises `UserError` for all that people can get wrong.
     """
     data = read_task(config, task, train)
-    base, tokenizer = load_base(config.model, data.task), load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model)
+    base = load_base(config.model, data.task, config.text_to_text is not None)
     masks = masks_of(config.model, config.masks, config.dense)
     wanted_length = config.max_length or data.task.max_length
+    if config.text_to_text is not None:
+        wanted_length = config.max_length or config.text_to_text.max_length
     length = min(wanted_length, _longest_input(base, tokenizer))
     types = getattr(base.config, "type_vocab_size", 1) > 1
     tokenise = partial(make_features, data.task, tokenizer=tokenizer, max_length=length, types=types, span=config.span)
     wanted = [*train, *data.dev_splits, *(data.test_splits if config.predict_test and train else [])]
-    features = {split: tokenise(data.splits[split]) for split in wanted}
+    written: WrittenTask | None = None
+    if config.text_to_text is None:
+        features = {split: tokenise(data.splits[split]) for split in wanted}
+    else:
+        written = WrittenTask(data.task, tokenizer, config.text_to_text, length)
+        features = {split: written.features(data.splits[split]) for split in wanted}
     contents = {"rows": rows_digests(data), **_shared_contents(config)}
-    prepared = Prepared(data, features, base, tokenizer, length, contents, masks and str(Path(masks).resolve()))
+    masked = masks and str(Path(masks).resolve())
+    prepared = Prepared(data, features, base, tokenizer, length, contents, masked, written=written)
     if length < wanted_length:
         prepared.notes.append(f"task '{task}': max_length {wanted_length} lowered to {length}, the model's positions")
+    if written is not None:
+        prepared.lost_answers |= {
+            split: written.lost_answers(data.splits[split]) for split in (*train, *data.dev_splits)
+        }
+        return prepared
     labelled = {split: one for split, one in features.items() if split in (*train, *data.dev_splits)}
     prepared.notes += notes_of_cuts(data, labelled if data.task.kind == "span" else features, length, config.span)
     if data.task.kind == "span":
@@ -136,8 +151,12 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
     scores = {}
     for split, features in prepared.features.items():
         tokens, precision = config.tokens_per_batch, config.precision
-        outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
         examples = prepared.data.splits[split]
+        if prepared.written is not None:
+            found = prepared.written.predict(model, examples, features, tokens, device, precision)
+            scores[split] = score(described, examples, found.values)
+            continue
+        outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
         scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
     return scores
 

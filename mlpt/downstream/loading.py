@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -23,6 +24,7 @@ from mlpt.data import tokenizers
 from mlpt.data.reach import hub_lookup
 from mlpt.downstream.config import DownstreamConfig
 from mlpt.errors import UserError
+from mlpt.models.config import register_metalmo
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
 from mlpt.sparsity.beside import masks_beside, read_masks
@@ -36,10 +38,12 @@ class Base:
 
     config   the Hugging Face configuration with the task's head.
     weights  (name -> array) of the saved model. What is missing, a new head first of all, each seed draws anew.
+    auto     the stock class of the model; None: that of the task's head.
     """
 
     config: PreTrainedConfig
     weights: dict[str, Any]
+    auto: Any = None
 
 
 def model_folder(name: str) -> str:
@@ -73,18 +77,21 @@ def say_masks(config: DownstreamConfig, say: Callable[[str], None]) -> None:
         say(f"fine-tuning under the masks beside the model ({masks}); dense=true leaves them aside")
 
 
-def load_base(name: str, task: Task) -> Base:
+def load_base(name: str, task: Task, text_to_text: bool = False) -> Base:
     """Read the saved model once. Raises `UserError` where there is none or it can't be read.
 
     The head of a model that was already fine-tuned is kept only if it is of the task's kind and its label names are the
-    task's, in the same order.
+    task's, in the same order. text_to_text: the model that predicts tokens, with its own head.
     """
     folder = model_folder(name)
+    auto = AutoModelForMaskedLM if text_to_text else auto_class(task)
+    if text_to_text:
+        register_metalmo()
     try:
         with quiet(), hub_lookup(folder):  # a missing head is what we expect
             saved = AutoConfig.from_pretrained(folder)
-            config = AutoConfig.from_pretrained(folder, **head_settings(task))
-            model, report = auto_class(task).from_pretrained(
+            config = AutoConfig.from_pretrained(folder, **({} if text_to_text else head_settings(task)))
+            model, report = auto.from_pretrained(
                 folder,
                 config=config,
                 output_loading_info=True,
@@ -99,6 +106,10 @@ def load_base(name: str, task: Task) -> Base:
             "model.safetensors, or a hub name"
         ) from error
     missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+    if text_to_text:
+        if missing:
+            raise UserError(f"'{name}' predicts no tokens ({min(missing)} is missing), which text_to_text needs")
+        return Base(config, {key: value.numpy() for key, value in model.state_dict().items()}, AutoModelForMaskedLM)
     head = auto_class(task).__name__.removeprefix("AutoModel")
     saved_heads = [name for name in saved.architectures or () if name.endswith(_TASK_HEADS)]
     if any(not name.endswith(head) for name in saved_heads) or (saved_heads and saved.id2label != config.id2label):
@@ -130,7 +141,7 @@ def build_model(base: Base, task: Task, seed: int) -> nn.Module:
     """The stock model of the task: saved weights where there are any, the rest drawn by `seed`. Float32, on the CPU."""
     with torch.random.fork_rng(devices=[]):  # transformers draws from the global stream
         torch.manual_seed(address(seed, "finetune/head"))
-        model = auto_class(task).from_config(base.config, dtype=torch.float32)
+        model = (base.auto or auto_class(task)).from_config(base.config, dtype=torch.float32)
     own = model.state_dict()
     with torch.no_grad():
         for name, value in base.weights.items():

@@ -104,6 +104,7 @@ def test_students_and_teachers_end_where_the_published_steps_end(rule, writes):
         torch.testing.assert_close(together.teachers[number], flat(teacher), atol=5e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["hard", "soft"])
 def test_a_recorded_step_gives_what_a_plain_one_gives(rule):
     ends = []
