@@ -21,9 +21,9 @@ TEACHER = [
     *("meta.target=mlm", "meta.interval=4", "meta.lag=2"),
     "meta.rules={mixture: {rule: fixed, weights: {teacher_made: 1}}, "
     "teacher: {rule: teacher_hard, baseline: 0.5, entropy: 0.01, optimizer: {lr: 0.01}}}",
-    *("train.steps=400", "train.micro_batch_size=4", "train.checkpoint_every=20", "train.log_every=1"),
+    *("train.steps=200", "train.micro_batch_size=4", "train.checkpoint_every=20", "train.log_every=1"),
 ]
-KILLED_AT = {"meta_learner": 40, "rank_0": 100, "driver": 160}  # the steps after which they are
+KILLED_AT = {"meta_learner": 24, "rank_0": 60, "driver": 100}  # the steps after which they are
 
 
 def ends(run):
