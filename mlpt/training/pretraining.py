@@ -156,18 +156,6 @@ class Pretraining:
         self._taken = taken
         return {source: np.unique(np.concatenate(rows)) for source, rows in found.items()}
 
-    def rows(self, step: int, first: int, end: int, mixture: Mapping[str, float]) -> dict[str, NDArray[np.int64]]:
-        """By source, (n,) int64, the rows that `plan` will give to the steps from `first` to before `end` (and the
-        run's end), where `mixture` stays as it is from the coming step `step` on; nothing is taken."""
-        taken = dict(self._taken)
-        found: dict[str, list[NDArray[np.int64]]] = {}
-        for one in range(step, min(end, self.config.total_steps(self.block_size))):
-            for micro_batch in self.plan(one, mixture):
-                if one >= first:
-                    found.setdefault(micro_batch.arm.source, []).append(micro_batch.rows)
-        self._taken = taken
-        return {source: np.unique(np.concatenate(rows)) for source, rows in found.items()}
-
     def _take(self, wanted: Sequence[Sequence[str]]) -> list[dict[str, NDArray[np.int64]]]:
         """For each slot, the next rows of every source that it wants; a source's rows of a step are dealt in turn."""
         found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
