@@ -1,6 +1,7 @@
 """Questioning by Ray tasks: the same bytes as in one process, through the deaths of a worker and of the driver."""
 
 import os
+import re
 import signal
 
 import psutil
@@ -110,6 +111,8 @@ def test_a_killed_online_run_goes_on_bit_for_bit(mlpt, model, small_blocks, tmp_
     wait_until(lambda: any(line["step"] >= 25 for line in metrics_of(run)), 240)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    worker = int(re.findall(r"process (\d+)", (run / "logs/rank_0.log").read_text())[-1])
+    wait_until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == "zombie", 240)
     code, said = mlpt.run("pretrain", "--resume", run)
     assert code == 0, said
     assert "resumed at step" in said

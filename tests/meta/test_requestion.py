@@ -109,6 +109,14 @@ def test_thresholds_and_shares_move_with_the_progress_of_the_run(small_blocks):
         assert answer.parts["guide"].values["hard_share"] == pytest.approx(0.1 + 0.2 * progress, abs=0.02)
 
 
+def test_a_threshold_that_leaves_almost_nothing_is_told_once(small_blocks):
+    answer = answer_of(config_with(**only({"threshold": 60.0})), small_blocks)[0]
+    (warning,) = answer.report["warnings"]
+    assert "only 0.0000% of the tokens score above 60 (loss)" in warning
+    assert answer.state.values["guide"]["warned"]
+    assert "warnings" not in answer_of(config_with(), small_blocks)[0].report
+
+
 def test_a_share_of_the_blocks_is_questioned_and_which_ones_follows_from_seed_and_step(small_blocks):
     config = config_with(**only({"blocks": 0.5}))
     rows = np.arange(40)

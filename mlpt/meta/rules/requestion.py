@@ -5,6 +5,7 @@ questions the snapshot about the very rows that training takes while the answer 
 older than lag + interval steps, and the part holds those rows alone, however large the corpus.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.metrics import THRESHOLDS, Metric
 from mlpt.questioning.scoring import score_tokens
 from mlpt.randomness import numpy_generator
+from mlpt.storage.state import State
 
 
 class Requestion(Rule):
@@ -68,6 +70,16 @@ class Requestion(Rule):
                 raise ValueError("a share is above 0 and at most 1")
             return self
 
+    def __init__(self, config: Config, arms: Sequence[str]):
+        super().__init__(config, arms)
+        self._warned = False
+
+    def state(self) -> State:
+        return State({"warned": self._warned})
+
+    def load_state(self, state: State) -> None:
+        self._warned = state.values["warned"]
+
     @classmethod
     def refuses(cls, settings: Any, config: Any) -> str | None:
         found = [
@@ -109,6 +121,13 @@ class Requestion(Rule):
             "mean_score": float(scores.sum(dtype=np.float64)) / tokens,
         }
         context.report["guide"] = {"threshold": threshold, **figures}
+        if 100 * hard < len(rows) and not self._warned:
+            warning = (
+                f"step {context.step}: only {hard / tokens:.4%} of the tokens score above {threshold:g} "
+                f"({self.config.metric}), fewer than one in a hundred rows; lower meta.rules.guide.threshold"
+            )
+            context.report["warnings"] = [*context.report.get("warnings", []), warning]
+            self._warned = True
         return Fresh(rows, torch.from_numpy(scores), threshold).part(**figures)
 
     def _questioned(
