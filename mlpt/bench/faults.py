@@ -25,7 +25,7 @@ from mlpt.errors import UserError
 
 FAULTS = 60
 A_RUN = 5
-PATIENCE_S = 400.0
+PATIENCE_S = 900.0
 _GONE_S = 60.0
 _TOO_BUSY = "Ray does not start on this machine"
 _AT_THE_START = 0.2  # share of faults that come while the work starts, or starts again

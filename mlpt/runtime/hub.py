@@ -10,6 +10,7 @@ from mlpt.training.loop import Event
 
 _TIMEOUT_S = 30.0
 _ANSWER_S = 60
+_RESTART_S = 2.0  # between two looks at a hub that starts again
 _LAST_ANSWER_S = 15  # when nothing but the last events is waited for
 
 
@@ -70,10 +71,10 @@ class Hub:
 
 
 def asked(answer: Any, or_else: Any) -> Any:
-    """What the hub answers; `or_else` where it hangs, which shall not be what a run waits for."""
+    """What the hub answers; `or_else` where it hangs or has died, which shall not be what a run waits for."""
     try:
         return ray.get(answer, timeout=_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
         return or_else
 
 
@@ -103,7 +104,7 @@ class Relay:
         self._thread.join(timeout=60)
 
     def _run(self) -> None:
-        answered = stopping = False
+        answered = stopping = away = False
         events = None
         while True:
             try:
@@ -112,13 +113,20 @@ class Relay:
                     self._display.handle(event)
                 events = None
                 self.silence = self._answer(self._hub.silence.remote())
-                answered = True
+                answered, away = True, False
             except TimeoutError:
                 if self._stop.is_set():
                     return
                 if answered:  # else it still starts, on a busy machine
                     self._display.say(f"the hub has not answered for {_ANSWER_S} s; training goes on, unseen")
                 self.silence = 0.0
+                continue
+            except ray.exceptions.ActorUnavailableError:
+                if not away:
+                    self._display.say("the hub has died and is started again; training goes on, unseen for a moment")
+                events, away = None, True
+                if self._stop.wait(_RESTART_S):
+                    return
                 continue
             except ray.exceptions.RayError:
                 return  # Ray is going away; `fit` says why

@@ -160,10 +160,9 @@ def _stop_notice(hub: Any, rank: int) -> Iterator[Callable[[], bool]]:
     heard, done = threading.Event(), threading.Event()
 
     def listen() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # the driver is gone, and the run will end
-            while not heard.is_set() and not done.wait(_STOP_POLL_S):
-                if ray.get(hub.stopping.remote()):
-                    heard.set()
+        while not heard.is_set() and not done.wait(_STOP_POLL_S):
+            if asked(hub.stopping.remote(), or_else=False):
+                heard.set()
 
     if rank == 0:
         threading.Thread(target=listen, name="stop", daemon=True).start()

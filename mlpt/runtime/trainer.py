@@ -27,9 +27,13 @@ CONTROLLER_FAILURES = 3
 
 
 def make_hub(runtime: RuntimeConfig) -> Any:
-    """The actor between ranks and driver, where the driver is, which may outlive every other node."""
+    """The actor between ranks and driver, where the driver is, which may outlive every other node.
+
+    One that dies is there again, and knows nothing.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Hub).options(scheduling_strategy=here).remote(runtime.hang_timeout)
+    hub: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(Hub)
+    return hub.options(scheduling_strategy=here).remote(runtime.hang_timeout)
 
 
 def make_trainer(
@@ -92,10 +96,10 @@ def fit(
             thread.join(_SIGNAL_POLL_S)
             if (why := given_up()) is not None:
                 raise TimeoutError(why)
-            if stop is not None and stop() and not told:
-                told = True
-                if not asked(hub.stop.remote(), or_else=False):
+            if stop is not None and stop():
+                if not asked(hub.stop.remote(), or_else=False) and not told:
                     raise Stopped(stop.number)
+                told = True  # and told again, because a hub that dies forgets it
     result = results.get()
     if isinstance(result, BaseException):
         raise result

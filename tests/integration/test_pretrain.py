@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -170,6 +171,25 @@ def test_a_meta_learner_killed_after_each_of_many_answers_loses_nothing(recipe, 
     assert command.wait() == 0, command.text()
     assert log.read_text().count("meta-learner ready") == kills + 1
     assert losses(run) == losses(calm)
+
+
+@pytest.mark.slow
+def test_a_killed_hub_loses_nothing_and_is_there_for_the_next_ranks_and_for_a_signal(recipe, tmp_path):
+    run = tmp_path / "run"
+    command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}", "train.steps=1000000")
+    wait_for(lambda: step_reached(run, SOME_STEP), command)
+    started = psutil.Process(command.process.pid).children(recursive=True)
+    (hub,) = [one for one in started if one.name().startswith("ray::Hub")]
+    hub.kill()
+    first = process_of(run / "logs/rank_0.log")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: process_of(run / "logs/rank_0.log") != first, command)  # it asks the hub as it starts
+    wait_for(lambda: "resumed at step" in command.text(), command)  # it is seen again
+    command.process.terminate()
+    assert command.wait() == 143, command.text()
+    logged = [line["step"] for line in read_metrics(run) if "loss" in line]
+    assert logged == list(range(1, logged[-1] + 1))
+    assert (run / "checkpoints" / f"step_{logged[-1]:08d}" / "COMMITTED").is_file()
 
 
 def has_answered(log: Path, learners: int) -> bool:
