@@ -86,7 +86,9 @@ def end_of(out: Path) -> dict[str, list[str]]:
 
 def every_kind(folder: Path, blocks: str) -> list[Work]:
     """All kinds; `folder` holds `model`, a run by `first_words` on `blocks`, and what `write_inputs` writes."""
-    combined = ("objectives={combined: {mlm_weight: 1, distill_weight: 1}, mlm: {}, atd: null, dtd: null}",)
+    combined: tuple[str, ...] = (
+        "objectives={combined: {mlm_weight: 1, distill_weight: 1}, mlm: {}, atd: null, dtd: null}",
+    )
     combined += ("meta.rules={mixture: {rule: fixed, weights: {combined: 1}}}", "masks.method=tamt_mlm_kd")
     network = "objectives.teacher_made.network={hidden_size: 16, layers: 1, heads: 1, intermediate_size: 32}"
     rows = [{"name": name, "first": "text", **_files(folder, name)} for name in ("parity", "size")]
@@ -95,11 +97,11 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
     joint = ("--multitask", "max_steps=500", "eval_steps=200", "checkpoint_steps=20", "conditional.max_length=16")
     question = ("question", str(folder / "model"), blocks, "--out", "{out}", "batch_tokens=64")
     return [
+        _again("multi-task fine-tuning", *tasks, *joint, "--out", "{out}"),
         _pretraining("pretraining, learned mixture", 500, "quickstart", *META),
         _pretraining("pretraining, learned masks", 300, "tamt_meta", *META, "meta.lookahead.start=20"),
         _pretraining("pretraining by a teacher", 300, "denoiser", network, *META, "meta.rules.teacher.start=20"),
         _again("fine-tuning", *tasks, *cells, "max_length=16", "--workers", "2", "--out", "{out}", workers="_run_one"),
-        _again("multi-task fine-tuning", *tasks, *joint, "--out", "{out}"),
         Work(
             "sweep",
             ("tune", str(folder / "space.py"), *TINY[:-1], *META, "sweep.folder={out}", "sweep.concurrent=1"),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class Parted(Soak):
         suffered = []
         for number in range(count):
             goal = round((number + draw.random()) / (count + 0.5) * self.steps)
-            self._wait_for(lambda goal=goal: self._step() >= goal)
+            self._wait_for(partial(self._has_reached, goal))
             time.sleep(draw.uniform(0, 1))
             suffered.append(self._part(dropped))
             print(json.dumps(asdict(suffered[-1])), flush=True)
@@ -135,6 +136,9 @@ class Parted(Soak):
         if self._driver.returncode != 0:
             raise UserError(f"the parted run ended with {self._driver.returncode}: {self._said()}")
         return suffered
+
+    def _has_reached(self, step: int) -> bool:
+        return self._step() >= step
 
     def _part(self, dropped: float) -> Partition:
         assert self._cluster is not None

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,18 +128,21 @@ class LocalCluster:
 
     def state(self, what: str) -> list[dict[str, Any]]:
         """Ray's own list of `nodes`, `placement_groups`, `actors`, ...; asked again where a busy machine gives none."""
-        request = urllib.request.Request(f"{self.dashboard}/api/v0/{what}?limit=1000&detail=true")
-        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
-                return found
+                return self._state(what)
             except (OSError, TypeError):  # it does not answer in time, or has found nobody who knows
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self._has_ended():
                     raise
                 time.sleep(1.0)
+
+    def _state(self, what: str) -> list[dict[str, Any]]:
+        request = urllib.request.Request(f"{self.dashboard}/api/v0/{what}?limit=1000&detail=true")
+        request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+        return found
 
     def close(self) -> None:
         """End the nodes, the head and everything that they started."""
@@ -170,13 +172,11 @@ class LocalCluster:
         return self._head.poll() is not None
 
     def _answers(self) -> bool:
+        """Whether the dashboard answers and knows the head's own node, without which Ray gives its start up."""
         try:
-            urllib.request.urlopen(f"{self.dashboard}/api/version", timeout=2)
-        except urllib.error.HTTPError as error:
-            return error.code == 401  # it is there, and wants the token
-        except OSError:
+            return any(node["is_head_node"] and node["state"] == "ALIVE" for node in self._state("nodes"))
+        except (OSError, TypeError):
             return False
-        return True
 
     def _wait(self, condition: Any, lack: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S

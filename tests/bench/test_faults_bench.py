@@ -27,9 +27,9 @@ def test_sixty_faults_meet_every_kind_of_work_and_more_than_twelve_kinds_of_faul
 
 
 def test_a_work_meets_each_fault_that_fits_before_one_comes_again(works):
-    first = works[0]
+    first = works[1]  # pretraining: nearly all fit it
     fitting = [fault.name for fault in kinds_of_fault.every_kind() if fault.fits(first)]
-    runs = itertools.islice(plan(works, seed=3), 0, len(works) * 4, len(works))
+    runs = itertools.islice(plan(works, seed=3), 1, len(works) * 4, len(works))
     met = [fault.name for _, chosen, _ in runs for fault in chosen]
     assert len(set(met[: len(fitting)])) == min(len(met), len(fitting))
 
