@@ -74,6 +74,7 @@ class Soak:
         paths = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
         self._environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        self._environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # a cache, which stays by design
         # Ray lets its workers wait for everything else on the machine, which here may be much.
         self._environment["RAY_worker_niceness"] = "0"
 

@@ -90,6 +90,8 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
         "objectives={combined: {mlm_weight: 1, distill_weight: 1}, mlm: {}, atd: null, dtd: null}",
     )
     combined += ("meta.rules={mixture: {rule: fixed, weights: {combined: 1}}}", "masks.method=tamt_mlm_kd")
+    combined += ("masks.sparsity=0.6", "masks.reset.interval=20")
+    two = ("runtime.num_workers=2", "train.micro_batch_size=4")
     network = "objectives.teacher_made.network={hidden_size: 16, layers: 1, heads: 1, intermediate_size: 32}"
     rows = [{"name": name, "first": "text", **_files(folder, name)} for name in ("parity", "size")]
     tasks = ("finetune", str(folder / "model"), "--tasks", "parity,size", f"source.own={json.dumps(rows)}")
@@ -109,16 +111,8 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
             workers="ImplicitFunc",
         ),
         _again("questioning", *question, "--workers", "2", workers="_score", saves="parts"),
-        _pretraining(
-            *("pretraining, masks by distillation", 400, "quickstart", *combined, "masks.sparsity=0.6"),
-            *("masks.reset.interval=20",),
-            learns=False,
-        ),
-        _pretraining(
-            *("pretraining, two workers", 300, "quickstart", *META, "runtime.num_workers=2"),
-            "train.micro_batch_size=4",
-            calm=(),
-        ),
+        _pretraining("pretraining, masks by distillation", 400, "quickstart", *combined, learns=False),
+        _pretraining("pretraining, two workers", 300, "quickstart", *META, *two, calm=()),
     ]
 
 
