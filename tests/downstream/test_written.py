@@ -93,7 +93,7 @@ def config(model, data, out, **changes):
         "learning_rates": [1.0e-2],
         "batch_size": 8,
         "max_steps": 30,
-        "eval_steps": 30,
+        "evaluate_every": 30,
         "text_to_text": {"max_length": 32, "overlap": 8},
     }
     return load_settings(FinetuneConfig, values | changes)
