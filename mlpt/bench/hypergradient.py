@@ -1,8 +1,8 @@
 """Look-aheads of K = 1, 2, 4, 8 steps on a plain torch model: time, memory, and whether the gradient is right.
 
 A tied language model (4 layers x 256, vocabulary 8,192), four weighed losses, 16 x 64 tokens a step, a cold AdamW: rows
-of the embedding that no text has touched have a second moment of zero. Right is what float64 says (engine `higher`, which
-tests compare with differences of plain training). TorchOpt and Betty run beside ours where they are installed.
+of the embedding that no text has touched have a second moment of zero. Right is what float64 says (engine `higher`,
+which tests compare with differences of plain training). TorchOpt and Betty run beside ours where they are installed.
 """
 
 import gc

@@ -1,12 +1,14 @@
 """What a look-ahead costs: one update of rule `hypergradient` in training steps of the same batch size, and its memory.
 
 BERT 4 x 256, vocabulary 8,192, four objectives, 32 x 128 tokens; an inner step and the meta-dev loss take as many texts
-as a training step. Loading the snapshot and corrupting the texts are part of the update.
+as a training step; with engine `alignment` there is no inner step, and the meta-dev loss takes half as many. Loading
+the snapshot and corrupting the texts are part of the update.
 """
 
 import ctypes
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +20,22 @@ from mlpt.data.sources import ALL
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
-from mlpt.meta.snapshot import take_snapshot
+from mlpt.meta.snapshot import MadeStep, take_snapshot
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.objectives import make_objectives
 from mlpt.randomness import torch_generator
 from mlpt.settings import load_settings
+from mlpt.training.group import Group
+from mlpt.training.made import GradientRecorder
+from mlpt.training.nonfinite import gradient_norm
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 
 VOCABULARY = Vocabulary(size=8192, pad=0, unk=1, cls=2, sep=3, mask=4)
 OBJECTIVES = ("mlm", "atd", "dtd", "cse")
 BATCH, LENGTH = 32, 128
-SHORT = (("higher", 1), ("one_step", 1), ("finite_difference", 1))  # engine, inner steps
-LONG = (("higher", 4), ("finite_difference", 4))
+SHORT = tuple((name, 1) for name in ("higher", "one_step", "finite_difference", "forward_over_reverse", "alignment"))
+LONG = (("higher", 4), ("finite_difference", 4), ("forward_over_reverse", 4))  # engine, inner steps
 
 
 class RandomBlocks:
@@ -75,18 +80,37 @@ class Training:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
 
+    def recorded_step(self) -> MadeStep | None:
+        """One step with all of the objectives, a quarter of the batch each, whose gradients are kept."""
+        recorder = GradientRecorder(1, Group(device=self.device))
+        self.optimizer.zero_grad()
+        share = BATCH // len(OBJECTIVES)
+        with recorder.step(0, self.model):
+            for place, name in enumerate(OBJECTIVES):
+                batch = self.blocks.batch(np.arange(place * share, (place + 1) * share))
+                inputs = self.model.objectives[name].corrupt(batch, torch_generator(0, name)).to(self.device)
+                with recorder.passes(name, share / BATCH, 1.0):
+                    (self.model(name, inputs) * share / BATCH).backward()
+        norm = gradient_norm(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        recorder.close(0, self.model, True, norm, 1.0)
+        return recorder.kept
+
 
 def lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
     """A function that runs one update of the rule on a snapshot of `training` after a few steps."""
     model = make_model().to(training.device)
-    look = {"engine": engine, "inner_steps": steps, "start": 0}
+    look: dict[str, Any] = {"engine": engine, "inner_steps": steps, "start": 0}
+    if engine == "alignment":
+        look["dev_batch_size"] = BATCH // 2
     config = load_settings(MetaConfig, {"rules": {"mixture": "hypergradient"}, "lookahead": look})
     optimizer = make_optimizer(model, load_settings(OptimizerConfig, {}))
     sources = {ALL: Source(training.blocks, training.blocks, training.blocks)}
     arms = arms_of(OBJECTIVES, [], None, texts=False)
     learner = MetaLearner(config, model, optimizer, sources, arms, 0, BATCH)
     training.one_step_each()
-    snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True)
+    made = training.recorded_step() if engine == "alignment" else None
+    snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True, made=made)
     return lambda: learner.update(snapshot, Evidence())
 
 

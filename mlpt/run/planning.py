@@ -12,27 +12,33 @@ from mlpt.config import RunConfig
 from mlpt.data.manifest import Manifest, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.meta.rules import rule_class
 from mlpt.models.config import hugging_face_config
 from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
 from mlpt.reporting.run_list import find_runs
 from mlpt.run.build import learns
 from mlpt.storage.store import is_uri
+from mlpt.training.scaling import Job, ring_bytes
+from mlpt.training.speed import flops_per_token, matmul_flops
 
 _MIB = 2**20
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def plan(config: RunConfig) -> list[str]:
     """Lines for people. Raises `UserError` for what the run itself would refuse before its first step."""
     manifest = _manifest(config)
     length = manifest.block_size if manifest is not None else config.data.block_size
-    parameters = _parameters(config, manifest, length)
+    model = _model(config, manifest, length)
+    job = None if model is None else _job(config, model, length)
     return [
         *_about_data(config, manifest),
         *_about_steps(config, length),
         *_about_meta(config, length),
-        *_about_memory(config, parameters),
-        _about_time(config, length),
+        *_about_memory(config, job),
+        *_about_traffic(config, job),
+        _about_time(config, length, job),
         f"the run would be in {config.run_dir or f'a new folder runs/{config.name}-DATE-TIME'}; nothing was written",
     ]
 
@@ -79,8 +85,9 @@ def _about_meta(config: RunConfig, length: int) -> Iterator[str]:
     yield f"objectives: {names}; meta-learning: {updates:,} updates, one every {meta.interval} steps, {lag}"
 
 
-def _parameters(config: RunConfig, manifest: Manifest | None, length: int) -> int | None:
-    """Of the encoder with its language-modelling head; None where that is known only once its parts are loaded."""
+def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:
+    """The encoder with its language-modelling head, without memory; None where it is known only once its parts are
+    loaded."""
     with torch.device("meta"):
         if config.model.pretrained is not None:
             named = Path(config.model.pretrained)
@@ -93,7 +100,21 @@ def _parameters(config: RunConfig, manifest: Manifest | None, length: int) -> in
             if vocabulary is None:
                 return None
             made = hugging_face_config(config.model, vocabulary, length)
-        return int(AutoModelForMaskedLM.from_config(made).num_parameters())
+        return AutoModelForMaskedLM.from_config(made)
+
+
+def _job(config: RunConfig, model: Any, length: int) -> Job:
+    """What the run does in a step, for the cost model."""
+    looks_ahead = any(rule_class(part, settings.rule).needs_moments for part, settings in config.meta.rules.items())
+    kept = 1 + len(config.objectives) if config.meta.keeps_gradients else 0
+    return Job(
+        parameters=int(model.num_parameters()),
+        step_tokens=config.train.batch_size * length,
+        flops_per_token=flops_per_token(model.base_model, model.config, length),
+        interval=config.meta.interval if learns(config) else None,
+        snapshot_tensors=(3 if looks_ahead else 1) + kept,
+        checkpoint_every=config.train.checkpoint_every,
+    )
 
 
 def _vocabulary(config: RunConfig, manifest: Manifest | None) -> Vocabulary | None:
@@ -104,13 +125,13 @@ def _vocabulary(config: RunConfig, manifest: Manifest | None) -> Vocabulary | No
     return Vocabulary(config.data.vocab_size, pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
-def _about_memory(config: RunConfig, parameters: int | None) -> Iterator[str]:
-    if parameters is None:
+def _about_memory(config: RunConfig, job: Job | None) -> Iterator[str]:
+    if job is None:
         yield "memory: not known before the model or its tokenizer is loaded"
         return
-    held, saved = 16 * parameters, 12 * parameters  # float32 weights, gradients, two moments; without the gradients
+    held, saved = job.held, job.checkpoint
     copies = config.train.keep + 1
-    yield f"model: {parameters:,} parameters"
+    yield f"model: {job.parameters:,} parameters"
     yield (
         f"memory: {held / _MIB:,.0f} MiB in each worker for weights, gradients and AdamW's moments; activations, the "
         "objectives' heads and the libraries come on top"
@@ -118,15 +139,33 @@ def _about_memory(config: RunConfig, parameters: int | None) -> Iterator[str]:
     yield f"disk: {saved / _MIB:,.0f} MiB for a checkpoint, {copies * saved / _MIB:,.0f} MiB for all that are kept"
 
 
-def _about_time(config: RunConfig, length: int) -> str:
-    """From an earlier run that did the same work a step; a guess is worth nothing."""
+def _about_traffic(config: RunConfig, job: Job | None) -> Iterator[str]:
+    """Bytes that leave a worker, as docs/SCALING.md counts them."""
+    if job is None:
+        return
+    workers, told = config.runtime.most_workers, []
+    if workers > 1:
+        told.append(f"{ring_bytes(job.gradient, workers) / _MIB:,.0f} MiB of gradients a step from each worker")
+    if job.interval:
+        told.append(f"a snapshot of {job.snapshot / _MIB:,.0f} MiB every {job.interval} steps")
+    told.append(f"a checkpoint of {job.checkpoint / _MIB:,.0f} MiB every {job.checkpoint_every}")
+    yield f"traffic: {', '.join(told)}"
+
+
+def _about_time(config: RunConfig, length: int, job: Job | None) -> str:
+    """From an earlier run that did the same work a step; else no more than a lower bound."""
     tokens = config.train.total_steps(length) * config.train.batch_size * length
     for record in _earlier(config):
         if record.tokens and record.seconds and _same_work(record, config):
             rate = record.tokens / record.seconds
             paced = f"{number(rate)} tokens/s of {record.place}, whose steps do the same"
             return f"time: about {duration(tokens / rate)} at the {paced}"
-    return "time: not known; no run beside this one does the same work in a step (its first lines will tell)"
+    unknown = "no run beside this one does the same work in a step (its first lines will tell)"
+    if job is None or config.runtime.address != "local" or config.runtime.gpus_per_worker:
+        return f"time: not known; {unknown}"
+    ceiling = matmul_flops(torch.device("cpu"), _DTYPES[config.train.precision], torch.get_num_threads())
+    least = tokens * job.flops_per_token / ceiling
+    return f"time: more than {duration(least)}, which its matrix products alone would take here; {unknown}"
 
 
 def _earlier(config: RunConfig) -> Iterator[Record]:

@@ -8,13 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.training.group import Group
 
 
-def wrapped(model: nn.Module, compile: bool, group: Group, warn: Callable[[str], None]) -> Any:
-    """The callable for training steps; without a compiler, `warn` is told why the model stays as it is."""
+def wrapped(
+    model: nn.Module, compile: bool, group: Group, warn: Callable[[str], None], compress_gradients: bool = False
+) -> Any:
+    """The callable for training steps; without a compiler, `warn` is told why the model stays as it is.
+
+    compress_gradients  ranks exchange their gradients in bf16.
+    """
     forward: Any = model
     if compile:
         reason = why_not_compile(group.device)
@@ -25,7 +31,10 @@ def wrapped(model: nn.Module, compile: bool, group: Group, warn: Callable[[str],
     if group.world == 1:
         return forward
     # Heads of objectives that a step doesn't draw get no gradient.
-    return DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
+    parallel = DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
+    if compress_gradients:
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
 
 
 def why_not_compile(device: torch.device) -> str | None:

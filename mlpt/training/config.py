@@ -33,6 +33,7 @@ class TrainConfig(Settings):
     draw: Draw = Field("step", description="how objectives are drawn from the mixture")
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = Field(False, description="torch.compile the model")
+    compress_gradients: bool = Field(False, description="workers exchange gradients in bf16: half the bytes, rounded")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")

@@ -10,16 +10,18 @@ from torch import nn
 from mlpt.errors import UserError
 from mlpt.settings import Settings
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
+from mlpt.training.muon import MuonWithAdamW, hidden_matrices
 
 
 class OptimizerConfig(Settings):
     """AdamW (Loshchilov and Hutter, 2019), decoupled weight decay.
 
-    kind  `adamw`: torch's. `transformers_adamw` and `bert_adam`: the two that TAMT's published code trains masks with
+    kind  `adamw`: torch's. `muon`: torch's Muon for the matrices between embeddings and heads,
+          AdamW for the rest. `transformers_adamw` and `bert_adam`: the two that TAMT's published code trains masks with
           (`mlpt.sparsity.optim`); bert_adam clips each tensor on its own, so that train.clip should be 0.
     """
 
-    kind: Literal["adamw", "transformers_adamw", "bert_adam"] = "adamw"
+    kind: Literal["adamw", "muon", "transformers_adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(1e-6, gt=0)
@@ -41,10 +43,23 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Any:
     groups = parameter_groups(model.named_parameters(), config.weight_decay)
     if not groups:
         raise UserError("nothing to train: every parameter of the model is frozen")
+    if config.kind == "muon":
+        return _with_muon(model, groups, config)
     if config.kind != "adamw":
         published = TransformersAdamW if config.kind == "transformers_adamw" else BertAdam
         return published(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _with_muon(model: nn.Module, groups: list[dict], config: OptimizerConfig) -> MuonWithAdamW:
+    matrices = hidden_matrices(model)
+    if not matrices:
+        raise UserError("optimizer.kind=muon is for matrices of linear layers, and none trains: take adamw")
+    theirs = {id(one) for one in matrices}
+    rest = [{**group, "params": [one for one in group["params"] if id(one) not in theirs]} for group in groups]
+    rest = [group for group in rest if group["params"]]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return MuonWithAdamW(muon, torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
 
 
 def check_look_ahead(who: str, config: OptimizerConfig, setting: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mlpt.errors import UserError
 
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
+_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # the last one is Muon's, which has no other
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -31,12 +31,13 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by `<parameter name>.<step|exp_avg|exp_avg_sq>`; parameters never updated have none."""
+    """The optimiser's state by `<parameter name>.<step|exp_avg|...>`; parameters never updated have none."""
     return {
         f"{name}.{key}": state[key]
         for name, parameter in model.named_parameters()
         if (state := optimizer.state.get(parameter))
         for key in _STATE_KEYS
+        if key in state
     }
 
 
@@ -44,9 +45,10 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
     """The inverse of `optimizer_tensors`: replaces the whole state, moments on the parameter's device."""
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        if f"{name}.step" in tensors:
+        kept = [key for key in _STATE_KEYS if f"{name}.{key}" in tensors]
+        if kept:
             # AdamW keeps `step` on the device when fused and on the CPU otherwise; the fused kernel wants it beside
             # the parameter.
             optimizer.state[parameter] = {
-                key: tensors[f"{name}.{key}"].detach().clone().to(parameter.device) for key in _STATE_KEYS
+                key: tensors[f"{name}.{key}"].detach().clone().to(parameter.device) for key in kept
             }

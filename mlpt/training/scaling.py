@@ -1,0 +1,136 @@
+"""What data-parallel pretraining costs at any number of workers: bytes counted, seconds by a model of the machine.
+
+Collectives follow the alpha-beta model of ring all-reduce (Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan
+2009): 2 (n - 1) messages of 1/n of the gradient each. docs/SCALING.md has the equations and the tables.
+"""
+
+import math
+from dataclasses import dataclass
+
+FLOAT = 4  # bytes of a weight, a moment, a kept gradient
+_BACKWARD = 2 / 3  # of a step's arithmetic; gradients are exchanged behind it
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run does in a step, whatever the number of workers.
+
+    parameters       trained weights.
+    step_tokens      of the global batch.
+    flops_per_token  forward and backward (`mlpt.training.speed.flops_per_token`).
+    gradient_bytes   of a weight's gradient as it is exchanged: 4, or 2 in bf16.
+    interval         steps between updates of the policy; None: nothing is learned.
+    snapshot_tensors float32 tensors of the size of the weights that an update is given: the weights, with look-aheads
+                     AdamW's moments, with engine `alignment` a gradient of the whole step and one of each arm.
+    lookahead        what an update takes the meta-learner, in training steps of one worker.
+    policy_bytes     of an answer.
+    checkpoint_every steps.
+    """
+
+    parameters: int
+    step_tokens: int
+    flops_per_token: float
+    gradient_bytes: int = FLOAT
+    interval: int | None = None
+    snapshot_tensors: int = 3
+    lookahead: float = 2.0
+    policy_bytes: int = 1000
+    checkpoint_every: int = 500
+
+    @property
+    def gradient(self) -> int:
+        """Bytes that the workers sum in a step."""
+        return self.gradient_bytes * self.parameters
+
+    @property
+    def snapshot(self) -> int:
+        """Bytes of a snapshot."""
+        return FLOAT * self.snapshot_tensors * self.parameters if self.interval else 0
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint: weights and both moments."""
+        return 3 * FLOAT * self.parameters
+
+    @property
+    def held(self) -> int:
+        """Bytes that each worker holds besides activations: weights, gradients, both moments."""
+        return 4 * FLOAT * self.parameters
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one worker.
+
+    flops      operations a second that training sustains.
+    link       bytes a second between neighbours of the ring, in one direction.
+    latency    seconds of a message.
+    copy       bytes a second from the device into the object store, and of what a checkpoint takes from it.
+    """
+
+    flops: float
+    link: float
+    latency: float
+    copy: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a step, in seconds and bytes, with what comes less often spread over the steps between.
+
+    sent        bytes that each worker sends for the gradient.
+    compute     seconds of forward, backward and optimiser.
+    exchange    seconds of the all-reduce; `exposed`: those that the backward pass does not hide.
+    snapshot    seconds that training stands still for snapshots, and for answers that come to all workers.
+    checkpoint  seconds that it stands still for checkpoints.
+    learner     the meta-learner's share of the time between updates; above 1 training waits for it.
+    """
+
+    workers: int
+    sent: float
+    compute: float
+    exchange: float
+    exposed: float
+    snapshot: float
+    checkpoint: float
+    learner: float
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        training = self.compute + self.exposed + self.snapshot + self.checkpoint
+        return training * max(1.0, self.learner)
+
+    @property
+    def efficiency(self) -> float:
+        """Speed as a share of so many workers that had nothing but their own arithmetic to do."""
+        return self.compute / self.step
+
+
+def cost(job: Job, machine: Machine, workers: int) -> Cost:
+    """A step of `job` by so many workers, each like `machine`, that share the global batch."""
+    compute = job.step_tokens * job.flops_per_token / workers / machine.flops
+    sent = ring_bytes(job.gradient, workers)
+    exchange = 2 * (workers - 1) * machine.latency + sent / machine.link
+    exposed = max(0.0, exchange - _BACKWARD * compute)
+    snapshot = learner = 0.0
+    checkpoint = job.checkpoint / machine.copy / job.checkpoint_every
+    if job.interval:
+        answer = math.ceil(math.log2(workers)) * (machine.latency + job.policy_bytes / machine.link)
+        snapshot = (job.snapshot / machine.copy + answer) / job.interval
+        ahead = job.lookahead * job.step_tokens * job.flops_per_token / machine.flops
+        learner = ahead / job.interval / (compute + exposed + snapshot + checkpoint)
+    return Cost(workers, sent, compute, exchange, exposed, snapshot, checkpoint, learner)
+
+
+def ring_bytes(size: float, workers: int) -> float:
+    """What each worker sends while all sum `size` bytes: a reduce-scatter and an all-gather."""
+    return 2 * (workers - 1) / workers * size
+
+
+def most_workers(job: Job, machine: Machine, least: float = 0.8) -> int:
+    """The largest power of two of workers at which speed is at least `least` of the ideal; 1 where none is."""
+    found = 1
+    while found < 2**16 and cost(job, machine, 2 * found).efficiency >= least:
+        found *= 2
+    return found
