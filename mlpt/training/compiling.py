@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.training.group import Group
@@ -33,8 +33,15 @@ def wrapped(
     # Heads of objectives that a step doesn't draw get no gradient.
     parallel = DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
     if compress_gradients:
-        parallel.register_comm_hook(None, bf16_compress_hook)
+        parallel.register_comm_hook(None, _mean_in_bf16)
     return parallel
+
+
+def _mean_in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """As torch's `bf16_compress_hook`, which DDP takes with NCCL alone."""
+    whole = bucket.buffer()
+    rounded = whole.to(torch.bfloat16).div_(dist.get_world_size())
+    return dist.all_reduce(rounded, async_op=True).get_future().then(lambda sent: whole.copy_(sent.value()[0]))
 
 
 def why_not_compile(device: torch.device) -> str | None:
