@@ -95,8 +95,8 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
     network = "objectives.teacher_made.network={hidden_size: 16, layers: 1, heads: 1, intermediate_size: 32}"
     rows = [{"name": name, "first": "text", **_files(folder, name)} for name in ("parity", "size")]
     tasks = ("finetune", str(folder / "model"), "--tasks", "parity,size", f"source.own={json.dumps(rows)}")
-    cells = ("max_steps=400", "eval_steps=100", "checkpoint_steps=20", "seeds=1,2", "learning_rates=1e-3")
-    joint = ("--multitask", "max_steps=500", "eval_steps=200", "checkpoint_steps=20", "conditional.max_length=16")
+    cells = ("max_steps=400", "evaluate_every=100", "checkpoint_every=20", "seeds=1,2", "learning_rates=1e-3")
+    joint = ("--multitask", "max_steps=500", "evaluate_every=200", "checkpoint_every=20", "conditional.max_length=16")
     question = ("question", str(folder / "model"), blocks, "--out", "{out}", "batch_tokens=64")
     return [
         _again("multi-task fine-tuning", *tasks, *joint, "--out", "{out}"),
