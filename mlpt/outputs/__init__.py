@@ -15,7 +15,7 @@ from mlpt.outputs.folders import (
     new_folder,
     taken_folder,
 )
-from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
+from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MOONS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
 from mlpt.outputs.lease import PREFIX as LEASE
 from mlpt.outputs.lease import leased
 from mlpt.outputs.places import named
@@ -26,6 +26,8 @@ __all__ = [
     "FINE_TUNING",
     "LEASE",
     "MASKS",
+    "MOONS",
+    "MOONS",
     "MULTITASK",
     "RUN",
     "SCORES",

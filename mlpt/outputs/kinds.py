@@ -70,6 +70,12 @@ STUDY = Kind(
         "report.html",
     ),
 )
+MOONS = Kind(
+    "a two-moons study",
+    marks=("declared.yaml",),
+    results=("cells/*",),
+    contents=("declared.yaml", "cells", "maps.png", "results.json", "study.md"),
+)
 BLOCKS = Kind(
     "prepared text",
     marks=("manifest.json", "manifest.json.unfinished", "shards"),

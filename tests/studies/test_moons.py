@@ -1,6 +1,7 @@
 """The two-moons study, on a fraction of its budget: whole, continued, and what it refuses."""
 
 import json
+import signal
 import struct
 import zlib
 
@@ -10,6 +11,7 @@ import torch
 
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
+from mlpt.stopping import Stopped
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.picture import SCALE, png, sheet
 from mlpt.studies.moons.pretraining import Group
@@ -115,9 +117,20 @@ def test_a_whole_study_leaves_tables_and_a_picture_and_refuses_another_declarati
     page = (tmp_path / "out" / "study.md").read_text()
     assert page.count("; 61.4") == 2  # the published value beside ours
     assert (tmp_path / "out" / "maps.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / "out" / "study.json").read_text())["history"]["hard"][0][0] == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["history"]["hard"][0][0] == 2
     with pytest.raises(UserError, match="another 'rate'"):
         run_moons(study(rate=1.0), tmp_path / "out", lambda text: None)
+
+
+def test_the_folder_of_a_study_that_was_stopped_is_gone_on_with(tmp_path):
+    def stop_soon(text):
+        if text.startswith("step"):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            run_moons(study(steps=9), tmp_path / "out", stop_soon, ["mlm"])
+    assert Group(study(steps=9), "mlm", Rows("used"), tmp_path / "out" / "cells").steps == 2  # one each time
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from mlpt.errors import UserError
-from mlpt.outputs import STUDY, growing_folder, write_file, write_json
+from mlpt.outputs import MOONS, growing_folder, write_file, write_json
 from mlpt.stopping import Stopped, StopRequest
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.finetuning import finetune
@@ -26,7 +26,7 @@ _GROWS = {"steps"}  # what a study that is continued may have more of
 def run_moons(
     study: MoonsStudy, out: Path, say: Say, cells: Sequence[str] = (), overwrite: bool = False
 ) -> dict[str, Any]:
-    """Run what is left of the study in the folder `out`; what was found, as in `out`/study.json.
+    """Run what is left of the study in the folder `out`; what was found, as in `out`/results.json.
 
     cells  the cells to run; default: all. Raises `UserError` for a folder with another declaration, `Stopped` once a
     signal has ended it, with everything saved.
@@ -37,7 +37,7 @@ def run_moons(
     out = out.expanduser().resolve()
     torch.set_num_threads(1)
     request = StopRequest(say)
-    with growing_folder(out, STUDY, overwrite), request.listening():
+    with growing_folder(out, MOONS, overwrite), request.listening():
         _declare(study, out)
         rows = Rows(study.vocabulary)
         chosen = [name for name in study.cells if not cells or name in cells]
@@ -90,7 +90,7 @@ def _finetune(study: MoonsStudy, groups: Sequence[Group], rows: Rows, out: Path,
     write_file(out / "maps.png", sheet(maps, points, study.labels))
     histories = {one.cell: one.history for one in groups}
     results = {"study": study.model_dump(), "accuracy": found, "history": histories}
-    write_json(out / "study.json", results)
+    write_json(out / "results.json", results)
     write_file(out / "study.md", markdown(study, found, histories).encode())
     return results
 
