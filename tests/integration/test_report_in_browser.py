@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reporting"))
 
-from made_runs import make_run
+from made_runs import add_samples, make_run
 
 from mlpt.reporting.report import report_page
 
@@ -35,12 +35,13 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """One run, and six in two groups."""
+    """One run with texts, and six in two groups."""
     folder = tmp_path_factory.mktemp("browser")
     names = []
     for rule, lift in (("uniform", 0.0), ("exp3", -0.5)):
         for seed in range(3):
             names.append(str(make_run(folder / f"{rule}-{seed}", {"rule": rule}, seed, lift=lift)))
+    add_samples(Path(names[0]))
     (folder / "one.html").write_text(report_page(names[:1]))
     (folder / "several.html").write_text(report_page(names))
     return folder
@@ -129,6 +130,36 @@ def test_tabs_change_by_mouse_and_by_arrow_keys(opened):
         assert [panel.is_visible() for panel in panels] == [True, False]
 
 
+def test_texts_change_with_the_step_and_begin_with_the_last_one(opened):
+    page = opened("one")
+    bars = page.query_selector_all("[role=tablist]")
+    assert [bar.get_attribute("aria-label").split(":")[0] for bar in bars] == [
+        *("What the teacher writes", "Hard tokens", "What the guide chooses"),
+    ]
+    for bar in bars:
+        first, last = bar.query_selector_all("[role=tab]")
+        assert last.get_attribute("aria-selected") == "true"
+        last.focus()
+        page.keyboard.press("ArrowLeft")
+        panel = page.query_selector(f"#{first.get_attribute('aria-controls')}")
+        assert panel.is_visible()
+        assert panel.query_selector("mark").is_visible()
+
+
+def test_marks_are_told_apart_without_colours(opened):
+    """By lines of their own thickness, by what is struck out, and on paper too."""
+    page = opened("one")
+    page.emulate_media(media="print")
+    look = "one => { const s = getComputedStyle(one); return [s.borderBottomWidth, s.borderBottomStyle].join(' '); }"
+    kinds = ("h1", "h2", "h3", "h4", "masked", "guided")
+    seen = [page.eval_on_selector(f"mark.{kind}", look) for kind in kinds]
+    assert len(set(seen[:4])) == 4  # hardness by thickness
+    assert seen[4:] == ["1px dashed", "4px double"]
+    struck = "one => getComputedStyle(one).textDecorationLine"
+    assert page.eval_on_selector("blockquote mark.other del", struck) == "line-through"
+    assert page.query_selector_all(".paper")[0].is_visible()  # the step of texts that are no longer under tabs
+
+
 @pytest.mark.parametrize("name", ["one", "several"])
 def test_nothing_is_wider_than_a_phone(opened, name):
     page = opened(name, width=360)
@@ -144,12 +175,14 @@ def test_on_paper_all_figures_are_there(opened, pages):
     assert page.pdf().startswith(b"%PDF")
 
 
-def test_text_stands_out_from_what_is_behind_it(opened):
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_text_stands_out_from_what_is_behind_it(opened, name):
     """WCAG 2.1, 1.4.3: a contrast of 4.5 and more."""
-    page = opened("several")
+    page = opened(name)
     draw_all(page)
     colours = page.evaluate(
-        """() => [...document.querySelectorAll('p, figcaption, td, th, dt, dd, h1, h2, h3, button, a, footer')]
+        """() => [...document.querySelectorAll(
+            'p, figcaption, td, th, dt, dd, h1, h2, h3, button, a, footer, mark, mark *')]
         .filter(one => one.innerText && one.className !== 'skip').map(one => {
             let back = one;
             while (getComputedStyle(back).backgroundColor === 'rgba(0, 0, 0, 0)') back = back.parentElement;

@@ -158,5 +158,10 @@ def test_a_run_at_a_uri_is_listed_and_read_like_one_in_a_folder(tmp_path):
         output = io.StringIO()
         follow("memory://watched/run", Display("lines", plain_console(file=output)))
         assert "run is finished: 200 steps" in output.getvalue()
+        with ReportServer(["memory://watched/run"]) as server:
+            before = server.version()
+            assert b"Loss of mlm" in server.page()
+            files.pipe("/watched/run/summary.json", b'{"seconds": 7}')
+            assert server.version() != before
     finally:
         files.rm("/watched", recursive=True)

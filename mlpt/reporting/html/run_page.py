@@ -140,7 +140,14 @@ def _speed(metrics: Metrics) -> Iterator[Picture]:
         )
     if (making := columns.get("data_share")) is not None:
         percent = scaled({"making batches": making}, lambda share: 100 * share)
-        yield lines("Time for batches", metrics, percent, "% of the time", "Rows read, corrupted and moved.", "%")
+        yield lines(
+            "Time for batches",
+            metrics,
+            percent,
+            "% of the time",
+            "What steps waited for rows to be read, corrupted and moved.",
+            "%",
+        )
     stall = columns.get("meta_stall_seconds")
     if stall is not None and stall.values[-1] > 0:
         spent = metrics.seconds_at(stall.steps)
