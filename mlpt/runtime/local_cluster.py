@@ -28,7 +28,7 @@ from mlpt.runtime.namespaces import Namespace
 RAY = str(Path(sys.executable).parent / "ray")
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
 _PATIENCE_S = 300.0
-_STARTS = 3  # of a head or a node: another process may take a free port before it does
+_STARTS = 8  # of a head or a node, which Ray gives up after 30 s on a busy machine, or when a port is taken before
 _PORTS_FROM, _PORTS_TO = 20_000, 32_000  # systems take no port for an outgoing connection from these by themselves
 _draw = random.SystemRandom()  # what has seeded Python's own is no reason to meet another process at its ports
 # A node that is killed answers no health check: it is given up after about 5 s instead of half a minute.
