@@ -27,7 +27,6 @@ __all__ = [
     "LEASE",
     "MASKS",
     "MOONS",
-    "MOONS",
     "MULTITASK",
     "RUN",
     "SCORES",
