@@ -58,7 +58,7 @@ def make_trainer(
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # Ray resumes runs of the same name silently; ours are resumed on request
-            storage_path=str(run_dir / ".ray"),
+            storage_path=str(run_dir.resolve() / ".ray"),  # Ray takes a relative path for a broken URI
             failure_config=FailureConfig(
                 max_failures=runtime.max_failures, controller_failure_limit=CONTROLLER_FAILURES
             ),
