@@ -43,6 +43,25 @@ class Arms:
         same = [arm.name for arm in self.every.values() if name in (arm.objective, arm.source)]
         return [arm for arm in same if arm in self.trained] or same
 
+    def sampling(self, wanted: str | Mapping[str, float]) -> dict[str, float] | None:
+        """By what the arms that train are drawn (`train.sampling`), summing to 1; None: by the mixture.
+
+        Raises `UserError` for a name that is no arm's, and where one would never be drawn.
+        """
+        if wanted == "mixture":
+            return None
+        shares = self.weights({} if isinstance(wanted, str) else wanted, "train.sampling")
+        for name in shares:
+            if name not in self.trained:
+                raise UserError(
+                    f"train.sampling names '{name}', which is only measured: {', '.join(self.trained)} train"
+                )
+        if missing := [name for name in self.trained if name not in shares]:
+            raise UserError(
+                f"train.sampling leaves out {', '.join(missing)}, which would never be drawn: give every arm a share"
+            )
+        return {name: shares[name] for name in self.trained}
+
     def selecting(self) -> dict[str, float]:
         """What says which step is best where the run has no target: `mlm` if it trains, else all that train."""
         mlm = {name: 1.0 for name in self.trained if self.every[name].objective == "mlm"}

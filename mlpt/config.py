@@ -212,6 +212,11 @@ class RunConfig(Settings):
                     f"rule '{rule.name}' learns from which arms are drawn, and train.draw=weighted draws none: set "
                     f"train.draw=step, or another meta.rules.{part}.rule"
                 )
+            if rule.learns_from_draws and self.train.sampling != "mixture":
+                raise ValueError(
+                    f"rule '{rule.name}' learns from how often its mixture draws arms, and train.sampling draws them: "
+                    f"leave train.sampling out, or set another meta.rules.{part}.rule"
+                )
             if rule.needs_moments and (averaged := self._averaged()):
                 raise ValueError(
                     f"the meta-learner of rule '{rule.name}' has no average of the workers' weights, which "

@@ -77,6 +77,7 @@ def arms_in(config: RunConfig, sources: Sources) -> Arms:
         sources.check(source)
     make_rules(config.meta.rules, arms.trained)
     arms.weights(config.meta.weights, "meta.target")
+    arms.sampling(config.train.sampling)
     return arms
 
 
@@ -141,14 +142,15 @@ def run_rank(
     if source is None and group.leads and learns(config):
         source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
     target = arms.weights(config.meta.weights, "meta.target") if config.meta.target else arms.selecting()
+    sampling, most = arms.sampling(config.train.sampling), config.data.max_repeats
     work = Pretraining(
-        config.train, model, sources, arms.every, arms.trained, target, group, config.seed, config.data.max_repeats
+        config.train, model, sources, arms.every, arms.trained, target, group, config.seed, most, sampling
     )
     hooks = step_hooks(config, model, sources, run_dir if group.leads else None)
     if group.leads and config.report.samples:
         steps, times = config.train.total_steps(sources.block_size), config.report.samples
         hooks.append(Samples(run_dir, sources, arms.every.values(), steps, times, config.seed, group.device))
-    outer = Outer(config.meta, arms.trained, source, group)
+    outer = Outer(config.meta, arms.trained, source, group, sampling)
     loop = Loop(
         config.train,
         work,

@@ -31,6 +31,12 @@ class TrainConfig(Settings):
         description="blocks in one forward pass; default: half of batch_size, whatever the number of workers",
     )
     draw: Draw = Field("step", description="how objectives are drawn from the mixture")
+    sampling: Literal["mixture", "uniform"] | dict[str, float] = Field(
+        "mixture",
+        description="by what arms are drawn: the mixture's probabilities, all alike, or {NAME: weight} of arms, "
+        "objectives, domains or tasks. Where it is not the mixture p but q, losses are multiplied by p / q: the "
+        "mixture then says how much an arm's loss weighs, and not how often it comes",
+    )
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = Field(False, description="torch.compile the model")
     compress_gradients: bool = Field(False, description="workers exchange gradients in bf16: half the bytes, rounded")
@@ -55,6 +61,20 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_is_of_draws(self) -> "TrainConfig":
+        if self.sampling == "mixture":
+            return self
+        if self.draw == "weighted":
+            raise ValueError(
+                "train.draw=weighted trains every arm in every micro-batch, and train.sampling says how often arms are "
+                "drawn: take draw=stratified or step, or leave sampling out"
+            )
+        shares = self.sampling.values() if isinstance(self.sampling, dict) else [1.0]
+        if not shares or not all(0 < share < math.inf for share in shares):
+            raise ValueError("sampling takes numbers above 0, such as {mlm: 3, sst2: 1}")
         return self
 
     def total_steps(self, block_size: int) -> int:

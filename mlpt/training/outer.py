@@ -18,6 +18,7 @@ from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Planned, Policy
 from mlpt.meta.rules import make_rules
 from mlpt.meta.snapshot import Snapshot, take_snapshot
 from mlpt.storage.state import State
+from mlpt.training.draw import sampled
 from mlpt.training.group import Group
 from mlpt.training.made import GradientRecorder
 from mlpt.training.meter import Seen, add_up, from_json, to_json
@@ -82,10 +83,18 @@ class LocalSource:
 class Outer:
     """The policy in force, the update under way, and the evidence gathered since the last one.
 
-    source  computes policies, on rank 0; None on the other ranks, and where nothing is learned.
+    source    computes policies, on rank 0; None on the other ranks, and where nothing is learned.
+    sampling  probabilities by which arms are drawn; None: by the mixture.
     """
 
-    def __init__(self, config: MetaConfig, trained: list[str], source: PolicySource | None, group: Group):
+    def __init__(
+        self,
+        config: MetaConfig,
+        trained: list[str],
+        source: PolicySource | None,
+        group: Group,
+        sampling: Mapping[str, float] | None = None,
+    ):
         self.config, self.group = config, group
         self.rules = make_rules(config.rules, trained)
         self.learns = any(rule.learns for rule in self.rules.values())
@@ -94,7 +103,7 @@ class Outer:
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
         self.made = GradientRecorder(config.interval if config.keeps_gradients else None, group)
-        self._source = source
+        self._source, self._sampling = source, sampling
         self._moments = any(rule.needs_moments for rule in self.rules.values())
         self._snapshot: Snapshot | None = None  # reused buffers
         self._adopt_at: int | None = None
@@ -113,9 +122,9 @@ class Outer:
             self._source.start(newest, state)
 
     def draw(self, exhausted: Collection[str] = ()) -> Mapping[str, float]:
-        """The mixture of the coming step, which counts in the next update's evidence as the one in force."""
+        """The mixture of the coming step; what it is drawn by counts in the next update's evidence."""
         mixture = self.mixture(exhausted)
-        for name, probability in mixture.items():
+        for name, probability in sampled(mixture, self._sampling).items():
             self._expected[name] = self._expected.get(name, 0.0) + probability
         return mixture
 

@@ -19,7 +19,7 @@ from mlpt.objectives.base import Inputs
 from mlpt.randomness import training_noise
 from mlpt.storage.state import State
 from mlpt.training.config import TrainConfig
-from mlpt.training.draw import draw_arms
+from mlpt.training.draw import draw_arms, sampled
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
 
@@ -48,6 +48,7 @@ class Pretraining:
     arms    every arm by name; `trained` names those that the mixture may draw, the others are only measured.
     target  weights, summing to 1, of the held-out losses that say how good a step is.
     max_repeats  how often the text of a domain may be gone through; None: any number of times.
+    sampling  probabilities, above 0, by which arms of `trained` are drawn; None: by the mixture.
 
     Raises `UserError` for fewer micro-batches than ranks, too little text for a batch, or for the run with its cap.
     """
@@ -63,6 +64,7 @@ class Pretraining:
         group: Group,
         seed: int,
         max_repeats: float | None = None,
+        sampling: Mapping[str, float] | None = None,
     ):
         self.config, self.model, self.group, self.seed = config, model, group, seed
         self.arms, self.trained, self.sources, self.target = dict(arms), list(trained), sources, dict(target)
@@ -75,7 +77,7 @@ class Pretraining:
         self.block_size = sources.block_size
         self._walks = {name: sources.walk(name, config.batch_size, seed) for name in self._sources_of(trained)}
         self._taken = dict.fromkeys(self._walks, 0)  # rows that each source has given
-        self.max_repeats = max_repeats
+        self.max_repeats, self.sampling = max_repeats, sampling
         if max_repeats is not None:
             self._check_enough(max_repeats)
 
@@ -117,10 +119,17 @@ class Pretraining:
 
     def plan(self, step: int, mixture: Mapping[str, float]) -> list[MicroBatch]:
         """All micro-batches of global step `step`, the same on every rank. Asked for once a step, in order."""
-        drawn = draw_arms(self.config.draw, mixture, self.seed, step, self.micro_batches)
+        by = sampled(mixture, self.sampling)
+        drawn = draw_arms(self.config.draw, by, self.seed, step, self.micro_batches)
         rows = self._take([self._sources_of([name for name, _ in slot]) for slot in drawn])
         return [
-            MicroBatch(slot, self.arms[name], rows[slot][self.arms[name].source], weight, weight / self.micro_batches)
+            MicroBatch(
+                slot,
+                self.arms[name],
+                rows[slot][self.arms[name].source],
+                weight * (mixture[name] / by[name]),
+                weight / self.micro_batches,
+            )
             for slot, arms in enumerate(drawn)
             for name, weight in arms
         ]

@@ -15,9 +15,10 @@ from mlpt.config import RunConfig
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.data.sources import PERIOD, MixedWalk, Sources
 from mlpt.errors import UserError
+from mlpt.meta.learner import MetaLearner
 from mlpt.reporting.display import Display
 from mlpt.run.blocks import with_target_texts
-from mlpt.run.build import run_rank
+from mlpt.run.build import arms_in, open_sources, run_rank
 from mlpt.run.launch import pretrain
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
@@ -195,9 +196,67 @@ def test_a_text_that_is_used_up_is_drawn_no_more(blocks, tmp_path):
     assert not any("mlm@sea" in drawn for drawn in last)
 
 
+@pytest.mark.parametrize("draw", ["step", "stratified"])
+def test_arms_that_are_drawn_by_other_probabilities_weigh_what_the_mixture_says(blocks, draw):
+    """Over many steps the mean weight of an arm's loss is its share p of the mixture, though it comes by q."""
+    sampling = {"legal": 2, "sea": 1, "code": 1}
+    config = config_of(blocks, meta=LEARNED, train={"draw": draw, "micro_batch_size": 2, "sampling": sampling})
+    sources = open_sources(config, blocks["domains"])
+    arms = arms_in(config, sources)
+    sampling = arms.sampling(config.train.sampling)
+    target = arms.selecting()
+    work = Pretraining(
+        config.train, None, sources, arms.every, arms.trained, target, Group(), seed=3, sampling=sampling
+    )
+    mixture = {"mlm@code": 0.1, "mlm@legal": 0.2, "mlm@sea": 0.7}
+    weights, draws = dict.fromkeys(mixture, 0.0), dict.fromkeys(mixture, 0.0)
+    steps = 4000
+    for step in range(steps):
+        for one in work.plan(step, mixture):
+            weights[one.arm.name] += one.weight * len(one.rows) / config.train.batch_size / steps
+            draws[one.arm.name] += one.share / steps
+    # four standard errors of a share drawn once a step; of p / q times that
+    error = 4 * 0.5 / np.sqrt(steps)
+    assert draws == pytest.approx({"mlm@code": 0.25, "mlm@legal": 0.5, "mlm@sea": 0.25}, abs=error)
+    assert weights == pytest.approx(mixture, abs=error * 0.7 / 0.25)
+    assert sum(draws.values()) == pytest.approx(1)
+
+
+def test_the_learner_hears_by_what_arms_were_drawn(blocks, tmp_path, monkeypatch):
+    seen = []
+    update = MetaLearner.update
+
+    def watched(self, snapshot, evidence):
+        seen.append(evidence)
+        return update(self, snapshot, evidence)
+
+    monkeypatch.setattr(MetaLearner, "update", watched)
+    sampling = {"legal": 2, "sea": 1, "code": 1}
+    run(config_of(blocks, meta=LEARNED, train={"sampling": sampling, "draw": "stratified"}), blocks, tmp_path)
+    expected = {"mlm@code": 1.0, "mlm@legal": 2.0, "mlm@sea": 1.0}  # of the interval's four steps
+    assert [one.expected for one in seen[1:]] == [pytest.approx(expected)] * 3
+    assert [sum(one.draws.values()) for one in seen[1:]] == pytest.approx([4.0] * 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"train": {"sampling": {"legal": 1, "sea": 1}}, "meta": LEARNED}, "train.sampling leaves out mlm@code"),
+        ({"train": {"sampling": {"law": 1}}, "meta": LEARNED}, "train.sampling names 'law'"),
+        ({"train": {"sampling": {"mlm": 0}}}, "sampling takes numbers above 0"),
+        ({"train": {"sampling": "uniform", "draw": "weighted"}}, "train.draw=weighted trains every arm"),
+        (
+            {"train": {"sampling": "uniform"}, "meta": {"rules": {"mixture": "mometas"}}},
+            "'mometas' learns from how often its mixture draws arms",
+        ),
+        (
+            {
+                "train": {"sampling": {"mlm": 1, "sea": 1}},
+                "data": {"mix": "uniform"},
+                "meta": {"rules": {"mixture": "uniform"}},
+            },
+            "train.sampling names 'mlm@sea', which is only measured",
+        ),
         ({"data": {"mix": {"legal": 0.5, "see": 0.5}}}, "data.mix names the domain 'see'.*code, legal, sea"),
         ({"data": {"mix": {"legal": 0.5, "sea": 0.6}}}, "the shares sum to 1.1"),
         ({"meta": {"target": "law"}}, "meta.target names 'law', which this run neither trains nor measures"),

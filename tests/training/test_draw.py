@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mlpt.training.draw import draw_arms
+from mlpt.training.draw import draw_arms, sampled
 
 MIXTURE = {"mlm": 0.5, "atd": 0.3, "dtd": 0.15, "cse": 0.05}
 
@@ -52,3 +52,9 @@ def test_an_objective_of_share_zero_is_never_drawn():
 
 def test_a_step_is_drawn_alike_whenever_it_is_asked_for():
     assert draw_arms("stratified", MIXTURE, 3, 17, 8) == draw_arms("stratified", MIXTURE, 3, 17, 8)
+
+
+def test_sampling_of_its_own_covers_the_arms_that_the_mixture_has_a_share_of():
+    mixture, sampling = {"mlm": 0.9, "atd": 0.0, "cse": 0.1}, {"mlm": 0.25, "atd": 0.5, "cse": 0.25}
+    assert sampled(mixture, None) is mixture
+    assert sampled(mixture, sampling) == {"mlm": 0.5, "atd": 0.0, "cse": 0.5}
