@@ -173,6 +173,21 @@ def test_a_learned_mix_goes_to_the_domain_of_the_target(blocks, tmp_path):
     assert summary["held_out"].keys() == {"mlm@code", "mlm@legal", "mlm@sea", "mlm@texts"}
 
 
+@pytest.mark.parametrize("rule", ["dga", "hypergradient"])
+def test_objectives_and_domains_are_learned_as_a_product(blocks, tmp_path, rule):
+    settings = {"rule": rule, "floor": 0, "smoothing": 0, "factor": ["objective", "domain"]}
+    config = config_of(
+        blocks,
+        objectives={"mlm": {}, "clm": {}},
+        meta={"rules": {"mixture": settings}, "target": {"texts": blocks["target"]}},
+        train={"draw": "stratified", "micro_batch_size": 1},
+    )
+    mixture = run(config, blocks, tmp_path)["mixture"]
+    table = np.array([[mixture[f"{objective}@{domain}"] for domain in WORDS] for objective in ("mlm", "clm")])
+    assert table == pytest.approx(np.outer(table.sum(1), table.sum(0)), abs=1e-6)
+    assert table.std() > 1e-3
+
+
 def test_a_mix_that_is_given_leaves_the_objectives_to_their_rule(blocks, tmp_path):
     config = config_of(
         blocks, data={"mix": "uniform"}, objectives={"mlm": {}, "atd": {}}, meta={"rules": {"mixture": "exp3"}}

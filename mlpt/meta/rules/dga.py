@@ -18,6 +18,7 @@ from mlpt.meta.context import MetaContext
 from mlpt.meta.engines.base import Outer
 from mlpt.meta.policy import Part
 from mlpt.meta.rules.base import LookaheadRule, RuleConfig, Share, entropy_gradient, softmax
+from mlpt.meta.rules.factors import FactorList, Factors
 from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.storage.state import State
 
@@ -42,6 +43,8 @@ class Dga(MixtureRule, LookaheadRule):
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
         floor      least probability of an arm.
         smoothing  share of the old mixture that an update keeps (the paper's moving average: .9).
+        factor     [objective, domain]: a logit for each objective and each domain, added up; a level's alignment is the
+                   mean of its arms', by their probabilities. By default one for each arm.
         """
 
         rule: Literal["dga"] = "dga"
@@ -52,6 +55,7 @@ class Dga(MixtureRule, LookaheadRule):
         entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False)
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
+        factor: FactorList = Field(default_factory=list)
 
         @model_validator(mode="after")
         def _judged_by_several(self) -> "Dga.Config":
@@ -61,9 +65,11 @@ class Dga(MixtureRule, LookaheadRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        self._logits = [0.0] * len(arms)  # log alpha but for a constant
-        self._mean = [0.0] * len(arms)  # running averages of alignments and of their squares, as yet biased to 0
-        self._square = [0.0] * len(arms)
+        self._factors = Factors(arms, config.factor)
+        size = self._factors.size
+        self._logits = [0.0] * size  # log alpha but for a constant
+        self._mean = [0.0] * size  # running averages of alignments and of their squares, as yet biased to 0
+        self._square = [0.0] * size
         self._updates = 0
 
     @property
@@ -79,17 +85,22 @@ class Dga(MixtureRule, LookaheadRule):
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         alignments = (-gradients[WEIGHTS].double().cpu()).tolist()
         context.report["alignment"] = dict(zip(self.arms, alignments, strict=True))
+        if self.config.factor:
+            alignments = self._factors.averaged(alignments, self._probabilities())
         if self.config.scale == "relative":
-            alignments = relative(alignments)
+            alignments = self._factors.in_each(alignments, relative)
         self._average(alignments)
         means = [mean / self._memory for mean in self._mean]
         least = self.config.doubt * self._standard_error(means) if self.config.doubt else 0.0
-        pull = entropy_gradient(softmax(self._logits))
+        pull = self._factors.summed(entropy_gradient(self._probabilities()))
         self._logits = [
             logit + self.config.lr * (shrunk(mean, least) + self.config.entropy * flatter)
             for logit, mean, flatter in zip(self._logits, means, pull, strict=True)
         ]
-        return self.guarded(part, softmax(self._logits), context, self.config.smoothing)
+        return self.guarded(part, self._probabilities(), context, self.config.smoothing)
+
+    def _probabilities(self) -> list[float]:
+        return softmax(self._factors.of_arms(torch.tensor(self._logits, dtype=torch.float64)).tolist())
 
     def _average(self, alignments: Sequence[float]) -> None:
         keep, self._updates = self.config.averaging, self._updates + 1

@@ -16,6 +16,7 @@ from mlpt.meta.engines.base import Outer
 from mlpt.meta.outer_optimizer import OuterOptimizer
 from mlpt.meta.policy import Part
 from mlpt.meta.rules.base import LookaheadRule, RuleConfig, Share, entropy_gradient, softmax
+from mlpt.meta.rules.factors import FactorList, Factors
 from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.storage.state import State
 
@@ -35,6 +36,8 @@ class Hypergradient(MixtureRule, LookaheadRule):
                        hypergradient as AdamW's decay is.
         floor          least probability of an arm.
         smoothing      share of the old mixture that an update keeps.
+        factor         [objective, domain]: a logit for each objective and each domain, added up; by default one for
+                       each arm.
         """
 
         rule: Literal["hypergradient"] = "hypergradient"
@@ -43,25 +46,31 @@ class Hypergradient(MixtureRule, LookaheadRule):
         entropy: float = Field(default=0.1, ge=0, allow_inf_nan=False)
         floor: float = Field(default=0.02, ge=0, lt=1)
         smoothing: float = Field(default=0.5, ge=0, lt=1)
+        factor: FactorList = Field(default_factory=list)
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        self._logits = [0.0] * len(arms)
+        self._factors = Factors(arms, config.factor)
+        self._logits = [0.0] * self._factors.size
         self._outer = OuterOptimizer(config.optimizer, config.lr, BETAS)
 
     def share(self, part: Part, context: MetaContext) -> "_Weights":
         device = next(context.model.parameters()).device
-        return _Weights(self.arms, torch.tensor(self._logits, device=device, requires_grad=True), self.config.floor)
+        logits = torch.tensor(self._logits, device=device, requires_grad=True)
+        return _Weights(self.arms, logits, self._factors, self.config.floor)
 
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         gradient = gradients[LOGITS].double().cpu()
-        context.report["hypergradient"] = dict(zip(self.arms, gradient.tolist(), strict=True))
-        pull = torch.tensor(entropy_gradient(softmax(self._logits)), dtype=torch.float64)
+        context.report["hypergradient"] = dict(zip(self._factors.names, gradient.tolist(), strict=True))
+        pull = torch.tensor(self._factors.summed(entropy_gradient(self._probabilities())), dtype=torch.float64)
         logits = {LOGITS: torch.tensor(self._logits, dtype=torch.float64)}
         moved, state = self._outer.step(logits, {LOGITS: gradient})
         self._outer.load_state(state)
         self._logits = (moved[LOGITS] + self.config.lr * self.config.entropy * pull).tolist()
-        return self.guarded(part, softmax(self._logits), context, self.config.smoothing)
+        return self.guarded(part, self._probabilities(), context, self.config.smoothing)
+
+    def _probabilities(self) -> list[float]:
+        return softmax(self._factors.of_arms(torch.tensor(self._logits, dtype=torch.float64)).tolist())
 
     def state(self) -> State:
         outer = self._outer.state()
@@ -73,12 +82,12 @@ class Hypergradient(MixtureRule, LookaheadRule):
 
 
 class _Weights(Share):
-    """The arms' weights as the floored softmax of the logits."""
+    """The arms' weights as the floored softmax of their logits."""
 
-    def __init__(self, arms: Sequence[str], logits: Tensor, floor: float):
+    def __init__(self, arms: Sequence[str], logits: Tensor, factors: Factors, floor: float):
         super().__init__({LOGITS: logits})
-        self._arms, self._floor = arms, floor
+        self._arms, self._factors, self._floor = arms, factors, floor
 
     def weights(self, outer: Outer) -> dict[str, Any]:
-        mixture = self._floor + (1 - len(self._arms) * self._floor) * outer[LOGITS].softmax(0)
+        mixture = self._floor + (1 - len(self._arms) * self._floor) * self._factors.of_arms(outer[LOGITS]).softmax(0)
         return dict(zip(self._arms, mixture, strict=True))
