@@ -1,5 +1,5 @@
-"""A mixture over arms as a product: `factor: [objective, domain]` gives a logit to each objective and to each domain, and
-an arm's logit is the sum of its own two. Ten domains with three objectives are then 13 numbers to learn in place of 30.
+"""A mixture over arms as a product: `factor: [objective, domain]` gives a logit to each objective and to each domain,
+and an arm's logit is the sum of its own two. Ten domains with three objectives are 13 numbers to learn, not 30.
 
 An arm without a domain (a labelled task, an objective on all text) has the logit of its objective alone.
 """
