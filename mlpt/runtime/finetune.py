@@ -70,15 +70,16 @@ def finetune_cells(
 
 
 def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str) -> list[CellResult]:
-    """All cells of the grid, one after another, each on all workers."""
-    with _workers(config, address) as runtime:
+    """All cells of the grid, one after another, each on all workers, in a Ray of its own: what one left cannot hold up
+    the next."""
 
-        def run(cell: FinetuneCell, prepared: Prepared, say: Say, show: Shown) -> CellResult:
+    def run(cell: FinetuneCell, prepared: Prepared, say: Say, show: Shown) -> CellResult:
+        with _workers(config, address) as runtime:
             shared = ray.put(prepared)
             found: CellResult = on_workers(partial(_as_rank, cell, shared), runtime, cell.folder, say, show)
             return found
 
-        return finetune(config, say, show, run)
+    return finetune(config, say, show, run)
 
 
 def _as_rank(cell: FinetuneCell, prepared: Any, group: Group, say: Say, show: Shown) -> CellResult:
