@@ -196,6 +196,40 @@ def test_two_ranks_see_the_rows_of_one(workspace, tmp_path):
             assert theirs == pytest.approx(ours, rel=1e-3)
 
 
+def killed_rank_main(group, values, blocks, folder, step):
+    with pytest.raises(KilledError):
+        run_rank(RunConfig.model_validate(values), blocks, Path(folder), group, must_save=killed_at(step))
+
+
+@pytest.mark.slow  # processes of two ranks
+@pytest.mark.parametrize("more", [{}, {"sampling": {"mlm": 2, "topic": 1}}], ids=["drawn as weighed", "drawn apart"])
+def test_a_killed_run_of_two_ranks_with_domains_tasks_and_a_target_goes_on_bit_for_bit(workspace, tmp_path, more):
+    config = config_of(
+        workspace,
+        data={"mix": "learned"},
+        meta={"target": {"topic": 0.5, "mlm@legal": 0.5}, "interval": 8, "lag": 4},
+        train={"draw": "stratified", "micro_batch_size": 2, **more},
+    )
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    for folder in (whole, killed):
+        Path(folder).mkdir()
+    run_ranks(rank_main, config.model_dump(), config.data.source, whole)
+    run_ranks(killed_rank_main, config.model_dump(), config.data.source, killed, 11)
+    assert not (tmp_path / "killed" / "model").exists()
+    run_ranks(rank_main, config.model_dump(), config.data.source, killed)
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    held_out = [
+        [line["held_out"] for line in read_metrics(tmp_path / name) if "held_out" in line]
+        for name in ("whole", "killed")
+    ]
+    assert held_out[0] == held_out[1]
+    assert held_out[0][-1].keys() == {"mlm@legal", "mlm@sea", "topic"}
+    for file in ("model.safetensors", "heads.safetensors"):
+        saved = [load_file(tmp_path / name / "model" / file) for name in ("whole", "killed")]
+        assert saved[0].keys() == saved[1].keys()
+        assert all(torch.equal(saved[1][name], one) for name, one in saved[0].items())
+
+
 def test_a_task_is_learned_beside_the_text_and_the_model_loads_without_it(workspace, tmp_path):
     values = {**BASE, "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"topic": 3, "mlm": 1}}}}}
     changes = {
