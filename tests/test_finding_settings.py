@@ -100,7 +100,7 @@ def test_a_dry_run_shows_what_would_run_and_writes_nothing(tmp_path, monkeypatch
     assert result.exit_code == 0, result.output
     assert yaml.safe_load(result.stdout) == load_run_config(None, parse_overrides(words)).model_dump(mode="json")
     assert "3 steps of 4 blocks (2 micro-batches): 128 tokens a step, 384 in all" in result.stderr
-    assert "traffic: a snapshot of" in result.stderr
+    assert "traffic: a checkpoint of 1 MiB every 250 steps" in result.stderr  # of a mixture that nothing learns
     assert "time: more than" in result.stderr
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"train.stepz"):

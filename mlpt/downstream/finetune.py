@@ -67,8 +67,8 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
     Raises `UserError` for all that people can get wrong.
     """
     data = read_task(config, task, train)
-    tokenizer = load_tokenizer(config.model)
     base = load_base(config.model, data.task, config.text_to_text is not None)
+    tokenizer = load_tokenizer(config.model)
     masks = masks_of(config.model, config.masks, config.dense)
     wanted_length = config.max_length or data.task.max_length
     if config.text_to_text is not None:

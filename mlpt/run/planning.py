@@ -148,7 +148,7 @@ def _about_traffic(config: RunConfig, job: Job | None) -> Iterator[str]:
         told.append(f"{ring_bytes(job.gradient, workers) / _MIB:,.0f} MiB of gradients a step from each worker")
     if job.interval:
         told.append(f"a snapshot of {job.snapshot / _MIB:,.0f} MiB every {job.interval} steps")
-    told.append(f"a checkpoint of {job.checkpoint / _MIB:,.0f} MiB every {job.checkpoint_every}")
+    told.append(f"a checkpoint of {job.checkpoint / _MIB:,.0f} MiB every {job.checkpoint_every} steps")
     yield f"traffic: {', '.join(told)}"
 
 

@@ -52,9 +52,9 @@ def rank_main(rank: int, world: int, phase: int, end: int | None, blocks: str, f
     micro_batch = Loop._micro_batch
     with open(f"{folder}/rows-{phase}-{rank}.jsonl", "w", buffering=1) as file:
 
-        def recorded(loop, part, last):
+        def recorded(loop, part, after, last):
             file.write(json.dumps([loop.step, part.rows.tolist()]) + "\n")
-            micro_batch(loop, part, last)
+            micro_batch(loop, part, after, last)
 
         def must_save(step: int) -> bool:
             if step == end:

@@ -54,18 +54,20 @@ class Cursed(MaskedLM):
     """MLM that breaks at the steps of `CURSED_STEPS` (commas), in their second micro-batch alone."""
 
     name = "cursed"
-    broken = False
 
     def corrupt(self, batch, generator):
         steps = [int(step) for step in os.environ.get("CURSED_STEPS", "").split(",") if step]
-        self.broken = generator.initial_seed() in [address(0, "noise/cursed", step, 1) for step in steps]
-        return super().corrupt(batch, generator)
+        inputs = super().corrupt(batch, generator)
+        if generator.initial_seed() in [address(0, "noise/cursed", step, 1) for step in steps]:
+            inputs.input_ids.zero_()
+        return inputs
 
     def loss(self, model, inputs):
         loss = super().loss(model, inputs)
-        if self.broken and os.environ["CURSED_KIND"] == "loss":
+        broken = not inputs.input_ids.any()
+        if broken and os.environ["CURSED_KIND"] == "loss":
             return loss * torch.nan
-        return Broken.apply(loss) if self.broken else loss
+        return Broken.apply(loss) if broken else loss
 
 
 @pytest.fixture
