@@ -16,6 +16,7 @@ CASES = {
     "hypergradient": ("mlpt.bench.hypergradient",),
     "finetune": ("mlpt.bench.finetune", "mlpt.bench.seeds"),
     "multitask": ("mlpt.bench.multitask",),
+    "mixture": ("mlpt.bench.mixture",),
     "suites": ("mlpt.bench.suites",),
     "masks": ("mlpt.bench.masks",),
     "teacher": ("mlpt.bench.many", "mlpt.bench.teacher"),
