@@ -115,6 +115,7 @@ class Finetuning(Generic[P, S]):
             while self.step < self.total and not self.stopped:
                 self._train_step()
         finally:
+            self.checkpoints.join()  # whoever goes on in this process writes into the same folder
             if self._tracker is not None:
                 self._tracker.close()
         self.seconds = time.perf_counter() - begun

@@ -1,6 +1,7 @@
 """Fine-tuning on labelled words: which token has a word's label, the loss, cut sentences, results, resuming."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mlpt.downstream.finetune import evaluate_saved, finetune, prepare
 from mlpt.downstream.loading import load_base, load_tokenizer
 from mlpt.downstream.losses import word_loss
 from mlpt.errors import UserError
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.tasks import OwnTask, TaskSource, load_task
 from mlpt.tasks.features import NO_LABEL, SpanConfig, make_features, words_begun
 from mlpt.tasks.metrics import entity_scores
@@ -176,10 +178,19 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, mon
             raise KeyboardInterrupt
         return one_step(run)
 
+    write = Checkpoints._write
+
+    def slow_disk(*words):
+        time.sleep(0.5)
+        write(*words)
+
     monkeypatch.setattr(CellRun, "one_step", killed)
+    monkeypatch.setattr(Checkpoints, "_write", slow_disk)
     with pytest.raises(KeyboardInterrupt):
         finetune(configured(tmp_path / "killed", **changed), quiet)
     monkeypatch.undo()
+    (written,) = (tmp_path / "killed").rglob("checkpoints")
+    assert Checkpoints(written).steps() == [5]
     (resumed,) = finetune(configured(tmp_path / "killed", **changed), quiet)
     assert resumed.best == whole.best
     weights = [
