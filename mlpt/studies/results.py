@@ -6,6 +6,7 @@ from typing import Any
 
 from mlpt.errors import UserError
 from mlpt.studies.declaration import Comparison, Correlation
+from mlpt.studies.equal_loss import equal_loss
 from mlpt.studies.history import Declared
 from mlpt.studies.inference import LEVEL, Paired, correlation, holm, paired, spread
 from mlpt.studies.measurements import Measurement
@@ -34,6 +35,7 @@ def collect(plan: Plan, declared: Declared, failed: Mapping[Hashable, str]) -> V
         "comparisons": _compared(study.comparisons, study.measurements, cells),
         "correlations": [_correlated(one, cells) for one in study.correlations],
         "equal_time": equal_time,
+        "equal_loss": equal_loss(plan),
     }
 
 

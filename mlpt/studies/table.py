@@ -19,6 +19,7 @@ def markdown(study: Declaration, results: Values) -> str:
         _comparisons(study, results),
         _correlations(results["correlations"]),
         _equal_time(results["equal_time"]),
+        _equal_loss(results["equal_loss"]),
         _troubles(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -130,6 +131,28 @@ def _equal_time(found: Values | None) -> str:
         "tokens. Seconds depend on what else the machine did."
     )
     return f"## Equal wall-clock\n\n{_table(rows)}\n\n{note}"
+
+
+def _equal_loss(found: Sequence[Values]) -> str:
+    if not found:
+        return ""
+    rows = [["loss", "cell", "against", "n", "tokens, % of theirs", "seconds, % of theirs", "never there"]]
+    for one in found:
+        shares = [_percent(one[name]) for name in ("tokens", "seconds")]
+        never = ", ".join(f"seed {seed}" for seed in one["never"]) or "-"
+        rows.append([one["loss"], *one["compare"], str(len(one["seeds"])), *shares, never])
+    note = (
+        "What the cell took until its meta-dev loss was the one that the other, with the same seed, had at its last "
+        "evaluation, linearly between evaluations: mean over the seeds that came there [95 % interval]."
+    )
+    return f"## Equal loss\n\n{_table(rows)}\n\n{note}"
+
+
+def _percent(found: Values | None) -> str:
+    if found is None:
+        return "-"
+    interval = "" if found["low"] is None else f" [{100 * found['low']:.0f}, {100 * found['high']:.0f}]"
+    return f"{100 * found['mean']:.0f}{interval}"
 
 
 def _plain(found: Values | None) -> str:

@@ -121,6 +121,28 @@ def test_reached_losses_and_equal_times_are_evaluations_that_were_made(study):
         assert there["tokens"]["mean"] == statistics.fmean(one["step"] * 4 * 32 for one in last)
 
 
+def test_equal_loss_is_where_the_other_cell_ended_between_two_evaluations(study):
+    _, out, _, _ = study
+    found = json.loads((out / "study.json").read_text())["equal_loss"]
+    assert [one["compare"] for one in found] == [["large", "small"]]
+    for seed in (0, 1):
+        (mine, theirs) = (
+            [(line["step"], line["seconds"], line["dev"]["mlm"]) for line in read_metrics(folder) if "dev" in line]
+            for folder in (out / f"runs/{cell}/seed{seed}" for cell in ("large", "small"))
+        )
+        last = theirs[-1]
+        at = next(number for number, one in enumerate(mine) if one[2] <= last[2])
+        before = mine[max(0, at - 1)]
+        part = (before[2] - last[2]) / (before[2] - mine[at][2]) if at else 0
+        step, seconds = (before[of] + part * (mine[at][of] - before[of]) for of in (0, 1))
+        shares = found[0]["seeds"][str(seed)]
+        assert shares == pytest.approx({"tokens": step / last[0], "seconds": seconds / last[1]})
+    assert found[0]["tokens"]["mean"] == pytest.approx(
+        statistics.fmean(found[0]["seeds"][seed]["tokens"] for seed in "01")
+    )
+    assert "## Equal loss" in (out / "study.md").read_text()
+
+
 def test_a_finished_study_is_shown_again_and_its_runs_are_left_alone(study, capsys):
     path, out, code, _ = study
     assert code == 0
