@@ -16,10 +16,10 @@ from mlpt.reporting.sweeps import Sweep, is_sweep, read_sweep
 from mlpt.storage.store import is_uri
 
 
-def report_page(names: Sequence[str], live: bool = False) -> str:
+def report_page(names: Sequence[str], version: str | None = None) -> str:
     """The page of the runs in the folders or at the URIs `names`, of one sweep, or of one study.
 
-    live  the page asks its server for news.
+    version  of the files as they are: the page asks its server whether there is another one.
     Raises `UserError` where one of them is no run.
     """
     sweeps = [name for name in names if is_sweep(Place(name))]
@@ -29,12 +29,12 @@ def report_page(names: Sequence[str], live: bool = False) -> str:
     if studies and len(names) > 1:
         raise UserError(f"{studies[0]} is a study: give it alone, or the runs in its folder runs")
     if studies:
-        return _of_study(read_study(studies[0]), live)
+        return _of_study(read_study(studies[0]), version)
     if sweeps:
-        return _of_sweep(read_sweep(sweeps[0]), live)
+        return _of_sweep(read_sweep(sweeps[0]), version)
     if len(names) == 1:
-        return _of_run(read_run(names[0], in_full=True), live)
-    return _of_runs([read_run(name) for name in names], live)
+        return _of_run(read_run(names[0], in_full=True), version)
+    return _of_runs([read_run(name) for name in names], version)
 
 
 def write_report(place: str, folder: Path) -> None:
@@ -53,27 +53,27 @@ def is_report(path: Path) -> bool:
         return MARK.encode() in file.read(2000)
 
 
-def _of_run(record: Record, live: bool) -> str:
+def _of_run(record: Record, version: str | None) -> str:
     seed = "" if record.seed is None else f", seed {record.seed}"
     name = record.config.get("name") or record.name
     sections = run_page.sections(record)
     if record.metrics.damaged:
         warned = f"{record.metrics.damaged} lines of metrics.jsonl could not be read and are left out."
         sections.insert(0, Section("Damage", [Text("Warning", warned)]))
-    return render(record.name, f"{name}{seed} · {record.place}", run_page.tiles(record), sections, live)
+    return render(record.name, f"{name}{seed} · {record.place}", run_page.tiles(record), sections, version)
 
 
-def _of_runs(records: list[Record], live: bool) -> str:
+def _of_runs(records: list[Record], version: str | None) -> str:
     groups = grouped(records)
     subtitle = ", ".join(dict.fromkeys(str(record.config.get("name") or record.name) for record in records))
-    return render(f"{len(records)} runs", subtitle, runs_page.tiles(groups), runs_page.sections(groups), live)
+    return render(f"{len(records)} runs", subtitle, runs_page.tiles(groups), runs_page.sections(groups), version)
 
 
-def _of_study(study: Study, live: bool) -> str:
-    return render(study.name, f"study · {study.place}", study_page.tiles(study), study_page.sections(study), live)
+def _of_study(study: Study, version: str | None) -> str:
+    return render(study.name, f"study · {study.place}", study_page.tiles(study), study_page.sections(study), version)
 
 
-def _of_sweep(sweep: Sweep, live: bool) -> str:
+def _of_sweep(sweep: Sweep, version: str | None) -> str:
     space = sweep.space.rpartition("/")[2]
     subtitle = f"sweep over {space} · {sweep.place}"
-    return render(sweep.name, subtitle, sweep_page.tiles(sweep), sweep_page.sections(sweep), live)
+    return render(sweep.name, subtitle, sweep_page.tiles(sweep), sweep_page.sections(sweep), version)

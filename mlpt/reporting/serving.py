@@ -25,7 +25,7 @@ class ReportServer(ThreadingHTTPServer):
         self._names = list(names)
         self._making = threading.Lock()
         self._version = fingerprint(self._names)
-        self._page = report_page(self._names, live=True).encode()
+        self._page = report_page(self._names, self._version).encode()
         try:
             super().__init__((LOOPBACK, port), _Handler)
         except OSError as error:
@@ -45,7 +45,7 @@ class ReportServer(ThreadingHTTPServer):
         with self._making:
             version = self.version()
             if version != self._version:
-                self._page = report_page(self._names, live=True).encode()
+                self._page = report_page(self._names, version).encode()
                 self._version = version
             return self._page
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 TOKENS = 1024  # of a step
@@ -82,3 +84,18 @@ def add_samples(folder: Path) -> None:
         for step in range(20, 200, 20):
             figures = {"entropy_inputs": 3.0 - step / 100, "mask_share": step / 400, "h": 0.1, "query_loss": 4.0}
             file.write(json.dumps({"step": step, "meta": {"teacher": figures}}) + "\n")
+
+
+def make_sweep(folder: Path) -> Path:
+    """Four finished trials with two goals; d alone is beaten by another one in both."""
+    folder.mkdir()
+    asked = {"space": "sparsity", "words": ["sweep.trials=4"], "metrics": {"dev/mean": "min", "sparsity": "max"}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(asked))
+    table = [("a", 1e-4, 3.0, 0.5), ("b", 1e-3, 2.0, 0.3), ("c", 1e-2, 2.5, 0.4), ("d", 3e-3, 3.5, 0.2)]
+    rows = [
+        {"trial_id": name, "status": "finished", "error": None, "seed": 0, "tokens": 1000, "seconds": 1.0}
+        | {"run_dir": "/elsewhere", "parameter/train.optimizer.lr": lr, "dev/mean": loss, "sparsity": kept}
+        for name, lr, loss, kept in table
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
+    return folder

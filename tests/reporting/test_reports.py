@@ -6,12 +6,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from made_runs import add_samples, make_run
+from made_runs import add_samples, make_run, make_sweep
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
@@ -237,18 +234,7 @@ def test_several_runs_are_compared_by_seed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path):
-    folder = tmp_path / "sweep"
-    folder.mkdir()
-    asked = {"space": "sparsity", "words": ["sweep.trials=4"], "metrics": {"dev/mean": "min", "sparsity": "max"}}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(asked))
-    table = [("a", 1e-4, 3.0, 0.5), ("b", 1e-3, 2.0, 0.3), ("c", 1e-2, 2.5, 0.4), ("d", 3e-3, 3.5, 0.2)]
-    rows = [
-        {"trial_id": name, "status": "finished", "error": None, "seed": 0, "tokens": 1000, "seconds": 1.0}
-        | {"run_dir": "/elsewhere", "parameter/train.optimizer.lr": lr, "dev/mean": loss, "sparsity": kept}
-        for name, lr, loss, kept in table
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
-    return folder
+    return make_sweep(tmp_path / "sweep")
 
 
 def test_a_sweep_shows_its_trials_and_its_front(sweep):
@@ -330,5 +316,5 @@ def test_fifty_long_runs_fit_into_a_page_that_can_be_sent(tmp_path):
         columns |= {"tokens": Column(steps, steps * 1024), "tokens_per_second": Column(steps, 2000 + noise)}
         config = {"seed": seed % 10, "rule": seed // 10}
         records.append(type(record)(**{**vars(record), "metrics": Metrics(columns), "config": config}))
-    page = report._of_runs(records, False)
+    page = report._of_runs(records, None)
     assert len(page.encode()) < 15e6

@@ -15,12 +15,15 @@ from mlpt.reporting.html.passages import key_html, panel_html
 MARK = '<meta name="generator" content="mlpt report">'
 
 
-def render(title: str, subtitle: str, tiles: Mapping[str, str], sections: Sequence[Section], live: bool = False) -> str:
-    """The whole page. `tiles` are its key figures; a `live` page asks its server for news."""
+def render(
+    title: str, subtitle: str, tiles: Mapping[str, str], sections: Sequence[Section], version: str | None = None
+) -> str:
+    """The whole page. `tiles` are its key figures; a page with a `version` asks its server for another one."""
     maker = _Maker()
     body = [maker.section(at, section) for at, section in enumerate(sections)]
     links = "".join(f'<a href="#s{at}">{escape(section.title)}</a>' for at, section in enumerate(sections))
     shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles.items())
+    asks = f' data-version="{escape(version)}"' if version else ""
     made = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -28,7 +31,7 @@ def render(title: str, subtitle: str, tiles: Mapping[str, str], sections: Sequen
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{_file('style.css')}</style></head>\n"
-        f'<body{" data-live" if live else ""}><a class="skip" href="#main">Skip to the figures</a>\n'
+        f'<body{asks}><a class="skip" href="#main">Skip to the figures</a>\n'
         f'<header><h1>{escape(title)}</h1><p class="sub">{escape(subtitle)}</p>'
         f'<dl class="tiles">{shown}</dl></header>\n'
         f'<nav aria-label="Sections">{links}</nav>\n<main id="main">{"".join(body)}</main>\n'

@@ -73,13 +73,11 @@ window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").
   draw(plot).then(() => Plotly.Plots.resize(plot));
 }));
 
-if (document.body.hasAttribute("data-live")) {
-  let seen = null;
+if (document.body.dataset.version) {
   setInterval(async () => {
     try {
-      const now = await (await fetch("version", { cache: "no-store" })).text();
-      if (seen !== null && now !== seen) location.reload();
-      seen = now;
+      const answer = await fetch("version", { cache: "no-store" });
+      if (answer.ok && await answer.text() !== document.body.dataset.version) location.reload();
     } catch (error) { /* the server has ended: what is shown stays */ }
   }, 3000);
 }
