@@ -74,16 +74,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _labels(configs: list[dict[str, Any]]) -> list[str]:
-    """What is special about each: as few keys as tell all apart, those first that all of them have."""
+    """What is special about each: few keys that tell all apart, those first that decide which others there are (a rule,
+    of whose settings some are its own), then those that all of them have."""
     if len(configs) == 1:
         return ["all runs"]
     keys = dict.fromkeys(key for config in configs for key in config)
     shown = {key: [_words(config.get(key, "–")) for config in configs] for key in keys}
     differing = [key for key in keys if len(set(shown[key])) > 1]
-    ranked = sorted(
-        differing,
-        key=lambda key: (sum(key not in config for config in configs), -len(set(shown[key])), key.count("."), key),
-    )
+    missing = {key: sum(key not in config for config in configs) for key in keys}
+    position = {key: at for at, key in enumerate(keys)}
+
+    def rank(key: str) -> tuple[bool, int, int, int, int]:
+        decides = not missing[key] and any(missing[one] and _section(one) == _section(key) for one in keys)
+        named = decides and any(isinstance(config[key], str) for config in configs)
+        return not named, missing[key], -len(set(shown[key])), key.count("."), position[key]
+
+    ranked = sorted(differing, key=rank)
     chosen: list[str] = []
     told = [""] * len(configs)
     for key in ranked:
@@ -96,6 +102,10 @@ def _labels(configs: list[dict[str, Any]]) -> list[str]:
         ", ".join(f"{name}={shown[key][at]}" for name, key in zip(names, chosen, strict=True))
         for at in range(len(configs))
     ]
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _words(value: Any) -> str:

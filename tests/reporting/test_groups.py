@@ -30,6 +30,22 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group_named_by_what_tells_them
     assert [sorted(group.by_seed()) for group in groups] == [[0, 1, 2]] * 2
 
 
+def test_runs_with_other_rules_are_named_by_the_rule_and_not_by_a_setting_of_it(tmp_path):
+    rules = [
+        {"rule": "hypergradient", "engine": "higher", "floor": 0.02, "lr": 0.2},
+        {"rule": "mometas", "floor": 0.0, "gamma": 2.0, "lr": 0.1},
+        {"rule": "mometas", "floor": 0.05, "gamma": 2.0, "lr": 0.1},
+    ]
+    runs = [
+        read_run(str(make_run(tmp_path / str(at), {"meta": {"rules": {"mixture": one}}})))
+        for at, one in enumerate(rules)
+    ]
+    assert [one.label for one in grouped(runs[:2])] == ["rule=hypergradient", "rule=mometas"]
+    assert [one.label for one in grouped(runs)] == [
+        *("rule=hypergradient, floor=0.02", "rule=mometas, floor=0.0", "rule=mometas, floor=0.05"),
+    ]
+
+
 def test_means_and_spreads_are_those_of_the_curves(records):
     group = grouped(records)[0]
     grid = common_grid(group.records, "dev/mlm", "tokens")

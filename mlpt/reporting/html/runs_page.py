@@ -56,7 +56,7 @@ def tiles(groups: Sequence[Group]) -> dict[str, str]:
         "runs": number(len(records)),
         "groups": number(len(groups)),
         "states": counted,
-        "tokens": f"{number(min(tokens))} to {number(max(tokens))}",
+        "tokens": " to ".join(number(one) for one in sorted({min(tokens), max(tokens)})),
     }
 
 
