@@ -130,8 +130,10 @@ class CellRun(Finetuning[Part, Scores]):
     def micro_batches(self) -> list[Part]:
         epoch, place = divmod(self.step, self.per_epoch)
         if self._epoch[0] != epoch:
-            window = self.config.length_window
-            self._epoch = (epoch, epoch_batches(self.lengths, self.config.batch_size, self.seed, epoch, window))
+            how, written = self.config, self.config.text_to_text
+            shuffle = written is None or written.shuffle
+            made = epoch_batches(self.lengths, how.batch_size, self.seed, epoch, how.length_window, shuffle)
+            self._epoch = (epoch, made)
         rows = self._epoch[1][place]
         whole = max(1.0, self.weights[rows].sum())
         parts = passes(rows, self.lengths, self.config.tokens_per_batch, self.config.micro_batch_size)

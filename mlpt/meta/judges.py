@@ -17,7 +17,15 @@ from mlpt.objectives.counted_masking import CountedMaskingConfig, mask_counted, 
 from mlpt.randomness import numpy_generator, torch_generator
 from mlpt.tasks import TASKS, TaskSource, load_task
 from mlpt.tasks.episodes import MLM, EpisodeConfig, Episodes
-from mlpt.tasks.text_to_text import TextToTextConfig, Writer, Written, format_of, random_windows, stack_windows
+from mlpt.tasks.text_to_text import (
+    FormatConfig,
+    TextToTextConfig,
+    Writer,
+    Written,
+    format_of,
+    random_windows,
+    stack_windows,
+)
 from mlpt.tasks.two_moons import TWO_MOONS
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ class TaskJudge:
 
     objective  of the model: its loss is the mean cross entropy at the labelled positions.
     by_inputs  published: the loss counts every position whose input is no padding (`counted_positions`).
+    formats    of the tasks; default: as they were meant to be.
 
     Raises `UserError` for a task without labelled rows, and for a tokenizer without task tokens.
     """
@@ -85,6 +94,7 @@ class TaskJudge:
         by_inputs: bool,
         objective: str,
         context: MetaContext,
+        formats: FormatConfig | None = None,
     ):
         self.warnings: list[str] = []
         self._rows, self._by_inputs, self._objective = rows, by_inputs, objective
@@ -98,7 +108,8 @@ class TaskJudge:
                 "or take meta.target in place of meta.rules.teacher.tasks"
             )
         self._written: dict[str, list[Written]] = {}
-        config = TextToTextConfig(max_length=max(8, length), overlap=length // 2)
+        asked = (formats or FormatConfig()).model_dump()
+        config = TextToTextConfig(max_length=max(8, length), overlap=length // 2, **asked)
         for name in tasks:
             if name != MLM:
                 self._written[name] = self._labelled(name, source, tokenizer, config)

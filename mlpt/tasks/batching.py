@@ -8,12 +8,18 @@ import numpy as np
 from mlpt.randomness import numpy_generator
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, window: int) -> list[np.ndarray]:
+def epoch_batches(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, window: int, shuffle: bool = True
+) -> list[np.ndarray]:
     """The batches of one epoch, (at most `batch_size`,) row numbers each, as a pure function of the arguments.
 
     Rows are shuffled, then sorted by length within windows of `window` batches, cut into batches, and the batches
     shuffled. Every row comes exactly once; the last rows of the shuffle make the one shorter batch.
+
+    shuffle  False: rows in their own order, neither shuffled nor sorted.
     """
+    if not shuffle:
+        return [np.arange(at, min(at + batch_size, len(lengths))) for at in range(0, len(lengths), batch_size)]
     generator = numpy_generator(seed, "finetune/order", epoch)
     order = generator.permutation(len(lengths))
     size = window * batch_size

@@ -39,16 +39,24 @@ _FORMATS: dict[str, tuple[int, dict[str, int] | None]] = {
 }
 
 
-class TextToTextConfig(Settings):
-    """How long sequences are, and where the published code differs from what it was meant to do."""
+class FormatConfig(Settings):
+    """Where the published formats differ from what they were meant to be."""
 
-    max_length: int = Field(default=512, ge=8, description="tokens; a longer example becomes several windows")
-    overlap: int = Field(default=256, ge=0, description="tokens that two windows share")
     cb_entailment_of_copa: bool = Field(
         default=False, description="published: CB's entailment is COPA's token instead of CB's"
     )
     cut_last_characters: bool = Field(
         default=False, description="published: an answer's last character is not labelled, so one-letter answers never"
+    )
+
+
+class TextToTextConfig(FormatConfig):
+    """How long sequences are, and the order of training."""
+
+    max_length: int = Field(default=512, ge=8, description="tokens; a longer example becomes several windows")
+    overlap: int = Field(default=256, ge=0, description="tokens that two windows share")
+    shuffle: bool = Field(
+        default=True, description="fine-tuning takes its rows in a random order; published: false, as they are listed"
     )
 
     @model_validator(mode="after")
@@ -84,7 +92,7 @@ class Format:
     tie_order: tuple[int, ...]
 
 
-def format_of(task: Task, config: TextToTextConfig) -> Format:
+def format_of(task: Task, config: FormatConfig) -> Format:
     """The tokens of a task. Raises `UserError` for one that has no text-to-text format."""
     if task.name not in _FORMATS:
         raise UserError(f"task '{task.name}' has no text-to-text format; those that have: {', '.join(_FORMATS)}")

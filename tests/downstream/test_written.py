@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
 from mlpt.data.task_tokenizer import train_task_tokenizer
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.finetune import evaluate_saved, finetune, prepare
 from mlpt.downstream.loading import load_tokenizer
@@ -19,6 +21,7 @@ from mlpt.settings import load_settings
 from mlpt.tasks import TASKS, Example
 from mlpt.tasks.text_to_text import TextToTextConfig
 
+loss_of = CellRun.loss_of
 WORDS = ["ada", "ben", "cam", "dan", "eve", "fay", "gus", "hal"]
 
 
@@ -125,6 +128,16 @@ def test_a_fine_tuned_model_is_scored_alike_when_it_is_read_back(model, data, tm
     AutoModelForMaskedLM.from_pretrained(saved)
     again = evaluate_saved(how.model_copy(update={"model": str(saved)}), "boolq")
     assert again["dev"] == pytest.approx(result.best["dev"])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_are_shuffled_and_as_published_taken_as_they_are_listed(model, data, tmp_path, monkeypatch, shuffle):
+    # ML-2: the published code shuffles what it evaluates and not what it trains on.
+    seen = []
+    monkeypatch.setattr(CellRun, "loss_of", lambda self, part: seen.append(part.rows) or loss_of(self, part))
+    written = {"max_length": 32, "overlap": 8, "shuffle": shuffle}
+    finetune(config(model, data, tmp_path / "out", text_to_text=written, max_steps=2), lambda text: None)
+    assert (np.concatenate(seen).tolist() == list(range(12))) is not shuffle
 
 
 def test_windows_are_no_longer_than_the_model_reads(model, data, tmp_path):

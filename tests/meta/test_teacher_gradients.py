@@ -128,6 +128,37 @@ def test_the_hard_rule_has_the_published_cosine_and_gradient():
     torch.testing.assert_close(flat(found), wanted, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize(("clip", "max_norm"), [(5.0, 5.0), (0.05, 0.05), (0, 1e9)])
+def test_the_hard_look_ahead_clips_as_published_or_not_at_all(clip, max_norm):
+    """ML-13: clipping the support step moves the query's gradient, and so the cosine. (The soft one never clips.)"""
+    context, made = setting()
+    rule = TeacherHard(TeacherHard.Config(clip=clip, inner_lr=3.0), ["teacher_made"])
+    rule.meta_gradient(made, [coming(11)], judgement(), context, figures := {})
+    student, optimizer, data = published(context)
+    noise = torch.Generator().manual_seed(9)
+    draw = lambda heads: draw_pair(Pair(*heads), data.text, 0, noise)  # noqa: E731
+    settings = Settings(max_norm=max_norm, inner_lr=3.0)
+    expected = hard_step(student, made.writer.network, optimizer, data, draw, settings)
+    assert figures["h"] == pytest.approx(expected.h.item(), rel=1e-6)
+
+
+def test_a_fixed_target_and_the_judges_weight_are_of_the_hard_rule_too():
+    # ML-7; published: of the soft one alone.
+    found = {}
+    for weight in (1.0, 3.0):
+        context, made = setting(teacher="inputs")
+        rule = TeacherHard(TeacherHard.Config(meta_weight=weight), ["teacher_made"])
+        gradient, _ = rule.meta_gradient(made, [coming(11)], judgement(), context, {})
+        named = dict(zip((name for name, _ in made.writer.network.named_parameters()), gradient, strict=True))
+        assert not any(one.any() for name, one in named.items() if name.startswith("head_targets"))
+        found[weight] = flat(gradient)
+    assert found[1.0].norm() > 0
+    torch.testing.assert_close(found[3.0], 3 * found[1.0])
+    one = coming(11)
+    inputs = made.corrupt(one.batch, one.noise)
+    assert torch.equal(inputs.targets, one.batch.tokens.reshape(-1)[inputs.positions])
+
+
 def test_a_baseline_is_taken_from_the_reward_and_follows_it():
     context, made = setting()
     rule = TeacherHard(TeacherHard.Config(baseline=0.75), ["teacher_made"])

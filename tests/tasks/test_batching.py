@@ -26,6 +26,12 @@ def test_batches_follow_from_seed_and_epoch_alone():
     assert order(1, 0) != order(2, 0)
 
 
+def test_rows_can_come_as_they_are_listed():
+    batches = epoch_batches(LENGTHS, 32, 1, 0, 5, shuffle=False)
+    assert np.concatenate(batches).tolist() == list(range(1003))
+    assert [len(batch) for batch in batches] == [32] * (1003 // 32) + [1003 % 32]
+
+
 def padded(batches):
     return sum(len(batch) * LENGTHS[batch].max() for batch in batches)
 

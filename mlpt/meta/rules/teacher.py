@@ -25,8 +25,10 @@ from mlpt.settings import Settings
 from mlpt.storage.state import State
 from mlpt.tasks import TaskSource
 from mlpt.tasks.episodes import EpisodeConfig
+from mlpt.tasks.text_to_text import FormatConfig
 
 WEIGHTS = "weights"  # the part's one tensor: (n,) float32, the teacher's parameters in their order
+_GATHERED = "gathered"  # of the rule's state: the mean gradient so far of the updates since the last step
 
 
 class TeacherOptimizerConfig(Settings):
@@ -52,6 +54,7 @@ class TeacherConfig(RuleConfig):
     count_padding: bool = Field(
         default=False, description="published: losses of support and query count all positions that are no padding"
     )
+    formats: FormatConfig = Field(default_factory=FormatConfig, description="of the labelled tasks")
     support_steps: int = Field(default=1, ge=0, description="plain gradient steps on the support rows")
     inner_lr: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="of those steps")
     meta_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="of what the judge says")
@@ -60,6 +63,9 @@ class TeacherConfig(RuleConfig):
     )
     entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="bonus for the entropy of what it draws")
     start: int = Field(default=0, ge=0, description="step before which the judge is not asked")
+    accumulate: int = Field(
+        default=1, gt=0, description="updates whose mean gradient makes one step of the teacher; published: 4 (hard)"
+    )
     max_norm: float = Field(default=5.0, gt=0, description="of the teacher's gradient")
     optimizer: TeacherOptimizerConfig = TeacherOptimizerConfig()
 
@@ -86,6 +92,7 @@ class TeacherRule(Rule):
         self._outer = OuterOptimizer("adamw", how.lr or 0.0, how.betas, how.eps, how.weight_decay)
         self._judge: Judge | None = None
         self._warned = False
+        self._gathered: tuple[int, Tensor | None] = 0, None  # updates since the teacher's last step, their mean so far
 
     @classmethod
     def refuses(cls, settings: Any, config: Any) -> str | None:
@@ -126,18 +133,26 @@ class TeacherRule(Rule):
         if warnings:
             context.report["warnings"] = [*context.report.get("warnings", []), *warnings]
         flat = torch.cat([one.flatten() for one in gradient]).float().cpu()
-        figures["gradient_norm"] = norm = float(flat.norm())
+        figures["gradient_norm"] = float(flat.norm())
         if not torch.isfinite(flat).all():
             figures["skipped"] = True
             return part
+        self._warned = self._warned or wrong is not None
+        self.keep(extra)
+        count, before = self._gathered
+        flat = flat / self.config.accumulate + (0.0 if before is None else before)
+        if count + 1 < self.config.accumulate:
+            self._gathered = count + 1, flat
+            # A new part, though its weights stay: what is gathered travels with it.
+            return Part({**part.values, "gathered": count + 1}, part.tensors)
+        self._gathered = 0, None
+        norm = float(flat.norm())
         group = context.optimizer.param_groups[0]
         rate = self.config.optimizer.lr
         self._outer.lr = group["lr"] / group.get("scale", 1.0) if rate is None else rate
         clipped = flat * min(1.0, self.config.max_norm / (norm + 1e-6))
         moved, state = self._outer.step({WEIGHTS: flat_weights(made.writer.network)}, {WEIGHTS: clipped})
         self._outer.load_state(state)
-        self._warned = self._warned or wrong is not None
-        self.keep(extra)
         return Part({"steps": self._outer.steps}, moved)
 
     def meta_gradient(
@@ -156,11 +171,16 @@ class TeacherRule(Rule):
         """Take over what `meta_gradient` gave."""
 
     def state(self) -> State:
-        outer = self._outer.state()
-        return State({"outer": dict(outer.values), "warned": self._warned}, outer.tensors)
+        outer, (count, flat) = self._outer.state(), self._gathered
+        gathered = {} if flat is None else {_GATHERED: flat}
+        values = {"outer": dict(outer.values), "warned": self._warned, "gathered": count}
+        return State(values, {**outer.tensors, **gathered})
 
     def load_state(self, state: State) -> None:
-        self._outer.load_state(State(state.values["outer"], state.tensors))
+        tensors = dict(state.tensors)
+        count, flat = state.values.get("gathered", 0), tensors.pop(_GATHERED, None)
+        self._gathered = count, flat if count else None
+        self._outer.load_state(State(state.values["outer"], tensors))
         self._warned = state.values["warned"]
 
     def _judge_of(self, made: TeacherMade, context: MetaContext) -> list[str]:
@@ -169,8 +189,8 @@ class TeacherRule(Rule):
             return []
         how = self.config
         if how.tasks:
-            counts = how.count_padding
-            self._judge = TaskJudge(how.tasks, how.source, how.episodes, how.rows, counts, made.name, context)
+            shown = how.rows, how.count_padding
+            self._judge = TaskJudge(how.tasks, how.source, how.episodes, *shown, made.name, context, how.formats)
         else:
             self._judge = TargetJudge(how.rows)
         return list(self._judge.warnings)
