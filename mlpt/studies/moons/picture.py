@@ -1,11 +1,11 @@
 """Decision maps as one PNG: a row for each cell, a column for each label count, 64 x 64 points of the grid each."""
 
-import struct
-import zlib
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mlpt.data.two_moons import GRID
 
@@ -26,7 +26,9 @@ def sheet(maps: Mapping[str, Mapping[int, Map]], points: Mapping[int, Points], l
             if count in by_labels:
                 top, left = GAP + row * (side + GAP), GAP + column * (side + GAP)
                 canvas[top : top + side, left : left + side] = _painted(by_labels[count], points[count])
-    return png(canvas)
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def _painted(share: Map, points: Points) -> NDArray[np.uint8]:
@@ -39,16 +41,3 @@ def _painted(share: Map, points: Points) -> NDArray[np.uint8]:
         picture[max(0, top - 1) : top + SCALE + 1, max(0, left - 1) : left + SCALE + 1] = 0
         picture[top : top + SCALE, left : left + SCALE] = _RED if moon else _BLUE
     return picture[::-1].astype(np.uint8)
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An image file of (height, width, 3) RGB."""
-    height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # filter 0 on every line
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*one) for one in parts)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
