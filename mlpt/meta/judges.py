@@ -15,7 +15,7 @@ from mlpt.models.pairs import counted_positions
 from mlpt.objectives.base import Inputs, attention_mask_of
 from mlpt.objectives.counted_masking import CountedMaskingConfig, mask_counted, mlm_token
 from mlpt.randomness import numpy_generator, torch_generator
-from mlpt.tasks import TASKS, TaskSource, load_task
+from mlpt.tasks import TASKS, Example, TaskData, TaskSource, load_task
 from mlpt.tasks.episodes import MLM, EpisodeConfig, Episodes
 from mlpt.tasks.text_to_text import (
     FormatConfig,
@@ -117,13 +117,8 @@ class TaskJudge:
         self._episodes = Episodes(sizes, episodes, context.seed)
 
     def _labelled(self, name: str, source: TaskSource, tokenizer: Any, config: TextToTextConfig) -> list[Written]:
-        data = load_task(name, source, ["train"])
+        data, examples = labelled_rows(name, source)
         self.warnings += data.warnings()
-        examples = [one for one in data.splits.get("train", []) if one.label is not None]
-        if not examples:
-            raise UserError(
-                f"the teacher is judged by task '{name}', which has no labelled training rows; leave it out"
-            )
         writer = Writer(data.task, tokenizer, config)
         written = writer.write(examples)
         lost = writer.without_answer(written)
@@ -164,6 +159,15 @@ class TaskJudge:
     def _inputs(self, written: Written) -> Inputs:
         tokens, labels = torch.from_numpy(written.inputs), torch.from_numpy(written.targets)
         return labelled_inputs(tokens, labels, self._vocabulary.pad, self._by_inputs)
+
+
+def labelled_rows(name: str, source: TaskSource) -> tuple[TaskData, list[Example]]:
+    """A task, and its training rows with a label. Raises `UserError` where there are none."""
+    data = load_task(name, source, ["train"])
+    examples = [one for one in data.splits.get("train", []) if one.label is not None]
+    if not examples:
+        raise UserError(f"the teacher is judged by task '{name}', which has no labelled training rows; leave it out")
+    return data, examples
 
 
 def labelled_inputs(tokens: Tensor, labels: Tensor, pad: int, by_inputs: bool = False) -> Inputs:

@@ -259,8 +259,10 @@ class MetaLearner:
     def start(self, policy: Policy, state: State | None) -> None:
         """Go on from `policy` with `state()`; None: with the rules' first state.
 
-        Raises `UserError` when they are of other rules.
+        Raises `UserError` when they are of other rules, or a rule can do nothing with the model.
         """
+        for rule in self._rules.values():
+            rule.check(self._model)
         if policy.parts.keys() != self._rules.keys():
             raise UserError(
                 f"the meta-learner's state has the parts {', '.join(policy.parts) or 'none'} and this run "

@@ -83,6 +83,7 @@ def describe_pairs(logits: Pair, tokens: Tensor, pad: int, mask: int) -> dict[st
     entropy_inputs, entropy_targets  nats a token.
     mask_share                       mass of the mask token in the inputs.
     copied_inputs, copied_targets    mass of the token that the text has there.
+    one_token_inputs, one_token_targets  mass of the token that is written most, whatever the text.
     """
     real = tokens != pad
     found = {}
@@ -91,6 +92,7 @@ def describe_pairs(logits: Pair, tokens: Tensor, pad: int, mask: int) -> dict[st
         shares = logs.exp()
         found[f"entropy_{name}"] = -torch.where(shares > 0, shares * logs, 0.0).sum(dim=-1).mean().item()
         found[f"copied_{name}"] = shares.gather(1, tokens[real].unsqueeze(1)).mean().item()
+        found[f"one_token_{name}"] = shares.mean(dim=0).max().item()
         if name == "inputs":
             found["mask_share"] = shares[:, mask].mean().item()
     return found

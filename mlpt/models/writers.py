@@ -135,6 +135,9 @@ class PairWriter:
     def collapsed(self, figures: dict[str, float]) -> str | None:
         if figures["mask_share"] > _ALL:
             return f"the teacher writes the mask token at {figures['mask_share']:.0%} of the positions"
+        for side, written in (("inputs", True), ("targets", self._writes_targets)):
+            if written and figures[f"one_token_{side}"] > _ALL:
+                return f"the teacher writes one token at {figures[f'one_token_{side}']:.0%} of its {side}"
         copied = figures["copied_inputs"], figures["copied_targets"] if self._writes_targets else 1.0
         if min(copied) > _ALL:
             return f"the teacher copies its text: {figures['copied_inputs']:.0%} of the input tokens"

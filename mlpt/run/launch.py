@@ -1,6 +1,7 @@
 """From a recipe to a finished run: the steps behind `mlpt pretrain` and `mlpt.pretrain`."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from mlpt.run.blocks import blocks_of, with_target_texts
 from mlpt.run.build import run_rank, threads_of
 from mlpt.run.callbacks import Listeners
 from mlpt.run.folder import RunDir, new_run, open_run
+from mlpt.run.judged import check_judges
 from mlpt.run.result import Run
 from mlpt.run.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
 from mlpt.run.saved import with_model_of_run
@@ -32,6 +34,9 @@ from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.storage.mirror import fetch_log, send_log
 from mlpt.training.group import Group, default_device
+from mlpt.training.loop import Event
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -89,6 +94,7 @@ def pretrain(
 def _run(config: RunConfig, run: RunDir, console: Console, debug: bool, listeners: Listeners, step: int = 0) -> Run:
     """Train to the end, from the checkpoint of `step` (0: from the start), and show the summary."""
     check_boards(config.report)
+    check_judges(config)
     with _told_how_to_go_on(run), written_up(run, step, config.report.html, console):
         display = Display(config.report.progress, console, listeners.tell)
         with display, _stopped_with_advice(run, step, display) as stop:
@@ -163,6 +169,11 @@ def _in_this_process(
     threads = torch.get_num_threads()
     torch.set_num_threads(threads_of(config.runtime.cpus_per_worker))  # as a worker's: sums depend on their number
     display.doing("building the model")
+
+    def tell(event: Event) -> None:
+        _log.info("%s", json.dumps(event))  # as a worker does: reports read its warnings there
+        display.handle(event)
+
     try:
         group = Group(device=default_device())
         with logging_to_file(log), stop.training():
@@ -171,7 +182,7 @@ def _in_this_process(
                 blocks,
                 run.folder,
                 group,
-                tell=display.handle,
+                tell=tell,
                 must_save=must_save,
                 should_stop=stop,
                 remote=run.remote,

@@ -18,6 +18,7 @@ from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
 from mlpt.reporting.run_list import find_runs
 from mlpt.run.build import learns
+from mlpt.run.judged import check_judges
 from mlpt.storage.store import is_uri
 from mlpt.training.scaling import Job, ring_bytes
 from mlpt.training.speed import flops_per_token, matmul_flops
@@ -28,6 +29,7 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def plan(config: RunConfig) -> list[str]:
     """Lines for people. Raises `UserError` for what the run itself would refuse before its first step."""
+    check_judges(config)
     manifest = _manifest(config)
     length = manifest.block_size if manifest is not None else config.data.block_size
     model = _model(config, manifest, length)

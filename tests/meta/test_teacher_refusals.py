@@ -1,15 +1,22 @@
 """Bad input of runs with a teacher: one line each, before or at the first update, and warnings with their figures."""
 
+import json
+
 import pytest
 import torch
-from teacher_runs import config_with, run
+from rich.console import Console
+from teacher_runs import RULE, config_with, run
 
+from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.meta.policy import Evidence
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.models import writers
-from mlpt.objectives import OBJECTIVES
+from mlpt.objectives import OBJECTIVES, make_objectives
 from mlpt.run.build import build_learner, build_model, open_sources
+from mlpt.run.judged import check_judges
+from mlpt.run.launch import pretrain
+from mlpt.run.planning import plan
 from mlpt.tasks import TASKS, Example, TaskData
 from mlpt.training.tracker import read_metrics
 
@@ -50,7 +57,7 @@ def test_a_short_network_and_a_teacher_of_another_size_are_one_line(moons_blocks
         made.obey(torch.zeros(3))
 
 
-def test_a_collapsed_teacher_is_one_warning_with_its_figure(moons_blocks, tmp_path, monkeypatch):
+def test_a_collapsed_teacher_is_one_warning_with_its_figure_in_log_and_report(moons_blocks, tmp_path, monkeypatch):
     initialise = writers.build_teacher
 
     def always_masks(*arguments):
@@ -59,13 +66,62 @@ def test_a_collapsed_teacher_is_one_warning_with_its_figure(moons_blocks, tmp_pa
         return teacher
 
     monkeypatch.setattr(writers, "build_teacher", always_masks)
-    events = []
-    run(config_with(train={"steps": 3, "checkpoint_every": 3}), moons_blocks, tmp_path, tell=events.append)
-    warned = [one["text"] for one in events if one["event"] == "warning"]
-    assert len(warned) == 1
-    assert "the teacher writes the mask token at 100% of the positions" in warned[0]
-    reports = [line["meta"]["teacher"] for line in read_metrics(tmp_path) if "meta" in line]
+    changes = {"data": {"source": moons_blocks}, "run_dir": str(tmp_path / "run")}
+    tiny = {"steps": 3, "checkpoint_every": 3}
+    settings = config_with(train=tiny).model_dump(mode="json", exclude_unset=True) | changes
+    run = pretrain({}, settings, console=Console(quiet=True))
+    found = "the teacher writes the mask token at 100% of the positions; raise meta.rules.teacher.auxiliary or entropy"
+    log = (run.folder / "logs" / "rank_0.log").read_text()
+    assert sum(found in line and '"event": "warning"' in line for line in log.splitlines()) == 1
+    assert found in (run.folder / "report.html").read_text()
+    reports = [line["meta"]["teacher"] for line in read_metrics(run.folder) if "meta" in line]
     assert reports[0]["mask_share"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("teacher", "figures", "says"),
+    [
+        ("pairs", {"copied_inputs": 0.95, "copied_targets": 0.97}, "copies its text: 95% of the input tokens"),
+        ("pairs", {"copied_inputs": 0.95, "copied_targets": 0.5}, None),
+        ("inputs", {"copied_inputs": 0.95, "copied_targets": 0.5}, "copies its text: 95%"),
+        ("pairs", {"one_token_targets": 0.92}, "writes one token at 92% of its targets"),
+        ("inputs", {"one_token_targets": 0.92}, None),
+        ("inputs", {"one_token_inputs": 0.92}, "writes one token at 92% of its inputs"),
+        ("masker", {"entropy_positions": 0.05}, "always takes the same positions: entropy 0.050 nats"),
+        ("masker", {"entropy_positions": 2.0}, None),
+    ],
+)
+def test_each_kind_of_collapse_has_its_line(teacher, figures, says):
+    network = {"hidden_size": 8, "heads": 2, "intermediate_size": 16, "layers": 1, "positions": 10}
+    vocabulary = Vocabulary(size=40, pad=0, mask=1, sep=2, cls=3, unk=1)
+    writer = make_objectives({"teacher_made": {"teacher": teacher, "network": network}}, vocabulary)[
+        "teacher_made"
+    ].writer
+    kinds = ("mask_share", "copied_inputs", "copied_targets", "one_token_inputs", "one_token_targets")
+    found = writer.collapsed(dict.fromkeys(kinds, 0.1) | figures)
+    assert found is None if says is None else says in found
+
+
+@pytest.mark.parametrize("made", [{"samples": "soft"}, {}])
+def test_soft_samples_and_a_model_that_takes_no_embeddings_are_refused_before_training(moons_blocks, tmp_path, made):
+    rule = {**RULE, "rule": "teacher_soft"}
+    changes = {"model": {"architecture": "esm"}, "objectives": {"teacher_made": made}}
+    config = config_with(**changes, meta={"rules": {"teacher": rule}})
+    with pytest.raises(UserError, match="'esm' takes no soft inputs; choose bert"):
+        run(config, moons_blocks, tmp_path)
+    assert not list(read_metrics(tmp_path))
+
+
+def test_a_task_without_labels_is_refused_before_anything_is_made(tmp_path):
+    rows = [{"question": "who", "passage": "ada", "idx": number} for number in range(3)]
+    (tmp_path / "BoolQ").mkdir()
+    (tmp_path / "BoolQ" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rule = {"tasks": ["boolq"], "source": {"data_dir": str(tmp_path)}}
+    config = config_with(meta={"rules": {"teacher": rule}})
+    for ask in (check_judges, plan):
+        with pytest.raises(UserError, match="boolq") as refusal:
+            ask(config)
+        assert "\n" not in str(refusal.value)
 
 
 def test_labelled_tasks_need_task_tokens(small_blocks):

@@ -122,6 +122,9 @@ def test_the_figures_of_a_collapsed_teacher_say_so():
     assert figures["copied_targets"] == pytest.approx(1)
     assert figures["copied_inputs"] == pytest.approx(0, abs=1e-6)
     assert figures["entropy_inputs"] == pytest.approx(0, abs=1e-6)
+    assert figures["one_token_inputs"] == pytest.approx(1)
+    commonest = tokens[tokens != PAD].bincount().max() / (tokens != PAD).sum()
+    assert figures["one_token_targets"] == pytest.approx(commonest.item())
 
 
 def test_the_figures_of_a_uniform_teacher_leave_out_what_has_no_mass():

@@ -62,6 +62,9 @@ class Rule:
         line; None: it can."""
         return None
 
+    def check(self, model: Any) -> None:
+        """Raise `UserError` for a model that the rule can do nothing with. Asked before training."""
+
     def first(self) -> Part:
         """The part before the first update."""
         return Part()

@@ -17,7 +17,7 @@ from mlpt.meta.context import MetaContext
 from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Forward, InnerStep, Lookahead, Outer, Sgd
 from mlpt.meta.judges import Judgement, Weighted, loss_of
-from mlpt.meta.rules.teacher import Coming, TeacherConfig, TeacherRule, corrupted, is_made
+from mlpt.meta.rules.teacher import Coming, TeacherConfig, TeacherRule, corrupted, is_made, teacher_of
 from mlpt.models.soft import check_soft_inputs
 from mlpt.models.writers import SoftInputs, detached, soft_inputs
 from mlpt.objectives import objective_class
@@ -43,7 +43,6 @@ class TeacherSoft(TeacherRule):
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
         self._engine = ENGINES[config.engine]()
-        self._checked = False
 
     @classmethod
     def refuses(cls, settings: Any, config: Any) -> str | None:
@@ -51,6 +50,9 @@ class TeacherSoft(TeacherRule):
             if issubclass(objective_class(name, values), TeacherMade) and values.get("teacher") == "masker":
                 return "a masker makes no soft samples: set meta.rules.teacher.rule=teacher_hard"
         return super().refuses(settings, config)
+
+    def check(self, model: Any) -> None:
+        check_soft_inputs(model.backbone, teacher_of(model).vocabulary.size)
 
     def meta_gradient(
         self,
@@ -60,9 +62,6 @@ class TeacherSoft(TeacherRule):
         context: MetaContext,
         figures: dict[str, Any],
     ) -> tuple[list[Tensor], State]:
-        if not self._checked:
-            check_soft_inputs(context.model.backbone, made.vocabulary.size)
-            self._checked = True
         further = [[self.another(made.name, context, k)] for k in range(1, self.config.inner_steps)]
         written: dict[str, Tensor] = {}  # distributions with the teacher's graph, by the name of their leaf
         outer: dict[str, Tensor] = {}

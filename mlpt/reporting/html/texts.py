@@ -22,7 +22,11 @@ _HEADINGS = {
 }
 _FIGURES: tuple[tuple[str, str, Callable[[str], bool]], ...] = (  # title, unit, which figures
     ("Entropy of what the teacher writes", _NATS, lambda name: name.startswith("entropy")),
-    ("Mask token and copies", "share", lambda name: name == "mask_share" or name.startswith("copied")),
+    (
+        "Mask token, copies, commonest token",
+        "share",
+        lambda name: name.startswith(("mask_share", "copied", "one_token")),
+    ),
     ("Losses around the teacher", _NATS, lambda name: name.endswith("_loss") or name == "auxiliary"),
 )
 _CHANGED = (
