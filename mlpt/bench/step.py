@@ -55,8 +55,8 @@ SPECIAL = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 
 def run() -> list[Row]:
     """Tokens per second in float32 and bf16 against `Trainer` in float32; corruption as a share of a step."""
-    tokens = _tokens(BATCH * (STEPS + 1))
-    objectives = make_objectives({name: {} for name in CORRUPTING}, _vocabulary())
+    tokens = make_tokens(BATCH * (STEPS + 1))
+    objectives = make_objectives({name: {} for name in CORRUPTING}, vocabulary())
     for objective in objectives.values():
         objective.prepare_data(InMemory(tokens))
     ours_float32, ours_bf16, theirs = _seconds_per_step(tokens, objectives)
@@ -72,9 +72,9 @@ def run() -> list[Row]:
 
 def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        float32 = OurTraining(_encoder(objectives), tokens, "float32", folder)
-        bf16 = OurTraining(_encoder(objectives), tokens, "bf16", folder)
-        peer = TrainerTraining(_encoder(objectives).backbone, tokens, folder)
+        float32 = OurTraining(make_encoder(objectives), tokens, "float32", folder)
+        bf16 = OurTraining(make_encoder(objectives), tokens, "bf16", folder)
+        peer = TrainerTraining(make_encoder(objectives).backbone, tokens, folder)
         trainings: tuple[OurTraining | TrainerTraining, ...] = (float32, bf16, peer)
         rounds = [[training.seconds() for training in trainings] for _ in range(1 + ROUNDS)]
     one, two, three = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first one warms up
@@ -84,8 +84,12 @@ def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tu
 class OurTraining:
     """The step of mlpt's own loop, with nothing left out."""
 
-    def __init__(self, encoder: Encoder, tokens: Tensor, precision: Literal["float32", "bf16"], folder: str):
+    def __init__(
+        self, encoder: Encoder, tokens: Tensor, precision: Literal["float32", "bf16"], folder: str, **more: Any
+    ):
+        """more: further settings of training."""
         config = TrainConfig(
+            **more,
             batch_size=BATCH,
             micro_batch_size=BATCH,
             precision=precision,
@@ -183,19 +187,19 @@ def _seconds_to_corrupt(objective: Objective, tokens: Tensor, repeats: int = 50)
     return statistics.median(times)
 
 
-def _encoder(objectives: Mapping[str, Objective]) -> Encoder:
+def make_encoder(objectives: Mapping[str, Objective]) -> Encoder:
     config = ModelConfig(architecture="bert", hidden_size=HIDDEN, layers=LAYERS, heads=4)
-    return build_encoder(config, _vocabulary(), objectives, LENGTH, seed=0)
+    return build_encoder(config, vocabulary(), objectives, LENGTH, seed=0)
 
 
-def _tokens(rows: int) -> Tensor:
+def make_tokens(rows: int) -> Tensor:
     """(rows, LENGTH) int64: packed blocks of random words."""
     tokens = torch.randint(len(SPECIAL), VOCABULARY, (rows, LENGTH), generator=torch_generator(0, "tokens"))
     tokens[:, 0], tokens[:, -1] = SPECIAL["[CLS]"], SPECIAL["[SEP]"]
     return tokens
 
 
-def _vocabulary() -> Vocabulary:
+def vocabulary() -> Vocabulary:
     return Vocabulary.of(_tokenizer())
 
 

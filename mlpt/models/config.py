@@ -31,7 +31,8 @@ class ModelConfig(Settings):
     layers                number of layers; 4.
     heads                 attention heads of a layer; 4.
     intermediate_size     width of the feed-forward layers; None: 4 * hidden_size.
-    vocabulary_multiple   round the embedding rows up to a multiple of this; None: exactly the tokenizer's size.
+    vocabulary_multiple   round the embedding rows up to a multiple of this, in the saved model too; None: exactly the
+                          tokenizer's size. (For speed alone train.pad_vocabulary does without.)
     options               further attributes of the architecture's own configuration, by its names.
     """
 

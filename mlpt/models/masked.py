@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from mlpt.errors import UserError
+from mlpt.models.padded_decoder import PaddedDecoder
 
 THETA = 0.01  # TAMT's threshold before the first reset; kept scores start at 2 * THETA, pruned ones at 0
 
@@ -227,7 +228,7 @@ def attach_scores(
 def _share_with_decoder(backbone: nn.Module) -> None:
     owners = {id(m.weight): m for m in backbone.modules() if isinstance(m, MaskedEmbedding)}
     for module in backbone.modules():
-        if type(module) is nn.Linear and id(module.weight) in owners:
+        if type(module) in (nn.Linear, PaddedDecoder) and id(module.weight) in owners:
             owner = owners[id(module.weight)]
             module.__class__ = MaskedLinear
             module.scores, module.threshold = owner.scores, owner.threshold

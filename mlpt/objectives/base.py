@@ -30,7 +30,8 @@ class Inputs:
     token_types      (batch, length) int64, 0 for a first text and 1 for a second; None: all zero.
     smoothing        () float in [0, 1], how much of each target is the smoothing distribution; it may require a
                      gradient. None: plain targets, as for every held-out text.
-    weights          (n,) float32, what the loss of each of `positions` counts in the mean; None: all alike.
+    weights          (n,) float32, what the loss of each of `positions` counts in the mean; None: all alike. Those that
+                     only fill a buffer (`mlpt.objectives.capacity`) have 0.
     choice           how `positions` were drawn, where a learned setting decides that; it stays on the CPU.
     causal           whether a position may attend to itself and to earlier ones alone.
 
@@ -128,6 +129,11 @@ class Objective:
         thread beside the step before, and so reads nothing that a step changes, only what a new policy does.
         """
         raise NotImplementedError(f"{type(self).__name__}.corrupt")
+
+    def capacity(self, tokens: int) -> int | None:
+        """How many of a micro-batch's `tokens` (rows times length) are predicted at most, but for batches rarer than
+        one in 1e15; its loss then reads `Inputs.weights`. None: its inputs keep the shapes that they have."""
+        return None
 
     def example(self, batch: Batch, generator: torch.Generator) -> Inputs | None:
         """A training input for people to look at, token beside token of the text, whose targets are tokens; None: there

@@ -35,5 +35,8 @@ class CausalLM(Objective):
         targets = tokens.reshape(-1)[positions + 1]  # never in the next row: a row's last position predicts nothing
         return Inputs(tokens, attention_mask_of(tokens, self.vocabulary.pad), positions, targets, causal=True)
 
+    def capacity(self, tokens: int) -> int:
+        return tokens
+
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         return predicted_tokens_loss(model, inputs)

@@ -47,6 +47,9 @@ class Combined(Objective):
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         return self._mlm.corrupt(batch, generator)
 
+    def capacity(self, tokens: int) -> int:
+        return self._mlm.capacity(tokens)
+
     def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
         return self.corrupt(batch, generator)
 

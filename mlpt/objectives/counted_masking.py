@@ -9,6 +9,7 @@ from torch import Tensor
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective, PretrainingModel, attention_mask_of
+from mlpt.objectives.capacity import most_chosen
 from mlpt.objectives.mlm import skip_ids
 from mlpt.objectives.prediction import predicted_tokens_loss
 from mlpt.settings import Settings
@@ -41,6 +42,9 @@ class CountedMaskedLM(Objective):
         inputs, labels = mask_counted(batch.tokens, self.vocabulary, generator, self.config, mlm_token(self.vocabulary))
         positions = (labels != self.vocabulary.pad).view(-1).nonzero().squeeze(1)
         return Inputs(inputs, attention_mask_of(inputs, self.vocabulary.pad), positions, labels.view(-1)[positions])
+
+    def capacity(self, tokens: int) -> int:
+        return most_chosen(tokens, self.config.probability)  # counts vary less than by single chances
 
     def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
         return self.corrupt(batch, generator)

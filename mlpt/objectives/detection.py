@@ -37,8 +37,11 @@ class TokenDetection(Objective):
             labels = labels.masked_fill(~mask, IGNORED)
         return Inputs.from_labels(corrupted, labels, mask)
 
+    def capacity(self, tokens: int) -> int:
+        return tokens
+
     def loss(self, model: PretrainingModel, inputs: Inputs) -> Tensor:
         hidden = model.hidden(inputs).flatten(0, 1)  # (batch * length, hidden)
         logits = model.heads[self.name](hidden).float()  # (batch * length, 2)
         positions, targets = predicted(inputs)
-        return mean_cross_entropy(logits.index_select(0, positions), targets)
+        return mean_cross_entropy(logits.index_select(0, positions), targets, inputs.weights)

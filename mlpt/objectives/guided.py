@@ -22,6 +22,7 @@ from mlpt.data.counts import rare_tokens
 from mlpt.data.token_scores import TokenScores
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs
+from mlpt.objectives.capacity import most_chosen, part_of
 from mlpt.objectives.fresh import Fresh
 from mlpt.objectives.hard import HardTokens, hard_inputs
 from mlpt.objectives.knobs import Choice, Knob
@@ -144,6 +145,12 @@ class GuidedMaskedLM(TokenPrediction):
                 self._threshold = self._scores.threshold_of(hard.share, hard.metric)
             if warning := self._scores.warning(self._threshold, hard.metric):
                 _log.warning("objectives.guided: %s", warning)
+
+    def capacity(self, tokens: int) -> int:
+        how = self.config
+        if how.guide == "all" and "rate" not in self.learned:
+            return most_chosen(tokens, how.probability)
+        return part_of(tokens)  # a text may be full of rare or of hard tokens
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """The guide `hard` knows rows of the split that was questioned; all other texts are masked as its fallback

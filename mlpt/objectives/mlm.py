@@ -11,6 +11,7 @@ from torch import Tensor
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, attention_mask_of
+from mlpt.objectives.capacity import most_chosen, part_of
 from mlpt.objectives.knobs import Choice, Knob
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.objectives.smoothing import SmoothingConfig
@@ -53,6 +54,9 @@ class MaskedLM(TokenPrediction):
     @classmethod
     def knob_settings(cls, settings: Mapping[str, Any]) -> dict[Knob, float | None]:
         return {**super().knob_settings(settings), "rate": settings["probability"]}
+
+    def capacity(self, tokens: int) -> int:
+        return part_of(tokens) if "rate" in self.learned else most_chosen(tokens, self.config.probability)
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         tokens = batch.tokens  # (batch, length)

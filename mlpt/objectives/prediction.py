@@ -11,6 +11,7 @@ from torch import Tensor
 from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives.base import Inputs, Objective, PretrainingModel
+from mlpt.objectives.capacity import weighted_mean
 from mlpt.objectives.knobs import Knob
 from mlpt.objectives.smoothing import Reference, reference_logits, smoothed_cross_entropy
 
@@ -62,13 +63,11 @@ class TokenPrediction(Objective):
             losses = F.cross_entropy(logits, targets, reduction="none")  # (n,)
         else:
             losses = smoothed_cross_entropy(logits, targets, inputs.smoothing, self._reference(model, inputs))
-        weights = inputs.weights
-        if weights is not None:
-            losses = losses * weights
         if how.denominator == "predicted":
-            return losses.sum() / (max(1, len(targets)) if weights is None or not len(targets) else weights.sum())
-        mask = inputs.attention_mask
-        return losses.sum() / (inputs.input_ids.numel() if mask is None else mask.sum())
+            return weighted_mean(losses, inputs.weights)
+        mask, weights = inputs.attention_mask, inputs.weights
+        total = losses.sum() if weights is None else (losses * weights).sum()
+        return total / (inputs.input_ids.numel() if mask is None else mask.sum())
 
     def _reference(self, model: Any, inputs: Inputs) -> Any:
         how = self.config.smoothing
@@ -92,7 +91,7 @@ def predicted_logits(model: PretrainingModel, inputs: Inputs) -> tuple[Tensor, T
 def predicted_tokens_loss(model: PretrainingModel, inputs: Inputs) -> Tensor:
     """Mean cross-entropy in nats over `inputs.positions`; a batch without any gives zero, connected to every weight
     used."""
-    return mean_cross_entropy(*predicted_logits(model, inputs))
+    return mean_cross_entropy(*predicted_logits(model, inputs), inputs.weights)
 
 
 def predicted(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -102,8 +101,10 @@ def predicted(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.positions, inputs.targets
 
 
-def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the rows of `logits` (n, classes); zero with a gradient path when n is 0."""
+def mean_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over the rows of `logits` (n, classes), by their `weights`; zero with a gradient path when n is 0."""
+    if weights is not None:
+        return weighted_mean(F.cross_entropy(logits, targets, reduction="none"), weights)
     if len(logits) == 0:
         return logits.sum()
     return F.cross_entropy(logits, targets)

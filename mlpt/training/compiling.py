@@ -11,30 +11,41 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mlpt.models.padded_decoder import pad_decoder
+from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 
+_MOST_GRAPHS = 64
 
-def wrapped(
-    model: nn.Module, compile: bool, group: Group, warn: Callable[[str], None], compress_gradients: bool = False
-) -> Any:
-    """The callable for training steps; without a compiler, `warn` is told why the model stays as it is.
 
-    compress_gradients  ranks exchange their gradients in bf16.
-    """
+def wrapped(model: nn.Module, config: TrainConfig, group: Group, warn: Callable[[str], None]) -> Any:
+    """The callable for training steps; without a compiler, `warn` is told why the model stays as it is."""
+    if group.device.type == "cuda" if config.pad_vocabulary is None else config.pad_vocabulary:
+        pad_decoder(model.backbone)
     forward: Any = model
-    if compile:
+    if config.compile:
         reason = why_not_compile(group.device)
         if reason is None:
-            forward = torch.compile(model)
+            forward = compiled(model, config.keeps_shapes)
         else:
             warn(f"train.compile has no effect: {reason}")
     if group.world == 1:
         return forward
     # Heads of objectives that a step doesn't draw get no gradient.
     parallel = DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
-    if compress_gradients:
+    if config.compress_gradients:
         parallel.register_comm_hook(None, _mean_in_bf16)
     return parallel
+
+
+def compiled(model: nn.Module, keeps_shapes: bool, backend: str | Callable[..., Any] = "inductor") -> Any:
+    """`model` under `torch.compile`; where its inputs keep their shapes, each one is compiled for itself.
+
+    There is a graph for each objective, with and without padding, more than the eight that torch would make before it
+    went on without compiling.
+    """
+    dynamic = False if keeps_shapes else None
+    return torch.compile(model, backend=backend, dynamic=dynamic, recompile_limit=_MOST_GRAPHS)
 
 
 def _mean_in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

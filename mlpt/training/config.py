@@ -39,6 +39,16 @@ class TrainConfig(Settings):
     )
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = Field(False, description="torch.compile the model")
+    fixed_shapes: bool | None = Field(
+        None,
+        description="predicted positions in a buffer of a fixed size, whose unused entries weigh nothing: a compiled "
+        "model then keeps its shapes; null: where the model is compiled",
+    )
+    pad_vocabulary: bool | None = Field(
+        None,
+        description="the output layer computes a multiple of 64 logits, of which training sees the vocabulary's; "
+        "nothing that is saved changes; null: on a GPU",
+    )
     compress_gradients: bool = Field(False, description="workers exchange gradients in bf16: half the bytes, rounded")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -80,6 +90,11 @@ class TrainConfig(Settings):
     def total_steps(self, block_size: int) -> int:
         """Steps of the run: `steps`, or as many as the token budget needs."""
         return self.steps if self.tokens is None else math.ceil(self.tokens / (self.batch_size * block_size))
+
+    @property
+    def keeps_shapes(self) -> bool:
+        """Whether the micro-batches of an objective all have the same shapes."""
+        return self.compile if self.fixed_shapes is None else self.fixed_shapes
 
     @property
     def micro_batches(self) -> int:

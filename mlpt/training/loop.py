@@ -93,7 +93,7 @@ class Loop:
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
         self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
         self._boards, self._prefetch = boards, Prefetch(work.inputs, group.device)
-        self._forward = wrapped(self.model, config.compile, group, self._warn, config.compress_gradients)
+        self._forward = wrapped(self.model, config, group, self._warn)
         self._meter = Meter()
         self._window: dict[str, Seen] = {}  # losses since the last log line
         self._best: float | None = None

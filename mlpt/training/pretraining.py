@@ -16,6 +16,7 @@ from mlpt.errors import UserError
 from mlpt.meta.policy import Planned
 from mlpt.models.encoder import Encoder
 from mlpt.objectives.base import Inputs
+from mlpt.objectives.capacity import with_capacity
 from mlpt.randomness import training_noise
 from mlpt.storage.state import State
 from mlpt.training.config import TrainConfig
@@ -184,7 +185,10 @@ class Pretraining:
         arm = micro_batch.arm
         batch = self.sources[arm.source].train.batch(micro_batch.rows).for_arm(arm.name)
         noise = training_noise(self.seed, arm.name, step, micro_batch.slot)
-        return self.model.objectives[arm.objective].corrupt(batch, noise)
+        objective = self.model.objectives[arm.objective]
+        inputs = objective.corrupt(batch, noise)
+        capacity = objective.capacity(batch.tokens.numel()) if self.config.keeps_shapes else None
+        return inputs if capacity is None else with_capacity(inputs, capacity)
 
     def tokens(self, steps: int) -> int:
         """Tokens that `steps` steps train on."""

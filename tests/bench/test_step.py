@@ -5,10 +5,14 @@ import pytest
 from mlpt.bench import step
 
 
-def test_the_step_benchmark_reports_both_precisions_and_every_objectives_corruption(monkeypatch, capsys):
+def shrink(monkeypatch):
     for name, small in {"VOCABULARY": 64, "HIDDEN": 32, "LAYERS": 1, "BATCH": 4, "LENGTH": 16, "STEPS": 2}.items():
         monkeypatch.setattr(step, name, small)
     monkeypatch.setattr(step, "ROUNDS", 1)
+
+
+def test_the_step_benchmark_reports_both_precisions_and_every_objectives_corruption(monkeypatch, capsys):
+    shrink(monkeypatch)
     rows = step.run()
     assert len(rows) == 2 + len(step.CORRUPTING)
     for row in rows[:2]:

@@ -5,6 +5,7 @@ from ranks import run_ranks
 from torch import nn
 
 from mlpt.training.compiling import wrapped
+from mlpt.training.config import TrainConfig
 
 
 def rank(group):
@@ -13,7 +14,7 @@ def rank(group):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 5))
         rows = torch.randn(8, 30, generator=torch.Generator().manual_seed(1 + group.rank))
-        forward = wrapped(model, False, group, print, compressed)
+        forward = wrapped(model, TrainConfig(compress_gradients=compressed), group, print)
         forward(rows).square().mean().backward()
         gradients[compressed] = nn.utils.parameters_to_vector([one.grad for one in model.parameters()])
     exact, rounded = gradients[False], gradients[True]

@@ -249,6 +249,18 @@ def test_without_a_compiler_a_run_says_so_and_trains_on(small_blocks, tmp_path, 
     assert "train.compile has no effect" in next(event["text"] for event in told if event["event"] == "warning")
 
 
+def test_a_run_with_fixed_shapes_trains_like_the_plain_one(small_blocks, tmp_path):
+    for fixed in (False, True):
+        changes = {"train": {"fixed_shapes": fixed, "steps": 6}}
+        run(config_with(**changes), small_blocks, tmp_path / str(fixed))
+    plain, ours = (
+        [line["loss"] for line in read_metrics(tmp_path / name) if "loss" in line] for name in ("False", "True")
+    )
+    assert len(plain) == 6
+    for one, other in zip(plain, ours, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_trains_like_the_plain_one(small_blocks, tmp_path):
     if why_not_compile(torch.device("cpu")) is not None:

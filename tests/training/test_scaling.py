@@ -9,6 +9,7 @@ from ranks import run_ranks
 from torch import nn
 
 from mlpt.training.compiling import wrapped
+from mlpt.training.config import TrainConfig
 from mlpt.training.scaling import Job, Machine, cost, most_workers, ring_bytes
 
 BASE = Job(
@@ -31,7 +32,7 @@ def test_a_ring_sends_what_its_messages_add_up_to():
 
 def rank(group):
     model = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 5))
-    forward = wrapped(model, False, group, print)
+    forward = wrapped(model, TrainConfig(), group, print)
     summed = []
 
     def count(state, bucket):
