@@ -1,7 +1,7 @@
 """What a rule may look at during one update: the model at the snapshot, meta-train and meta-dev batches, a report."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class MetaContext:
     progress    share of the run's steps that are done when the answer is adopted, 0 to 1.
     report      figures for the log, filled by the rules.
     made        the step that training made last, where a rule follows it and it was made.
+    replica     whose rows of every batch these are, from 0, of `replicas` (`mlpt.meta.replicas`).
     """
 
     model: Any
@@ -42,6 +43,12 @@ class MetaContext:
     progress: float = 0.0
     report: dict[str, Any] = field(default_factory=dict)
     made: MadeStep | None = None
+    replica: int = 0
+    replicas: int = 1
+
+    def of_replica(self, replica: int, replicas: int) -> "MetaContext":
+        """The view of one replica of the look-ahead, with a report of its own: batches are its part of one draw."""
+        return replace(self, replica=replica, replicas=replicas, report={})
 
     def coming_batch(self, planned: Planned) -> tuple[Batch, torch.Generator]:
         """The rows of a micro-batch of the step to come, and the noise from which a worker corrupts them."""
@@ -83,14 +90,17 @@ class MetaContext:
     ) -> tuple[Batch, torch.Generator]:
         drawn = numpy_generator(self.seed, f"{purpose}/texts", texts, index)
         # A data set smaller than the batch gives some of its rows twice.
-        chosen = drawn.choice(len(rows), size, replace=len(rows) < size)
-        return rows.batch(chosen).for_arm(arm), torch_generator(self.seed, f"{purpose}/noise", noise, index)
+        whole = size * self.replicas
+        chosen = drawn.choice(len(rows), whole, replace=len(rows) < whole)
+        own = chosen[self.replica * size : (self.replica + 1) * size]
+        noises = f"{purpose}/noise" + (f"/{self.replica}" if self.replica else "")
+        return rows.batch(own).for_arm(arm), torch_generator(self.seed, noises, noise, index)
 
     def _corrupted(self, arm: str, batch: Batch, generator: torch.Generator) -> Inputs:
         inputs: Inputs = self.model.objectives[self.arms[arm].objective].corrupt(batch, generator)
         return inputs.to(next(self.model.parameters()).device)
 
 
-def each_share(rows: int, arms: int) -> int:
-    """Rows for each of `arms`; at least two, which is what contrastive objectives need."""
-    return max(2, rows // arms)
+def each_share(rows: int, arms: int, replicas: int = 1) -> int:
+    """Rows for each of `arms` on each of `replicas`; at least two, which is what contrastive objectives need."""
+    return max(2, rows // (arms * replicas))

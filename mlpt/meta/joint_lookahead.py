@@ -16,6 +16,7 @@ from mlpt.meta.context import MetaContext, each_share
 from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer
 from mlpt.meta.policy import MIXTURE, Policy
+from mlpt.meta.replicas import DEV_LOSS
 from mlpt.meta.rules.base import Share
 from mlpt.meta.snapshot import made_step
 from mlpt.objectives.base import Inputs
@@ -108,7 +109,7 @@ class LookAhead:
         steps = [InnerStep(loss_of_step(k)) for k in range(self.config.inner_steps)]
         followed = self.config.backward_steps
         found = self._engine(Lookahead(context.model, context.optimizer, outer, steps, outer_loss, followed, made))
-        context.report["dev_loss"] = dev_losses
+        context.report[DEV_LOSS] = dev_losses
         if not all(bool(torch.isfinite(one).all()) for one in found.gradients.values()):
             raise UserError(
                 f"the hypergradient at step {context.step} is not finite: training has diverged; lower the "
@@ -121,14 +122,14 @@ class LookAhead:
     ) -> list[dict[str, Inputs | None]]:
         """Drawn once: engines evaluate an inner loss several times and must see the same inputs. None for the arms
         whose gradients are `known`."""
-        size = each_share(self.config.batch_size or context.batch_size, len(arms))
+        size = each_share(self.config.batch_size or context.batch_size, len(arms), context.replicas)
         return [
             {arm: None if arm in known else context.train_inputs(arm, size, k) for arm in arms}
             for k in range(self.config.inner_steps)
         ]
 
     def _held_out(self, context: MetaContext) -> dict[str, Inputs]:
-        size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target))
+        size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target), context.replicas)
         return {arm: context.dev_inputs(arm, size, 0, context.step, context.step) for arm in context.target}
 
 

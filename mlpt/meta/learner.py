@@ -20,6 +20,7 @@ from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
+from mlpt.meta.replicas import Gradients, Others, averaged, found_state
 from mlpt.meta.rules import make_rules, rule_class, rule_config
 from mlpt.meta.rules.base import LookaheadRule, Rule, RuleConfig
 from mlpt.meta.snapshot import Snapshot, load_snapshot
@@ -45,6 +46,8 @@ class MetaConfig(Settings):
                {texts: SOURCE}, a small text of its own, named as in data.source, which nothing trains on.
                {tasks: [sst2, mine.csv]} is short for {sst2: 1, mine: 1}. Empty: all that train, equally.
     lookahead  how rules that differentiate look ahead.
+    replicas   learners among which the rows of every look-ahead are shared out, each an actor of its own with
+               runtime.meta_cpus and meta_gpus; hypergradients are averaged.
     """
 
     interval: int = Field(default=100, ge=1)
@@ -52,6 +55,7 @@ class MetaConfig(Settings):
     rules: dict[str, SerializeAsAny[RuleConfig]] = Field(default_factory=_learned_mixture)
     target: dict[str, float | str] = Field(default_factory=dict)
     lookahead: LookaheadConfig = LookaheadConfig()
+    replicas: int = Field(default=1, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +131,18 @@ class MetaConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _can_be_shared_out(self) -> "MetaConfig":
+        if self.replicas == 1:
+            return self
+        classes = [rule_class(part, settings.rule) for part, settings in self.rules.items()]
+        for one in classes:
+            if one.needs_weights and not issubclass(one, LookaheadRule):
+                raise ValueError(f"replicas share out look-aheads, and rule '{one.name}' makes none: set replicas=1")
+        if not any(issubclass(one, LookaheadRule) for one in classes):
+            raise ValueError("replicas share out look-aheads, and no rule of this run makes one: set replicas=1")
+        return self
+
+    @model_validator(mode="after")
     def _one_answer_at_a_time(self) -> "MetaConfig":
         if self.lag > self.interval:
             raise ValueError(f"lag ({self.lag}) cannot exceed interval ({self.interval}): answers would overtake")
@@ -136,8 +152,8 @@ class MetaConfig(Settings):
 class Updates:
     """Rules, and the one look-ahead of those that differentiate: from a policy and evidence to the next parts."""
 
-    def __init__(self, rules: Mapping[str, Rule], lookahead: LookaheadConfig):
-        self.rules = rules
+    def __init__(self, rules: Mapping[str, Rule], lookahead: LookaheadConfig, replicas: int = 1):
+        self.rules, self._replicas = rules, replicas
         self._start = lookahead.start
         looks_ahead = any(isinstance(rule, LookaheadRule) for rule in rules.values())
         self._look_ahead = LookAhead(lookahead) if looks_ahead else None
@@ -146,19 +162,20 @@ class Updates:
         """Version 0, in force before the first answer."""
         return first_policy(self.rules)
 
-    def parts(self, policy: Policy, evidence: Evidence, context: MetaContext) -> dict[str, Part]:
-        """The parts after this update. A part that stays is the same object."""
-        looking = {
-            name: rule
-            for name, rule in self.rules.items()
-            if isinstance(rule, LookaheadRule) and context.step >= self._start
-        }
-        gradients: dict[str, Any] = {}
-        if self._look_ahead is not None and not self._look_ahead.can(context):
-            looking = {}
-        if looking and self._look_ahead is not None:
-            shares = {name: rule.share(policy.parts[name], context) for name, rule in looking.items()}
-            gradients = self._look_ahead.gradients(policy, shares, context)
+    def parts(
+        self, policy: Policy, evidence: Evidence, context: MetaContext, others: Others | None = None
+    ) -> dict[str, Part]:
+        """The parts after this update. A part that stays is the same object.
+
+        others  what the other replicas of the look-ahead have found; None: they are computed here, one by one.
+        """
+        looking = self._looking(context)
+        gradients: Gradients = {}
+        if looking:
+            found = [self.found(policy, context, 0)]
+            found += others() if others else [self.found(policy, context, i) for i in range(1, self._replicas)]
+            gradients, told = averaged(found)
+            context.report.update(told)
         return {
             name: looking[name].descend(policy.parts[name], gradients[name], context)
             if name in looking
@@ -167,6 +184,21 @@ class Updates:
             else policy.parts[name]
             for name, rule in self.rules.items()
         }
+
+    def found(self, policy: Policy, context: MetaContext, replica: int) -> State:
+        """What one replica finds on its rows of the look-ahead; empty where there is no look-ahead. No rule moves."""
+        looking = self._looking(context)
+        if not looking or self._look_ahead is None:
+            return State()
+        own = context.of_replica(replica, self._replicas)
+        shares = {name: rule.share(policy.parts[name], own) for name, rule in looking.items()}
+        return found_state(self._look_ahead.gradients(policy, shares, own), own.report)
+
+    def _looking(self, context: MetaContext) -> dict[str, LookaheadRule]:
+        """The rules that move by a look-ahead in this update."""
+        if self._look_ahead is None or context.step < self._start or not self._look_ahead.can(context):
+            return {}
+        return {name: rule for name, rule in self.rules.items() if isinstance(rule, LookaheadRule)}
 
     def state(self, changed: Collection[str] | None = None) -> State:
         """All that the next update depends on besides the policy, by part; of parts that are not `changed` (None: all
@@ -214,7 +246,7 @@ class MetaLearner:
         self._seed, self._batch_size = seed, batch_size
         self._lag, self._steps = config.lag, steps
         self._rules = make_rules(config.rules, arms.trained)
-        self._updates = Updates(self._rules, config.lookahead)
+        self._updates = Updates(self._rules, config.lookahead, config.replicas)
         self._policy = self._updates.first()
         model.eval()
 
@@ -233,24 +265,34 @@ class MetaLearner:
         """The newest policy."""
         return self._policy
 
-    def update(self, snapshot: Snapshot, evidence: Evidence) -> Answer:
+    def update(self, snapshot: Snapshot, evidence: Evidence, others: Others | None = None) -> Answer:
         """The next policy, one version up, with the state that belongs to it.
 
         `evidence` is what happened since the update before. The first call finds no earlier losses: rules that compare
         take their baseline then and leave their part alone.
+        others  what the other replicas of the look-ahead found (`found`); None: this learner computes them too.
         Raises `UserError` for a snapshot of another model or without the moments that a rule needs.
         """
         begun = time.perf_counter()
         context = self._context(snapshot)
         device = next(self._model.parameters()).device.type
         with torch.autocast(device, enabled=False):
-            parts = self._updates.parts(self._policy, evidence, context)
+            parts = self._updates.parts(self._policy, evidence, context, others)
         changed = {name: part for name, part in parts.items() if part is not self._policy.parts[name]}
         state = self._updates.state(changed)
         report = {**context.report, "peak_bytes": peak_bytes(device), "seconds": time.perf_counter() - begun}
         answer = Answer(self._policy.version + 1, changed, state, report)
         self._policy = self._policy.after(answer)
         return answer
+
+    def found(self, snapshot: Snapshot, replica: int) -> State:
+        """What replica `replica` finds on its rows of the look-ahead, once it was told the state to go on from.
+
+        Nothing of the learner's state advances.
+        """
+        context = self._context(snapshot)
+        with torch.autocast(next(self._model.parameters()).device.type, enabled=False):
+            return self._updates.found(self._policy, context, replica)
 
     def state(self) -> State:
         """All that the next update depends on besides the policy, by part."""

@@ -84,7 +84,8 @@ def _about_meta(config: RunConfig, length: int) -> Iterator[str]:
     meta, steps = config.meta, config.train.total_steps(length)
     updates = -(-steps // meta.interval)
     lag = "training waits for each" if meta.lag == 0 else f"each adopted {meta.lag} steps later"
-    yield f"objectives: {names}; meta-learning: {updates:,} updates, one every {meta.interval} steps, {lag}"
+    among = f", look-aheads shared out among {meta.replicas} learners" if meta.replicas > 1 else ""
+    yield f"objectives: {names}; meta-learning: {updates:,} updates, one every {meta.interval} steps, {lag}{among}"
 
 
 def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:

@@ -164,8 +164,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
-def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:
-    """Logical CPUs that a run asks for: its workers and, when something is learned, the meta-learner.
+def needed_cpus(runtime: RuntimeConfig, learners: int = 0) -> float:
+    """Logical CPUs that a run asks for: its workers and, when something is learned, the meta-learner's replicas.
 
     Elastic workers ask for no more than this machine has, where Ray is our own.
     """
@@ -173,7 +173,7 @@ def needed_cpus(runtime: RuntimeConfig, with_learner: bool) -> float:
     if runtime.address == "local" and not isinstance(runtime.num_workers, int):
         least = runtime.least_workers * runtime.cpus_per_worker
         workers = min(workers, max(least, get_num_cpus()))
-    return workers + (runtime.meta_cpus if with_learner else 0)
+    return workers + learners * runtime.meta_cpus
 
 
 def check_cores(workers: int, cpus_each: float, lower: str) -> None:
@@ -187,23 +187,22 @@ def check_cores(workers: int, cpus_each: float, lower: str) -> None:
         raise UserError(f"{who} {needed:g} CPUs and this machine has {have}; lower {lower}")
 
 
-def check_resources(runtime: RuntimeConfig, with_learner: bool, say: Callable[[str], None]) -> None:
+def check_resources(runtime: RuntimeConfig, learners: int, say: Callable[[str], None]) -> None:
     """Compare what the run needs with what Ray has.
 
     Raises `UserError` where it can never fit (our own Ray); on a cluster, which may grow, `say` is told of the wait.
     """
     have = ray.cluster_resources()
     least = runtime.least_workers
-    learner = 1 if with_learner else 0
     needs = {
-        "CPU": least * runtime.cpus_per_worker + learner * runtime.meta_cpus,
-        "GPU": least * runtime.gpus_per_worker + learner * runtime.meta_gpus,
+        "CPU": least * runtime.cpus_per_worker + learners * runtime.meta_cpus,
+        "GPU": least * runtime.gpus_per_worker + learners * runtime.meta_gpus,
         **{name: least * amount for name, amount in runtime.worker_resources.items()},
-        **{name: learner * amount for name, amount in runtime.meta_resources.items()},
+        **{name: learners * amount for name, amount in runtime.meta_resources.items()},
     }
     for name, amount in needs.items():
         if amount > have.get(name, 0) + 1e-9:
             lack = f"the run needs {amount:g} {name} and Ray has {have.get(name, 0):g}"
             if runtime.address == "local":
-                raise UserError(f"{lack}; lower runtime.num_workers, runtime.gpus_per_worker or runtime.meta_resources")
+                raise UserError(f"{lack}; lower runtime.num_workers, gpus_per_worker, meta_resources or meta.replicas")
             say(f"{lack}; waiting for the cluster to grow (if it cannot, stop and lower runtime.num_workers)")

@@ -114,7 +114,7 @@ def _workers(config: DownstreamConfig, address: str) -> Iterator[RuntimeConfig]:
     if address == "local":
         check_cores(config.num_workers, 1, "num_workers")
     with ray_session(runtime, config.num_workers):
-        check_resources(runtime, with_learner=False, say=lambda text: None)
+        check_resources(runtime, learners=0, say=lambda text: None)
         yield runtime
 
 

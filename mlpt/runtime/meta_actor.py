@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from mlpt.meta.policy import Answer, Evidence, Policy
 from mlpt.meta.snapshot import Snapshot
 from mlpt.run.build import build_learner, open_sources, threads_of
 from mlpt.runtime.hangs import Watch
+from mlpt.runtime.replicas import MOST_DEATHS, ReplicaLost, Replicas, gather
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.storage.state import Flat, State
 from mlpt.training.group import default_device
@@ -39,7 +40,6 @@ _LOG_TIMEOUT_S = 30.0
 BUILD_S = 60.0  # doubled each time; where nothing has to be waited for but its imports and its model
 _PULSE_S = 5.0
 _RETRY_S = 0.25
-_MOST_DEATHS = 10  # without an answer in between; more are no accident
 _log = logging.getLogger(__name__)
 
 
@@ -50,9 +50,18 @@ class MetaLearnerActor:
     takes are over when `start` builds it again.
     """
 
-    def __init__(self, config: dict[str, Any], blocks: str, run_dir: str, remote: Remote | None, idle: bool = False):
+    def __init__(
+        self,
+        config: dict[str, Any],
+        blocks: str,
+        run_dir: str,
+        remote: Remote | None,
+        idle: bool = False,
+        replica: int = 0,
+    ):
         self._remote = remote
-        self._log = working_folder(run_dir, remote) / "logs" / "meta_learner.log"
+        name = f"meta_learner_{replica}.log" if replica else "meta_learner.log"
+        self._log = working_folder(run_dir, remote) / "logs" / name
         fetch_log(remote, self._log)
         log_to_file(self._log)
         self._config = RunConfig.model_validate(config)
@@ -83,12 +92,19 @@ class MetaLearnerActor:
         learner = self._learner
         learner.start(policy_of(policy.unpack()), self._first_state if state is None else state.unpack())
 
-    def update(self, snapshot: Snapshot, evidence: Evidence) -> "Parcel":
-        """One update of the learner: a packed answer."""
+    def update(self, snapshot: Snapshot, evidence: Evidence, others: Sequence[Any] = ()) -> "Parcel":
+        """One update of the learner: a packed answer. others: references to what the other replicas find."""
         with self._watch.at_work():
-            answer = self._learner.update(snapshot, evidence)
+            found = (lambda: gather(others, self._watch.beat)) if others else None
+            answer = self._learner.update(snapshot, evidence, found)
         _log.info("step %d: policy %d, %s", snapshot.step, answer.version, dict(answer.report))
         return Parcel.pack(_state_of(answer))
+
+    def found(self, snapshot: Snapshot, policy: "Parcel", state: "Parcel | None", replica: int) -> "Parcel":
+        """What this one, as a replica, finds for an update that goes on from that policy and state."""
+        with self._watch.at_work():
+            self.start(policy, state)
+            return Parcel.pack(self._learner.found(snapshot, replica))
 
     @ray.method(concurrency_group="pulse")
     def pulse(self) -> bool:
@@ -128,10 +144,13 @@ def _answer_of(state: State) -> Answer:
     return Answer(policy.version, policy.parts, state.part("state"), state.values["report"])
 
 
-def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote | None, spare: bool = False) -> Any:
+def create_actor(
+    config: RunConfig, blocks: str, run_dir: Path, remote: Remote | None, spare: bool = False, replica: int = 0
+) -> Any:
     """The actor, owned by the calling process, with resources of its own; a `spare` has none, and waits.
 
-    It restarts after death, but no call is repeated by Ray: the client repeats it with the right state.
+    It restarts after death, but no call is repeated by Ray: the client repeats it with the right state. Replicas after
+    the first have no state, and Ray repeats their calls.
     """
     runtime: RuntimeConfig = config.runtime
     threads = str(threads_of(runtime.meta_cpus))
@@ -140,11 +159,11 @@ def create_actor(config: RunConfig, blocks: str, run_dir: Path, remote: Remote |
         "num_gpus": runtime.meta_gpus,
         "resources": runtime.meta_resources or None,
         "max_restarts": -1,  # for ever; `ActorSource` counts the deaths
-        "max_task_retries": 0,
+        "max_task_retries": MOST_DEATHS if replica else 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
     }
     actor_class = ray.remote(concurrency_groups={"pulse": 1})(MetaLearnerActor).options(**options)
-    return actor_class.remote(config.model_dump(), blocks, str(run_dir), remote, spare)
+    return actor_class.remote(config.model_dump(), blocks, str(run_dir), remote, spare, replica)
 
 
 def may_have_spare(config: RunConfig) -> bool:
@@ -171,6 +190,7 @@ class ActorSource:
     create        makes another actor for one that is dead for good: somebody killed it through Ray.
     create_spare  makes one that waits, with its imports done, to take the place of one that dies: the dead one, once
                   Ray has restarted it, is then the spare. None: the restart itself is waited for.
+    replicas      those among which a look-ahead is shared out, besides the actor itself.
     """
 
     def __init__(
@@ -180,7 +200,9 @@ class ActorSource:
         create_spare: Callable[[], Any] | None = None,
         hang_timeout: float | None = None,
         build_timeout: float = START_TIMEOUT_S,
+        replicas: Replicas | None = None,
     ):
+        self._replicas = replicas
         self._hang_timeout = hang_timeout
         self._patience = build_timeout
         self._actor = actor
@@ -190,7 +212,7 @@ class ActorSource:
         self._deaths = 0
         self._policy = Policy(0)
         self._state: State | None = None
-        self._launched: tuple[Any, Evidence] | None = None
+        self._launched: tuple[Any, Evidence, list[Any]] | None = None  # snapshot, evidence, what replicas will find
         self._future: Any = None
         self._outcome: SimpleQueue[Answer | Exception | None] = SimpleQueue()
         self.waiting: Callable[[], None] = lambda: None  # called every few seconds by whoever waits for the actor
@@ -203,8 +225,7 @@ class ActorSource:
 
     def launch(self, snapshot: Snapshot, evidence: Evidence) -> None:
         """Put the snapshot's flat buffers into the object store and begin the update."""
-        self._launched = (ray.put(snapshot), evidence)
-        self._future = self._actor.update.remote(*self._launched)
+        self._send(ray.put(snapshot), evidence)
         if self._spare is None and self._create_spare is not None:
             self._spare = self._create_spare()  # now, so that it does not compete with the start of the run
         self._begin(self._answer)
@@ -216,6 +237,16 @@ class ActorSource:
         self._policy, self._state = self._policy.after(answer), newer(self._state, answer.state)
         self._launched, self._future, self._deaths = None, None, 0
         return answer
+
+    def _send(self, snapshot: Any, evidence: Evidence) -> None:
+        others = [] if self._replicas is None else self._replicas.ask(snapshot, *self._packed())
+        self._launched = (snapshot, evidence, others)
+        self._future = self._actor.update.remote(*self._launched)
+
+    def _packed(self) -> tuple[Any, Any]:
+        """References to the newest policy and its state."""
+        policy = ray.put(Parcel.pack(policy_state(self._policy)))
+        return policy, None if self._state is None else ray.put(Parcel.pack(self._state))
 
     def _begin(self, work: Callable[[], Answer | None]) -> None:
         def follow() -> None:
@@ -245,6 +276,11 @@ class ActorSource:
                 self._wait_for_life()
                 answer = _answer_of(ray.get(self._future, timeout=_UPDATE_TIMEOUT_S).unpack())
             except RayTaskError as error:
+                if isinstance(error.cause, ReplicaLost) and self._replicas is not None and self._launched is not None:
+                    self._count(error)
+                    self._replicas.renew()
+                    self._send(*self._launched[:2])
+                    continue
                 raise UserError(
                     f"the meta-learner failed: {_cause(error)}; its log is logs/meta_learner.log"
                 ) from error
@@ -263,6 +299,8 @@ class ActorSource:
             return
         updated = time.monotonic()  # when it was last seen to
         while not ray.wait([self._future], timeout=_PULSE_S)[0]:
+            if self._replicas is not None:
+                self._replicas.look()
             pulse = self._actor.pulse.remote()
             answered, _ = ray.wait([pulse], timeout=self._hang_timeout)
             if answered and ray.get(pulse):
@@ -286,15 +324,14 @@ class ActorSource:
 
     def _count(self, error: Exception) -> None:
         self._deaths += 1
-        if self._deaths > _MOST_DEATHS:
+        if self._deaths > MOST_DEATHS:  # without an answer in between
             raise UserError(
                 f"the meta-learner's actor keeps dying ({_cause(error)}); look into logs/meta_learner.log and resume"
             ) from error
 
     def _push(self) -> None:
         """Hand over the state, as soon as there is an actor to take it."""
-        policy = ray.put(Parcel.pack(policy_state(self._policy)))
-        state = None if self._state is None else ray.put(Parcel.pack(self._state))
+        policy, state = self._packed()
         deadline = time.monotonic() + self._patience
         while True:
             left = max(0.1, deadline - time.monotonic())

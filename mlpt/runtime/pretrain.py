@@ -39,11 +39,12 @@ def pretrain_on_ray(
     if runtime.address == "local":
         check_cores(runtime.least_workers, runtime.cpus_per_worker, "runtime.num_workers or runtime.cpus_per_worker")
     display.doing(where(runtime))
-    cpus, way_on = needed_cpus(runtime, learns(config)), f"`{resume_command(run)}`"
+    learners = config.meta.replicas if learns(config) else 0
+    cpus, way_on = needed_cpus(runtime, learners), f"`{resume_command(run)}`"
     with ray_session(runtime, cpus, debug, resume=way_on, stop=stop):
         if stop is not None:
             stop.listen()
-        check_resources(runtime, learns(config), display.say)
+        check_resources(runtime, learners, display.say)
         display.doing(f"starting {_workers(runtime)}{' and the meta-learner' if learns(config) else ''}")
         return _on_ray(config, blocks, run_dir, display, remote, stop)
 
@@ -60,7 +61,8 @@ def _on_ray(
     remote: Remote | None,
     stop: StopRequest | None,
 ) -> dict[str, Any]:
-    actor = create_actor(config, blocks, run_dir, remote) if learns(config) else None
+    numbers = range(config.meta.replicas if learns(config) else 0)
+    actors = {number: create_actor(config, blocks, run_dir, remote, replica=number) for number in numbers}
     runtime = config.runtime
     hub = make_hub(runtime)
     settings = {
@@ -68,7 +70,8 @@ def _on_ray(
         "blocks": blocks,
         "run_dir": str(run_dir),
         "remote": remote,
-        "actor": actor,
+        "actor": actors.get(0),
+        "replicas": {number: actor for number, actor in actors.items() if number},
         "hub": hub,
     }
     trainer = make_trainer(train_rank, settings, runtime, run_dir)
@@ -79,7 +82,7 @@ def _on_ray(
         run = str(run_dir) if remote is None else remote.uri
         raise why_failed(error, hub, f"see {run}/logs, then `{resume_command(run)}`") from error
     finally:
-        if actor is not None:
+        for actor in actors.values():
             end_actor(actor, remote)
         forget(run_dir)
     outcome: dict[str, Any] = result.return_value

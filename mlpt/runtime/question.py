@@ -33,8 +33,8 @@ def question_on_ray(
     On a cluster, `config.blocks` and `config.out` must be folders or URIs that every node reaches.
     """
     check_place(config.out, overwrite)
-    with ray_session(runtime, needed_cpus(runtime, with_learner=False)):
-        check_resources(runtime, with_learner=False, say=say)
+    with ray_session(runtime, needed_cpus(runtime)):
+        check_resources(runtime, learners=0, say=say)
         return question(config, partial(_run, runtime=runtime), progress, overwrite)
 
 

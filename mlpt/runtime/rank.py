@@ -23,6 +23,7 @@ from mlpt.run.build import run_rank, threads_of
 from mlpt.runtime.hangs import Watch
 from mlpt.runtime.hub import asked
 from mlpt.runtime.meta_actor import BUILD_S, START_TIMEOUT_S, ActorSource, create_actor, may_have_spare
+from mlpt.runtime.replicas import Replicas
 from mlpt.stopping import RunStopped
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.training.group import Group
@@ -52,7 +53,11 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         create = partial(create_actor, config, settings["blocks"], run_dir, remote)
         spare = partial(create, spare=True) if may_have_spare(config) else None
         patience = START_TIMEOUT_S if config.runtime.address != "local" else BUILD_S  # a cluster may have to grow first
-        source = ActorSource(settings["actor"], create, spare, config.runtime.hang_timeout, patience)
+        limit = config.runtime.hang_timeout
+        replicas = Replicas(
+            settings["replicas"], lambda number: create(replica=number), None if limit is None else max(limit, patience)
+        )
+        source = ActorSource(settings["actor"], create, spare, limit, patience, replicas)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())
         tell, must_save = _teller(hub), _preemption_notice(config)

@@ -56,6 +56,8 @@ class PretrainJob:
         return config.runtime
 
     def check(self, space: Space, config: RunConfig) -> None:
+        if config.meta.replicas > 1 and config.runtime.most_workers > 1:
+            raise UserError("trials of several workers have one learner each: set meta.replicas=1")
         known = {"dev/mean", "sparsity", LATENCY, *(f"dev/{name}" for name in config.objectives)}
         for metric in space.metrics:
             if metric not in known:

@@ -85,6 +85,13 @@ def test_a_metric_that_no_trial_reports_is_refused():
         PRETRAIN.check(SPACE.changed(metrics={"dev/loss": "min"}), config)
 
 
+def test_trials_of_several_workers_have_one_learner_each():
+    several = {"runtime": {"num_workers": 2}, "meta": {"rules": {"mixture": "dga"}, "replicas": 2}}
+    config = PRETRAIN.config(SPACE, several, {}, 0)
+    with pytest.raises(UserError, match="trials of several workers have one learner each"):
+        PRETRAIN.check(SPACE, config)
+
+
 def test_concurrency_counts_workers_and_the_meta_learner_of_nested_trials():
     runtime = RuntimeConfig(num_workers=2, cpus_per_worker=2, meta_cpus=1, meta_resources={"meta": 1})
     needs = trial_needs(runtime)
