@@ -44,8 +44,8 @@ def compiled(model: nn.Module, keeps_shapes: bool, backend: str | Callable[..., 
     There is a graph for each objective, with and without padding, more than the eight that torch would make before it
     went on without compiling.
     """
-    dynamic = False if keeps_shapes else None
-    return torch.compile(model, backend=backend, dynamic=dynamic, recompile_limit=_MOST_GRAPHS)
+    how: dict[str, Any] = {"dynamic": False if keeps_shapes else None, "recompile_limit": _MOST_GRAPHS}
+    return torch.compile(model, backend=backend, **how)
 
 
 def _mean_in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
