@@ -19,7 +19,7 @@ CASES = {
     "mixture": ("mlpt.bench.mixture",),
     "suites": ("mlpt.bench.suites",),
     "masks": ("mlpt.bench.masks",),
-    "teacher": ("mlpt.bench.many", "mlpt.bench.teacher"),
+    "teacher": ("mlpt.bench.many", "mlpt.bench.taught", "mlpt.bench.sending", "mlpt.bench.teacher"),
     "question": ("mlpt.bench.question",),
     "checkpoints": ("mlpt.bench.checkpoints",),
     "sweep": ("mlpt.bench.sweep",),
