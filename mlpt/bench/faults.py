@@ -7,6 +7,7 @@ of a command must be one line and a documented exit code; nothing may be left be
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ A_RUN = 5
 PATIENCE_S = 900.0
 _GONE_S = 60.0
 _TOO_BUSY = "Ray does not start on this machine"
+_NEARLY_DONE = 0.8  # from here on, the work may end before a fault can end it
 _AT_THE_START = 0.2  # share of faults that come while the work starts, or starts again
 
 
@@ -155,16 +157,24 @@ class Disturbed:
         self._said_before = 0
 
     def endure(self, faults: Sequence[Fault], draw: random.Random) -> list[Struck]:
-        """Strike with each fault in turn, each time until the work has got further, and let it end."""
+        """Strike with each fault in turn, each time until the work has got further, and let it end.
+
+        A fault that finds nothing to strike, because the work is done, is none.
+        """
         struck = []
         self._start(self._victim.work.words(self._victim.out))
         for number, fault in enumerate(faults):
             moment = self._wait_for_a_moment(draw, (number + draw.random()) / (len(faults) + 0.5))
-            reached, begun = progress(self._victim.out), time.monotonic()
-            code, found = None, ""
+            begun, code, found, before = time.monotonic(), None, "", progress(self._victim.out)
+            must_end = bool(fault.codes) and not fault.may_go_on
             try:
-                fault.strike(self._victim, draw)
-                code = self._further_than(reached, fault.codes, must_end=bool(fault.codes) and not fault.may_go_on)
+                if not fault.strike(self._victim, draw):
+                    self._mend()
+                    continue
+                reached = progress(self._victim.out)  # a step may have ended between the moment and the fault
+                code = self._further_than(reached, fault.codes, must_end)
+                if must_end and code is None and before < _NEARLY_DONE * self._total:
+                    raise UnexpectedError("the command went on as if nothing had been")
             except (UnexpectedError, subprocess.TimeoutExpired) as error:
                 found = str(error)
             name = self._victim.work.name
@@ -175,6 +185,8 @@ class Disturbed:
         try:
             self._further_than(None, ())
         except UnexpectedError as error:
+            if not struck:
+                raise UserError(f"{self._victim.work.name}, before any fault: {error}") from error
             struck[-1] = Struck(**{**asdict(struck[-1]), "found": str(error)})
         return struck
 
@@ -204,6 +216,8 @@ class Disturbed:
     def _start(self, words: Sequence[str]) -> None:
         self._begun = time.monotonic()
         self._said_before = self._output.stat().st_size if self._output.is_file() else 0
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script; children inherit it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self._output, "ab") as output:
             self._victim.command = subprocess.Popen(
                 _mlpt(words),
@@ -235,22 +249,26 @@ class Disturbed:
         while time.monotonic() < deadline:
             code = self._victim.command.poll()
             if code == 0:
-                self._victim.mend()
-                self._victim.mend = lambda: None
+                self._mend()
                 return ended
             if code == 2 and _TOO_BUSY in self._said():
                 self._start(self._victim.work.words_to_go_on(self._victim.out))
             elif code is not None:
                 self._check(code, codes if ended is None else ())
                 ended = code
-                self._victim.mend()
-                self._victim.mend = lambda: None
+                if reached is not None:
+                    reached = max(reached, progress(self._victim.out))
+                self._mend()
                 self._start(self._victim.work.words_to_go_on(self._victim.out))
             further = reached is not None and progress(self._victim.out) > reached
             if further and (ended is not None or not must_end):
                 return ended
             time.sleep(0.05)
         raise UnexpectedError(f"no further for {PATIENCE_S:.0f} s: {self._said()[-200:]}")
+
+    def _mend(self) -> None:
+        self._victim.mend()
+        self._victim.mend = lambda: None
 
     def _check(self, code: int, codes: Sequence[int]) -> None:
         said = self._said()

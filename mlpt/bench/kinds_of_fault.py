@@ -28,6 +28,10 @@ class Victim:
         self.command: subprocess.Popen[bytes]
         self.mend: Callable[[], None] = lambda: None  # to be called before the work can go on
 
+    def is_there(self) -> bool:
+        """Whether its command has not ended."""
+        return self.command.poll() is None
+
     def processes(self, title: str = "") -> list[psutil.Process]:
         """Those whose title or name begins so."""
         return [one for one in self._mine() if _title(one).startswith(title)]
@@ -51,15 +55,19 @@ class Victim:
                     yield process
 
 
+Strike = Callable[[Victim, random.Random], bool]
+
+
 @dataclass(frozen=True)
 class Fault:
     """One kind: what it does, with which exit codes the command ends by it (none: it goes on), which work it fits.
 
+    strike     False if there was nothing to do it to, such as a process that has ended.
     may_go_on  the command need not end.
     """
 
     name: str
-    strike: Callable[[Victim, random.Random], None]
+    strike: Strike
     codes: tuple[int, ...] = ()
     fits: Callable[[Work], bool] = lambda work: True
     may_go_on: bool = False
@@ -116,86 +124,101 @@ def _title(process: psutil.Process) -> str:
     return words[0] if words and words[0].startswith("ray::") else process.name()
 
 
-def _to(title: str, number: signal.Signals) -> Callable[[Victim, random.Random], None]:
-    def strike(victim: Victim, draw: random.Random) -> None:
-        victim.signal(title, number)
+def _to(title: str, number: signal.Signals) -> Strike:
+    def strike(victim: Victim, draw: random.Random) -> bool:
+        return bool(victim.signal(title, number))
 
     return strike
 
 
-def _one_worker(number: signal.Signals) -> Callable[[Victim, random.Random], None]:
-    def strike(victim: Victim, draw: random.Random) -> None:
-        victim.signal(f"ray::{victim.work.workers}", number, draw)
+def _one_worker(number: signal.Signals) -> Strike:
+    def strike(victim: Victim, draw: random.Random) -> bool:
+        return bool(victim.signal(f"ray::{victim.work.workers}", number, draw))
 
     return strike
 
 
-def _pause(title: str) -> Callable[[Victim, random.Random], None]:
-    def strike(victim: Victim, draw: random.Random) -> None:
-        _let_go(victim.signal(title, _STOP))
+def _pause(title: str) -> Strike:
+    def strike(victim: Victim, draw: random.Random) -> bool:
+        return _let_go(victim.signal(title, _STOP))
 
     return strike
 
 
-def _pause_worker(victim: Victim, draw: random.Random) -> None:
-    _let_go(victim.signal(f"ray::{victim.work.workers}", _STOP, draw))
+def _pause_worker(victim: Victim, draw: random.Random) -> bool:
+    return _let_go(victim.signal(f"ray::{victim.work.workers}", _STOP, draw))
 
 
-def _pause_command(victim: Victim, draw: random.Random) -> None:
+def _pause_command(victim: Victim, draw: random.Random) -> bool:
+    if not victim.is_there():
+        return False
     victim.command.send_signal(_STOP)
-    _let_go([psutil.Process(victim.command.pid)])
+    return _let_go([psutil.Process(victim.command.pid)])
 
 
-def _let_go(stopped: list[psutil.Process]) -> None:
-    time.sleep(PAUSE_S)
+def _let_go(stopped: list[psutil.Process]) -> bool:
+    if stopped:
+        time.sleep(PAUSE_S)
     for one in stopped:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.send_signal(signal.SIGCONT)
+    return bool(stopped)
 
 
-def _command(number: signal.Signals) -> Callable[[Victim, random.Random], None]:
-    def strike(victim: Victim, draw: random.Random) -> None:
+def _command(number: signal.Signals) -> Strike:
+    def strike(victim: Victim, draw: random.Random) -> bool:
+        was_there = victim.is_there()
         victim.command.send_signal(number)
         victim.command.wait(timeout=300)
+        return was_there
 
     return strike
 
 
-def _group(number: signal.Signals) -> Callable[[Victim, random.Random], None]:
-    def strike(victim: Victim, draw: random.Random) -> None:
+def _group(number: signal.Signals) -> Strike:
+    def strike(victim: Victim, draw: random.Random) -> bool:
+        was_there = victim.is_there()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(victim.command.pid, number)
         victim.command.wait(timeout=300)
+        return was_there
 
     return strike
 
 
-def _all_killed(victim: Victim, draw: random.Random) -> None:
+def _all_killed(victim: Victim, draw: random.Random) -> bool:
     """As when the power fails, except that the disks have all that was written."""
+    was_there = victim.is_there()
     while found := victim.processes():
         for one in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         victim.command.wait()
+    return was_there
 
 
-def _cut_short(victim: Victim, draw: random.Random) -> None:
+def _cut_short(victim: Victim, draw: random.Random) -> bool:
     pattern = "parts/*.arrow" if victim.work.saves == "parts" else "checkpoints/step_*/*"
     _wait_for(victim, pattern)
-    _all_killed(victim, draw)
+    if not _all_killed(victim, draw):
+        return False
     found = sorted(victim.out.rglob(pattern), key=lambda path: path.stat().st_mtime_ns)
     if found:
         _halve(draw.choice([path for path in found if path.parent == found[-1].parent][-4:]))
+    return bool(found)
 
 
-def _metrics_cut(victim: Victim, draw: random.Random) -> None:
-    _all_killed(victim, draw)
-    for path in sorted(victim.out.rglob("metrics.jsonl"))[-1:]:
+def _metrics_cut(victim: Victim, draw: random.Random) -> bool:
+    if not _all_killed(victim, draw):
+        return False
+    found = sorted(victim.out.rglob("metrics.jsonl"))[-1:]
+    for path in found:
         with open(path, "ab") as file:
             file.truncate(max(0, path.stat().st_size - draw.randint(1, 60)))
+    return bool(found)
 
 
-def _in_the_way(victim: Victim, draw: random.Random) -> None:
+def _in_the_way(victim: Victim, draw: random.Random) -> bool:
     """A folder that cannot be written, also by root: what is there is a file."""
     for folder in _wait_for(victim, victim.work.saves)[-1:]:
         aside = folder.with_name("aside")
@@ -208,17 +231,20 @@ def _in_the_way(victim: Victim, draw: random.Random) -> None:
                 aside.rename(folder)
 
             victim.mend = mend
+            return victim.is_there()
+    return False
 
 
-def _fill_disk(victim: Victim, draw: random.Random) -> None:
+def _fill_disk(victim: Victim, draw: random.Random) -> bool:
     """Only where `victim.out` lies on a disk of its own."""
     ballast = victim.out.parent / "ballast"
-    if not ballast.parent.is_mount():
-        return
+    if not ballast.parent.is_mount() or not victim.is_there():
+        return False
     victim.mend = lambda: ballast.unlink(missing_ok=True)
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 16))
+    return True
 
 
 def _wait_for(victim: Victim, pattern: str) -> list[Path]:

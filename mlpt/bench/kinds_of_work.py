@@ -100,9 +100,9 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
     question = ("question", str(folder / "model"), blocks, "--out", "{out}", "batch_tokens=64")
     return [
         _again("multi-task fine-tuning", *tasks, *joint, "--out", "{out}"),
-        _pretraining("pretraining, learned mixture", 500, "quickstart", *META),
-        _pretraining("pretraining, learned masks", 300, "tamt_meta", *META, "meta.lookahead.start=20"),
-        _pretraining("pretraining by a teacher", 300, "denoiser", network, *META, "meta.rules.teacher.start=20"),
+        _pretraining("pretraining, learned mixture", 1000, "quickstart", *META),
+        _pretraining("pretraining, learned masks", 800, "tamt_meta", *META, "meta.lookahead.start=20"),
+        _pretraining("pretraining by a teacher", 800, "denoiser", network, *META, "meta.rules.teacher.start=20"),
         _again("fine-tuning", *tasks, *cells, "max_length=16", "--workers", "2", "--out", "{out}", workers="_run_one"),
         Work(
             "sweep",
@@ -111,8 +111,8 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
             workers="ImplicitFunc",
         ),
         _again("questioning", *question, "--workers", "2", workers="_score", saves="parts"),
-        _pretraining("pretraining, masks by distillation", 400, "quickstart", *combined, learns=False),
-        _pretraining("pretraining, two workers", 300, "quickstart", *META, *two, calm=()),
+        _pretraining("pretraining, masks by distillation", 800, "quickstart", *combined, learns=False),
+        _pretraining("pretraining, two workers", 600, "quickstart", *META, *two, calm=()),
     ]
 
 

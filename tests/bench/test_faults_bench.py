@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import os
+import random
+import signal
+import sys
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlpt.bench import kinds_of_fault, kinds_of_work
+from mlpt.bench import faults, kinds_of_fault, kinds_of_work
 from mlpt.bench.faults import plan
 from mlpt.bench.kinds_of_work import end_of, progress
 
@@ -20,9 +25,9 @@ def works(tmp_path):
 def test_sixty_faults_meet_every_kind_of_work_and_more_than_twelve_kinds_of_fault(works):
     begun = list(itertools.islice(plan(works, seed=0), 12))
     assert {work.name for work, _, _ in begun} == {work.name for work in works}
-    faults = [fault for _, chosen, _ in begun for fault in chosen]
-    assert len(faults) == 60
-    assert len({fault.name for fault in faults}) >= 20
+    struck = [fault for _, chosen, _ in begun for fault in chosen]
+    assert len(struck) == 60
+    assert len({fault.name for fault in struck}) >= 20
     assert all(fault.fits(work) for work, chosen, _ in begun for fault in chosen)
 
 
@@ -78,3 +83,84 @@ def test_sweeps_are_compared_by_their_points_whatever_their_trials_are_called(tm
         ends.append(end_of(out))
     assert ends[0] == ends[1]
     assert ends[0] != ends[2]
+
+
+WORK = """
+import pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
+out.mkdir(exist_ok=True)
+metrics = out / "metrics.jsonl"
+step = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+try:
+    while step < 60:
+        step += 1
+        with open(metrics, "a") as file:
+            file.write('{"step": %d}\\n' % step)
+        time.sleep(0.02)
+except KeyboardInterrupt:
+    print("mlpt: stopped")
+    sys.exit(130)
+"""
+
+
+@pytest.fixture
+def disturbed(tmp_path, monkeypatch):
+    """Work that counts to 60; `seen` are its steps at the moments that a test asks for."""
+    monkeypatch.setattr(faults, "_mlpt", lambda words: [sys.executable, "-c", WORK, *words])
+    work = kinds_of_work.Work("counting", ("{out}",), ("{out}",))
+    victim = kinds_of_fault.Victim(work, tmp_path / "disk" / "out", "mark")
+    victim.out.parent.mkdir()
+    one = faults.Disturbed(victim, {**os.environ, "MLPT_SOAK": "mark"}, tmp_path / "said.txt", total=60)
+    monkeypatch.setattr(one, "_wait_for_a_moment", lambda draw, share: "at once")
+    yield one
+    one.close()
+
+
+def once_at_step_20(strike):
+    """Does that to the work as soon as it is so far."""
+
+    def struck(victim, draw):
+        while progress(victim.out) < 20:
+            time.sleep(0.001)
+        return strike(victim, draw)
+
+    return struck
+
+
+def test_a_command_that_was_killed_is_waited_for_until_it_makes_a_step_that_was_not_made_before(disturbed, monkeypatch):
+    seen = []
+    further = disturbed._further_than
+
+    def noted(*given, **named):
+        seen.append(progress(disturbed._victim.out))
+        code = further(*given, **named)
+        seen.append(progress(disturbed._victim.out))
+        return code
+
+    monkeypatch.setattr(disturbed, "_further_than", noted)
+    kill = once_at_step_20(kinds_of_fault._command(signal.SIGKILL))
+    (struck,) = disturbed.endure([kinds_of_fault.Fault("killed", kill, (-signal.SIGKILL,))], random.Random(0))
+    killed, after, _, end = seen
+    assert 20 <= killed < after
+    assert (struck.code, struck.found, end) == (-signal.SIGKILL, "", 60)
+
+
+def test_a_fault_that_finds_nothing_to_strike_is_not_counted(disturbed):
+    nobody = kinds_of_fault.Fault("nobody, killed", kinds_of_fault._to("ray::Nobody", signal.SIGKILL))
+    assert disturbed.endure([nobody], random.Random(0)) == []
+
+
+def test_a_command_that_does_not_end_by_what_should_end_it_is_found(disturbed):
+    deaf = once_at_step_20(lambda victim, draw: True)
+    (struck,) = disturbed.endure([kinds_of_fault.Fault("nothing", deaf, (130,))], random.Random(0))
+    assert "as if nothing had been" in struck.found
+
+
+def test_an_interrupt_reaches_the_work_also_where_the_shell_has_it_ignored(disturbed, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = once_at_step_20(kinds_of_fault._command(signal.SIGINT))
+        (struck,) = disturbed.endure([kinds_of_fault.Fault("SIGINT", stop, (130,))], random.Random(0))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (struck.code, struck.found) == (130, "")
