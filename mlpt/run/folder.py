@@ -17,7 +17,7 @@ from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.reporting.history import HISTORY, REPORT
 from mlpt.settings import load_settings
-from mlpt.storage.mirror import Remote
+from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
 
 CONFIG = "config.yaml"
@@ -58,6 +58,18 @@ class RunDir:
     def has_begun(self) -> bool:
         """True once there is something of the run to go on with or to look at."""
         return outputs.is_there(self.folder, outputs.RUN)
+
+    def way_on(self, stays: bool = False) -> str:
+        """What goes on with the run once it has broken off, for people.
+
+        stays  the place is left as it is, whatever was made there; else one that holds nothing to go on with is not.
+        """
+        checkpoints = run_checkpoints(self.folder, 1, self.remote, lambda text: None)
+        if checkpoints.has_any() or (self.folder / "model" / "config.json").is_file():
+            return f"`{resume_command(self.name)}`"
+        if stays or self.has_begun():
+            return f"`{resume_command(self.name, '--restart')}`"
+        return "the same command"
 
     def emptied(self, names: Iterable[str]) -> "RunDir":
         """The same run without the files and folders `names`; at a URI under a new id, as other machines must forget
@@ -100,7 +112,7 @@ def new_run(config: RunConfig, overwrite: bool = False) -> Iterator[RunDir]:
         return
     path = outputs.check_folder(config.run_dir or _unused(config.name), outputs.RUN, overwrite, resumes=True)
     if not overwrite and outputs.is_there(path, outputs.RUN):
-        raise _taken(str(path), _text(path / CONFIG), config)
+        raise _taken(RunDir(path), _text(path / CONFIG), config)
     with outputs.taken_folder(path, outputs.RUN, overwrite, private=True):
         try:
             for folder in _FOLDERS:
@@ -146,7 +158,7 @@ def _begun_at_uri(config: RunConfig, store: Store) -> Iterator[RunDir]:
     uri = store.uri
     there = store.read(CONFIG)
     if there is not None:  # also of a start that was killed: from here it cannot be told from one under way
-        raise _taken(uri, there.decode(errors="replace"), config)
+        raise _taken(_open_at_uri(uri), there.decode(errors="replace"), config)
     remote = Remote(uri, uuid.uuid4().hex)
     try:
         store.write(_RUN_ID, json.dumps({"id": remote.run_id}).encode())
@@ -187,12 +199,12 @@ def _open_at_uri(uri: str) -> RunDir:
     return run
 
 
-def _taken(place: str, there: str, config: RunConfig) -> UserError:
+def _taken(run: RunDir, there: str, config: RunConfig) -> UserError:
     whose = "this very configuration" if there == config.to_yaml() else "another configuration"
-    replace = "" if is_uri(place) else "replace it with --overwrite, "
+    replace = "" if run.remote else "replace it with --overwrite, "
     return UserError(
-        f"{place} holds a run of {whose}; go on with it by `{resume_command(place)}`, {replace}or choose "
-        "another run_dir"
+        f"{run.name} holds a run of {whose}; go on with it by {run.way_on(stays=True)}, {replace}or choose another "
+        "run_dir"
     )
 
 

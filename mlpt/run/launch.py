@@ -123,8 +123,7 @@ def _told_how_to_go_on(run: RunDir) -> Iterator[None]:
         trouble = system_error(error)
         if trouble is None or isinstance(error, UserError):
             raise
-        then = f"`{resume_command(run.name)}`" if run.has_begun() else "run the same command again"
-        raise UserError(told(trouble, then)) from error
+        raise UserError(told(trouble, run.way_on())) from error
 
 
 @contextmanager

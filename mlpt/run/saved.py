@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlpt.config import RunConfig
 from mlpt.data.sources import Sources
-from mlpt.errors import UserError
+from mlpt.errors import UserError, resume_command
 from mlpt.models.hooks import all_as_saved
 from mlpt.outputs import read_json
 from mlpt.run.build import build_model, step_hooks
@@ -95,8 +95,8 @@ def _from_checkpoint(run: Path, step: int | None, say: Say) -> str:
     chosen = checkpoints.latest(say) if step is None else checkpoints.load(step)
     if chosen is None:
         raise UserError(
-            f"{run} has no model yet: it is not finished and has no checkpoint; go on with it by "
-            f"`mlpt pretrain --resume {run}`"
+            f"{run} has no model yet: it is not finished and has no checkpoint; begin it again by "
+            f"`{resume_command(str(run), '--restart')}`"
         )
     say(f"{run} is not finished: taking its checkpoint of step {chosen.step}")
     folder = run / "models" / chosen.path.name

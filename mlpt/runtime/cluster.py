@@ -42,7 +42,7 @@ def ray_session(
     debug: bool = False,
     nested: bool = False,
     environment: Mapping[str, str] | None = None,
-    resume: str = "the same command",
+    way_on: Callable[[], str] = lambda: "the same command",
     stop: StopRequest | None = None,
 ) -> Iterator[None]:
     """A Ray to run in: the one this process already has, a cluster, or one of our own, which ends with the block
@@ -52,7 +52,7 @@ def ray_session(
     nested       runs will start runs of their own. Ray then needs its dashboard, and its processes must know its
                  address, or it leaks the resources of those that are stopped.
     environment  variables that every process of the job gets.
-    resume       what goes on with the work if Ray dies; that ends this process with one line and exit code 2,
+    way_on       says what goes on with the work if Ray dies; that ends this process with one line and exit code 2,
                  or with that of the signal that `stop` has heard of.
     """
     for name, value in _QUIET.items():
@@ -78,7 +78,7 @@ def ray_session(
             "or use runtime.address=local"
         ) from error
     try:
-        with watched(resume, stop):
+        with watched(way_on, stop):
             yield
     finally:
         ray.shutdown()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mlpt.config import RunConfig, RuntimeConfig
-from mlpt.errors import UserError, resume_command
+from mlpt.errors import UserError
 from mlpt.reporting.display import Display
 from mlpt.run.build import learns
+from mlpt.run.folder import RunDir
 from mlpt.runtime.cluster import check_cores, check_resources, needed_cpus, ray_session, where
 from mlpt.runtime.hub import Relay
 from mlpt.runtime.meta_actor import create_actor, end_actor
@@ -35,13 +36,13 @@ def pretrain_on_ray(
     Raises `UserError` for what the user can put right; training resumes where it was after that. Raises `RunStopped`
     when `stop` asked for it and everything is saved.
     """
-    runtime, run = config.runtime, str(run_dir) if remote is None else remote.uri
+    runtime, run = config.runtime, RunDir(run_dir, remote)
     if runtime.address == "local":
         check_cores(runtime.least_workers, runtime.cpus_per_worker, "runtime.num_workers or runtime.cpus_per_worker")
     display.doing(where(runtime))
     learners = config.meta.replicas if learns(config) else 0
-    cpus, way_on = needed_cpus(runtime, learners), f"`{resume_command(run)}`"
-    with ray_session(runtime, cpus, debug, resume=way_on, stop=stop):
+    cpus = needed_cpus(runtime, learners)
+    with ray_session(runtime, cpus, debug, way_on=partial(run.way_on, stays=True), stop=stop):
         if stop is not None:
             stop.listen()
         check_resources(runtime, learners, display.say)
@@ -79,8 +80,8 @@ def _on_ray(
         with Relay(hub, display) as relay:
             result = fit(trainer, hub, stop, partial(_given_up, runtime, relay))
     except Exception as error:
-        run = str(run_dir) if remote is None else remote.uri
-        raise why_failed(error, hub, f"see {run}/logs, then `{resume_command(run)}`") from error
+        run = RunDir(run_dir, remote)
+        raise why_failed(error, hub, f"see {run.name}/logs, then {run.way_on(stays=True)}") from error
     finally:
         for actor in actors.values():
             end_actor(actor, remote)

@@ -17,9 +17,10 @@ import torch
 from ray.train.torch import get_device
 
 from mlpt.config import RunConfig
-from mlpt.errors import UserError, is_lasting, resume_command, system_error, told
+from mlpt.errors import UserError, is_lasting, system_error, told
 from mlpt.logs import log_to_file
 from mlpt.run.build import run_rank, threads_of
+from mlpt.run.folder import RunDir
 from mlpt.runtime.hangs import Watch
 from mlpt.runtime.hub import asked
 from mlpt.runtime.meta_actor import BUILD_S, START_TIMEOUT_S, ActorSource, create_actor, may_have_spare
@@ -78,7 +79,7 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
     except RunStopped as stopped:
         return {"stopped": stopped.step}
     except Exception as error:
-        said = _for_people(error, str(run_dir) if remote is None else remote.uri)
+        said = _for_people(error, RunDir(run_dir, remote))
         if said is None:
             _log.exception("rank %d failed", rank)
             raise
@@ -141,14 +142,14 @@ def _beginning(tell: Callable[[Event], None], watch: Watch) -> Callable[[Event],
     return told
 
 
-def _for_people(error: Exception, run: str) -> str | None:
+def _for_people(error: Exception, run: RunDir) -> str | None:
     """The line about an error that a restart of the group would only meet again; None for any other."""
     if isinstance(error, UserError):
         return str(error)
     trouble = system_error(error)
     if trouble is None or not is_lasting(trouble):
         return None
-    return told(trouble, f"`{resume_command(run)}`")
+    return told(trouble, run.way_on())
 
 
 def _teller(hub: Any) -> Callable[[Event], None]:

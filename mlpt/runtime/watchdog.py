@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import ray
@@ -25,10 +25,10 @@ _SIGNAL_S = 2.0  # in which a busy machine lets this process hear of a signal th
 
 
 @contextlib.contextmanager
-def watched(resume: str, stop: StopRequest | None = None) -> Iterator[None]:
+def watched(way_on: Callable[[], str], stop: StopRequest | None = None) -> Iterator[None]:
     """While the block runs, the end of the Ray that this process has joined ends it, with exit code 2.
 
-    resume  what goes on with the work, for people.
+    way_on  says what goes on with the work, for people.
     stop    knows whether a signal came, which some schedulers send to all processes at once; the exit code is its own
             then.
     """
@@ -37,9 +37,9 @@ def watched(resume: str, stop: StopRequest | None = None) -> Iterator[None]:
     known = {name: pid for name, pid in processes.items() if pid is not None}
     with contextlib.ExitStack() as opened:
         if hasattr(os, "pidfd_open"):  # Linux
-            opened.enter_context(watching(Ends(known, resume, stop, _helpers_of(known.get("raylet")))))
+            opened.enter_context(watching(Ends(known, way_on, stop, _helpers_of(known.get("raylet")))))
         if "GCS" not in known:
-            opened.enter_context(watching(Answers(node.gcs_address, resume, stop)))
+            opened.enter_context(watching(Answers(node.gcs_address, way_on, stop)))
         yield
 
 
@@ -63,12 +63,12 @@ class Ends:
     def __init__(
         self,
         processes: dict[str, int],
-        resume: str,
+        way_on: Callable[[], str],
         stop: StopRequest | None = None,
         helpers: tuple[psutil.Process, ...] = (),
     ):
         self._names = {os.pidfd_open(pid): name for name, pid in processes.items()}
-        self._resume = resume
+        self._way_on = way_on
         self._asked = stop
         self._helpers = helpers
         self._stopped, self._stop = os.pipe()
@@ -79,7 +79,7 @@ class Ends:
             poll.register(descriptor, select.POLLIN)
         found = {descriptor for descriptor, _ in poll.poll()}
         if self._stopped not in found:
-            _end(self._names[found.pop()], self._resume, self._asked, self._helpers)
+            _end(self._names[found.pop()], self._way_on, self._asked, self._helpers)
         for descriptor in (*self._names, self._stopped, self._stop):
             os.close(descriptor)
 
@@ -90,10 +90,10 @@ class Ends:
 class Answers:
     """Knocks at the GCS of a cluster, which may be on another machine."""
 
-    def __init__(self, address: str, resume: str, stop: StopRequest | None = None):
+    def __init__(self, address: str, way_on: Callable[[], str], stop: StopRequest | None = None):
         host, _, port = address.rpartition(":")
         self._place = (host.strip("[]"), int(port))
-        self._resume = resume
+        self._way_on = way_on
         self._asked = stop
         self._stop = threading.Event()
 
@@ -106,7 +106,7 @@ class Answers:
             except OSError:
                 in_vain += 1
             if in_vain == _KNOCKS and not self._stop.is_set():
-                _end("GCS", self._resume, self._asked)
+                _end("GCS", self._way_on, self._asked)
 
     def stop(self) -> None:
         self._stop.set()
@@ -138,7 +138,9 @@ def _own_gcs(node: "ray._private.node.Node") -> int | None:
     return started[0].process.pid if started else None
 
 
-def _end(what: str, resume: str, stop: StopRequest | None, helpers: tuple[psutil.Process, ...] = ()) -> None:
+def _end(
+    what: str, way_on: Callable[[], str], stop: StopRequest | None, helpers: tuple[psutil.Process, ...] = ()
+) -> None:
     """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
     with _silence():  # Ray's own threads are about to print pages
         for process in (*psutil.Process().children(recursive=True), *helpers):
@@ -152,7 +154,7 @@ def _end(what: str, resume: str, stop: StopRequest | None, helpers: tuple[psutil
     why, code = f"Ray's {what} has died", 2
     if stop is not None and stop():
         why, code = f"{stop.name} has ended Ray's {what}, too", 128 + stop.number
-    say_error(f"{why}, and with it what ran on this Ray; go on by {resume}")
+    say_error(f"{why}, and with it what ran on this Ray; go on by {way_on()}")
     sys.stderr.flush()
     os._exit(code)
 

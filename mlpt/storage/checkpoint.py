@@ -92,6 +92,17 @@ class Checkpoints:
         """Steps that `load` can be asked for, ascending."""
         return self.steps()
 
+    def has_any(self) -> bool:
+        """Whether there is anything to go on from; True, too, where that cannot be told."""
+        try:
+            return bool(self.steps() or self.known_steps()) or self.folder.is_file()  # a file is in the way: what of?
+        except (StorageError, OSError):
+            return True
+
+    def way_on(self, *words: str) -> str:
+        """The command, with `words`, that goes on with the run: at step 0 again where there is no checkpoint."""
+        return resume_command(self.run, *words) if self.has_any() else resume_command(self.run, "--restart", *words)
+
     def path(self, step: int) -> Path:
         return self.folder / step_name(step)
 

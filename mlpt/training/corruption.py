@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from mlpt.errors import UserError, resume_command
+from mlpt.errors import UserError
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.group import Group
 from mlpt.training.state import model_tensors, optimizer_tensors
 
@@ -29,7 +30,9 @@ def digests(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.int64)
 
 
-def check_ranks(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group, run: str) -> None:
+def check_ranks(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, group: Group, checkpoints: Checkpoints
+) -> None:
     """Raise `UserError` where ranks differ in a weight or a moment of the optimiser. Every rank must join."""
     if group.world == 1:
         return
@@ -40,7 +43,7 @@ def check_ranks(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, g
         raise UserError(
             f"the ranks differ in {differing[0]} at step {step} ({len(differing)} of {len(named)} tensors): one of "
             "them has corrupted it, or they run on processors of different kinds; go on by "
-            f"`{resume_command(run)}` on other machines, or with runtime.compare_ranks=false"
+            f"`{checkpoints.way_on()}` on other machines, or with runtime.compare_ranks=false"
         )
 
 
@@ -51,11 +54,13 @@ class Replay:
     within a step, and where no two passes agree.
     """
 
-    def __init__(self, every: int | None, model: nn.Module, group: Group, run: str, warn: Callable[[str], None]):
+    def __init__(
+        self, every: int | None, model: nn.Module, group: Group, checkpoints: Checkpoints, warn: Callable[[str], None]
+    ):
         self._every = every
         self._model = model
         self._group = group
-        self._run = run
+        self._checkpoints = checkpoints
         self._warn = warn
         self._weights = torch.zeros(0)
 
@@ -83,7 +88,7 @@ class Replay:
         if self._group.any(not third.equal(second))[0]:
             raise UserError(
                 f"step {step} gives other gradients each time on {platform.node()}: its memory or processor is broken, "
-                f"or a kernel is not deterministic; go on by `{resume_command(self._run)}` on another machine"
+                f"or a kernel is not deterministic; go on by `{self._checkpoints.way_on()}` on another machine"
             )
         self._warn(
             f"the gradients of step {step} were corrupted on {platform.node()}, and are made anew; should this come "
@@ -102,5 +107,5 @@ class Replay:
             found = names[int(changed.nonzero()[0])] if changed.any() else "a weight of another rank"
             raise UserError(
                 f"{found} has changed by itself in step {step} on {platform.node()}: its memory is broken; nothing was "
-                f"saved since, go on by `{resume_command(self._run)}` on another machine"
+                f"saved since, go on by `{self._checkpoints.way_on()}` on another machine"
             )

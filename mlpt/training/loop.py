@@ -91,7 +91,7 @@ class Loop:
         flops = flops_per_token(self.model.backbone.base_model, self.model.config, work.block_size)
         self._use = MachineUse(flops, group.device, _DTYPES[config.precision])
         self._nonfinite = NonfiniteSteps(config, group, self.checkpoints.run, self._saved_step, self._warn)
-        self._replay = Replay(replay_every, self.model, group, self.checkpoints.run, self._warn)
+        self._replay = Replay(replay_every, self.model, group, self.checkpoints, self._warn)
         self._boards, self._prefetch = boards, Prefetch(work.inputs, group.device)
         self._forward = wrapped(self.model, config, group, self._warn)
         self._meter = Meter()
@@ -290,7 +290,7 @@ class Loop:
     def _checkpoint(self, tracker: Tracker | None, is_best: bool) -> None:
         self._nonfinite.check_weights(self.step, self.model.parameters())
         if self._compare_ranks:
-            check_ranks(self.step, self.model, self.optimizer, self.group, self.checkpoints.run)
+            check_ranks(self.step, self.model, self.optimizer, self.group, self.checkpoints)
         self._flush()
         self.outer.settle()
         with all_as_saved(self.hooks, self.model):

@@ -132,7 +132,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     environment = worker_environment(runtime) if is_nested else {}
     say(f"{where(runtime)} ...")
     resume = f"`mlpt tune --resume {sweep.folder}`"
-    with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment, resume):
+    with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment, lambda: resume):
         if is_nested:
             require_dashboard()
         data, length = job.data(sample, sweep.folder, say)

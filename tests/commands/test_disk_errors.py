@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import resource
+import shlex
 import signal
 
 import pytest
@@ -141,11 +142,14 @@ def test_a_policy_that_finds_no_room_is_one_line_with_the_way_on(own_workspace, 
     def full(self, policy, step):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.run_dir / "policies" / "policy_000000.json"))
 
-    monkeypatch.setattr("mlpt.training.tracker.Tracker.policy", full)
-    ended = own_workspace.run("pretrain recipe.yaml run_dir=new")
+    with monkeypatch.context() as patch:
+        patch.setattr("mlpt.training.tracker.Tracker.policy", full)
+        ended = own_workspace.run("pretrain recipe.yaml run_dir=new")
     is_told(ended)
     assert "policies/policy_000000.json: the disk is full" in ended.err
-    assert "then `mlpt pretrain --resume " in ended.err
+    way_on = shlex.split(ended.err.rpartition("`mlpt ")[2].strip().rstrip("`"))
+    assert way_on[-1] == "--restart"  # there is no checkpoint yet
+    assert own_workspace.run(way_on).code == 0
 
 
 @pytest.mark.parametrize(

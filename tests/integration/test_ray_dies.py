@@ -56,6 +56,19 @@ def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, 
 
 
 @pytest.mark.slow
+def test_before_the_first_checkpoint_rays_death_names_the_command_that_begins_again(mlpt, tiny, tmp_path):
+    run = tmp_path / "run"
+    process = mlpt.start("pretrain", *tiny, "train.steps=1000000", "train.checkpoint_every=1000000", f"run_dir={run}")
+    wait_until(lambda: (run / "metrics.jsonl").is_file() or process.poll() is not None)
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.name() == "raylet":
+                one.kill()
+    assert process.wait(timeout=300) == 2, mlpt.output()
+    assert last_line(mlpt).endswith(f"go on by `mlpt pretrain --resume {run} --restart`")
+
+
+@pytest.mark.slow
 def test_a_signal_to_all_processes_at_once_is_one_line_and_its_exit_code(mlpt, tiny, tmp_path):
     run = tmp_path / "run"
     process = begun(mlpt, run, *tiny)

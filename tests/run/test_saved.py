@@ -97,7 +97,7 @@ def test_a_made_folder_is_used_again_until_its_checkpoint_is_another(run, tmp_pa
     ("name", "says"),
     [
         ("{run}@step=3", "has no checkpoint of step 3: it has those of steps 2, 4"),
-        ("{empty}", "is not finished and has no checkpoint; go on with it by `mlpt pretrain --resume"),
+        ("{empty}", "not finished and has no checkpoint; begin it again by `mlpt pretrain --resume {empty} --restart`"),
         ("{empty}@best", "no checkpoint that is known to be the best: it has none"),
         ("nowhere@best", "nowhere is no run"),
         ("s3://bucket/run", "is a URI"),
@@ -109,7 +109,7 @@ def test_what_a_run_lacks_is_said(run, tmp_path, name, says):
     shutil.copy(run / "config.yaml", empty)
     with pytest.raises(UserError) as error:
         resolve_model(name.format(run=run, empty=empty), quiet)
-    assert says in str(error.value)
+    assert says.format(empty=empty) in str(error.value)
     assert "\n" not in str(error.value)
 
 

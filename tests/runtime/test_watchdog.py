@@ -11,7 +11,7 @@ from mlpt.runtime.watchdog import Ends, watching
 
 other = subprocess.Popen(["sleep", "100"])
 watched = subprocess.Popen(["sleep", "100"])
-with watching(Ends({"GCS": other.pid, "raylet": watched.pid}, "`mlpt --resume [x]`")):
+with watching(Ends({"GCS": other.pid, "raylet": watched.pid}, lambda: "`mlpt --resume [x]`")):
     print(other.pid, flush=True)
     if sys.argv[1] == "dies":
         watched.kill()
@@ -27,7 +27,7 @@ from mlpt.runtime import watchdog
 watchdog._KNOCK_EVERY_S = 0.02
 server = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{server.getsockname()[1]}"
-with watchdog.watching(watchdog.Answers(address, "the same command")):
+with watchdog.watching(watchdog.Answers(address, lambda: "the same command")):
     time.sleep(0.2)
     if sys.argv[1] == "dies":
         server.close()
@@ -70,7 +70,7 @@ from mlpt.stopping import StopRequest
 watchdog._SIGNAL_S = 60
 raylet = subprocess.Popen(["sleep", "100"])
 stop = StopRequest(print)
-with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, "`mlpt --resume x`", stop)):
+with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, lambda: "`mlpt --resume x`", stop)):
     if sys.argv[1] == "ray":
         raylet.terminate()
         raylet.wait()

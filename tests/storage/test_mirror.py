@@ -258,7 +258,7 @@ def test_a_uri_that_holds_a_run_is_refused_and_opened_elsewhere(store, machine):
     with new_run(config) as run:
         (run.folder / "blocks.json").write_text("{}")
         run.send("blocks.json")
-    with pytest.raises(UserError, match=f"{URI} holds a run of this very configuration; .* --resume {URI}"):
+    with pytest.raises(UserError, match=f"{URI} holds a run of this very configuration; .* --resume {URI} --restart`"):
         start(config)
     with pytest.raises(UserError, match="another configuration"):
         start(config.model_copy(update={"seed": 1}))
