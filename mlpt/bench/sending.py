@@ -34,7 +34,7 @@ def run() -> list[Row]:
         objectives = make_objectives({"teacher_made": {"network": {**SIZES, "positions": LENGTH}}}, VOCABULARY)
         made = objectives["teacher_made"]
         assert isinstance(made, TeacherMade)
-        model = build_encoder(ModelConfig(architecture="bert", **SIZES), VOCABULARY, objectives, LENGTH, 0)  # type: ignore[arg-type]
+        model = build_encoder(ModelConfig(architecture="bert", **SIZES), VOCABULARY, objectives, LENGTH, 0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         weights = flat_weights(made.writer.network)
         generator = torch.Generator().manual_seed(0)
