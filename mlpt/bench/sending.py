@@ -1,7 +1,7 @@
 """What it costs to send a teacher of ten million parameters to a worker, as a share of the steps between two updates.
 
-The way of a part of the policy: packed by the learner, copied twice by serialisation (the object store copies once),
-unpacked, and taken over by the objective. The step: the teacher writes a hard sample, and a student of the same width
+The way of a part of the policy: packed by the learner, copied once by serialisation (what reads it from the object
+store shares its memory), unpacked, copied and taken over by the objective. The step: the teacher writes a hard sample, and a student of the same width
 trains on it.
 """
 
@@ -41,8 +41,9 @@ def run() -> list[Row]:
         batch = Batch.of(torch.randint(5, VOCABULARY.size, (ROWS, LENGTH), generator=generator)).for_arm("teacher_made")
 
         def send() -> None:
-            sent = pickle.dumps(Flat.pack({WEIGHTS: weights}), protocol=5)
-            made.obey(pickle.loads(sent).unpack()[WEIGHTS].clone())
+            packed = Flat.pack({WEIGHTS: weights})
+            pickle.dumps(packed, protocol=5)
+            made.obey(packed.unpack()[WEIGHTS].clone())
 
         def step() -> None:
             optimizer.zero_grad()

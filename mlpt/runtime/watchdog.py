@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 
 import psutil
 import ray
@@ -21,6 +22,7 @@ from mlpt.stopping import StopRequest
 
 _KNOCK_EVERY_S = 2.0
 _KNOCKS = 10  # in vain, one after another; Ray gives up after a minute
+_ANSWER_S = 10.0
 _SIGNAL_S = 2.0  # in which a busy machine lets this process hear of a signal that was sent to all at once
 
 
@@ -154,9 +156,19 @@ def _end(
     why, code = f"Ray's {what} has died", 2
     if stop is not None and stop():
         why, code = f"{stop.name} has ended Ray's {what}, too", 128 + stop.number
-    say_error(f"{why}, and with it what ran on this Ray; go on by {way_on()}")
+    say_error(f"{why}, and with it what ran on this Ray; go on by {_asked_for(way_on)}")
     sys.stderr.flush()
     os._exit(code)
+
+
+def _asked_for(way_on: Callable[[], str]) -> str:
+    """The answer, if it comes in time: it may have to look at a store that cannot be reached any more."""
+    answers: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=lambda: answers.put(way_on()), daemon=True).start()
+    try:
+        return answers.get(timeout=_ANSWER_S)
+    except Empty:
+        return "the same command"
 
 
 @contextlib.contextmanager

@@ -84,3 +84,21 @@ with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, la
     )
     said = "mlpt: SIGTERM has ended Ray's raylet, too, and with it what ran on this Ray; go on by `mlpt --resume x`\n"
     assert (done.returncode, done.stderr) == (143, said)
+
+
+SILENT = """
+import subprocess, time
+from mlpt.runtime import watchdog
+
+watchdog._ANSWER_S = 0.1
+watched = subprocess.Popen(["sleep", "100"])
+with watchdog.watching(watchdog.Ends({"raylet": watched.pid}, lambda: time.sleep(100) or "never said")):
+    watched.kill()
+    time.sleep(100)
+"""
+
+
+def test_a_store_that_does_not_answer_does_not_keep_a_command_whose_ray_has_died():
+    dead = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=60)
+    assert dead.returncode == 2
+    assert dead.stderr.endswith("go on by the same command\n")
