@@ -61,13 +61,12 @@ def pulled_back(behind: Tensor, gradient: Tensor, state: Mapping[str, Any], grou
     if group["amsgrad"] or (group["weight_decay"] and not group["decoupled_weight_decay"]):
         raise UserError("engine 'alignment' follows AdamW without amsgrad: set engine=one_step")
     (beta1, beta2), steps = group["betas"], int(state["step"])
-    gradient = -gradient if group["maximize"] else gradient
-    correction = (1 - beta2**steps) ** 0.5
+    correction, sign = (1 - beta2**steps) ** 0.5, -1 if group["maximize"] else 1
     root = state["exp_avg_sq"].sqrt()
-    denominator = root / correction + group["eps"]
-    bend = state["exp_avg"] * gradient * ((1 - beta2) / correction) / (root * denominator)
-    slope = ((1 - beta1) - bend) / denominator * (-group["lr"] / (1 - beta1**steps))
-    return behind * torch.where(root == 0, 0.0, -slope if group["maximize"] else slope)
+    denominator = (root / correction).add_(group["eps"])
+    bend = (state["exp_avg"] * gradient).mul_(sign * (1 - beta2) / correction).div_(root * denominator)
+    slope = bend.sub_(1 - beta1).div_(denominator).mul_(behind)
+    return slope.mul_(sign * group["lr"] / (1 - beta1**steps)).masked_fill_(root == 0, 0.0)
 
 
 def moments_of(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> tuple[Moments, int]:

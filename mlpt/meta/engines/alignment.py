@@ -4,15 +4,25 @@ The inner step is the one that training made: theta_1 = AdamW(theta_0, g), g the
 g_i, clipped. At theta_1 d L_dev / d w_i = <g_i, J^T grad L_dev>, J the Jacobian of clipping and AdamW.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from mlpt.meta.engines.adam import check_groups, pulled_back
-from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, Unsuited, add, dot, leaves, named, outer_gradients
+from mlpt.meta.engines.base import (
+    Engine,
+    Hypergradient,
+    Lookahead,
+    Unsuited,
+    add,
+    leaves,
+    named,
+    outer_gradients,
+    pieces,
+)
 
 
 class Alignment(Engine):
@@ -43,14 +53,15 @@ class Alignment(Engine):
                 f"{len(problem.made.gradients)}: give one for each, in its order"
             )
         loss, adjoint, direct = outer_gradients(problem, weights)
-        adapted = _through_step(problem, adjoint)
+        through = _through_step(problem, adjoint)
+        products = iter(through.products)
         alignments = [
-            dot(one, adapted) if one is not None else self._difference(problem, weights, adapted, call)
+            next(products) if one is not None else self._difference(problem, weights, through.adapted, call)
             for one, call in zip(problem.made.gradients, calls, strict=True)
         ]
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
-        through = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
-        return Hypergradient(loss, add(direct, named(problem.outer, through)))
+        found = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
+        return Hypergradient(loss, add(direct, named(problem.outer, found)))
 
     @torch.no_grad()
     def _difference(
@@ -83,20 +94,68 @@ def _combination(problem: Lookahead) -> tuple[tuple[Tensor, ...], list[Any]]:
     return torch.autograd.grad(inner, parts, create_graph=True), calls
 
 
-def _through_step(problem: Lookahead, adjoint: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adjoint of the gradients that were combined, from that of the weights after the step."""
+class _Through(NamedTuple):
+    """products  of each gradient that was kept with the adjoint of the combined gradient, scalars.
+    adapted   that adjoint, by the parameter's name; empty where every gradient was kept.
+    """
+
+    products: list[Tensor]
+    adapted: dict[str, Tensor]
+
+
+def _through_step(problem: Lookahead, adjoint: Mapping[str, Tensor]) -> _Through:
+    """From the adjoint of the weights after the step to that of the gradients that were combined, and its products.
+
+    A piece of the weights at a time, of which all products are taken while it is at hand: what this costs is reading.
+    """
     assert problem.made is not None
     check_groups(problem.optimizer.param_groups)
-    taken, scale = problem.made.total, problem.made.clipped
+    total, clipped = problem.made.total, problem.made.clipped
+    kept = [one for one in problem.made.gradients if one is not None]
+    last = len(kept)  # the place of the whole gradient's own products
+    with_adapted: list[list[Tensor]] = [[] for _ in range(last + 1)]
+    with_total: list[list[Tensor]] = [[] for _ in range(last + 1)]
+    adapted: dict[str, Tensor] = {}
+    for name, parameter, state, group in _stepped(problem, adjoint):
+        places = [place for place, one in enumerate(kept) if name in one]
+        each = [kept[place][name] for place in places]
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        backward: list[Tensor] = []
+        for behind, taken, first, second, *gradients in pieces(adjoint[name], total[name], *moments, *each):
+            here = {"step": state["step"], "exp_avg": first, "exp_avg_sq": second}
+            back = pulled_back(behind, taken, here, group)
+            if last < len(problem.made.gradients):
+                backward.append(back)
+            for place, gradient in zip(places, gradients, strict=True):
+                with_adapted[place].append(torch.dot(gradient, back))
+            if clipped != 1:
+                with_adapted[last].append(torch.dot(taken, back))
+                for place, gradient in zip([*places, last], [*gradients, taken], strict=True):
+                    with_total[place].append(torch.dot(gradient, taken))
+        if backward:
+            adapted[name] = torch.cat(backward).view(parameter.shape)
+    products = [_sum(parts) for parts in with_adapted]
+    if clipped == 1:
+        return _Through(products[:last], adapted)
+    # Clipped: c g / |g| moves only across g.
+    beside = [_sum(parts) for parts in with_total]
+    along = products[last] / beside[last]
+    across = [clipped * (one - along * other) for one, other in zip(products[:last], beside[:last], strict=True)]
+    return _Through(across, {name: clipped * torch.sub(one, along * total[name]) for name, one in adapted.items()})
+
+
+def _stepped(
+    problem: Lookahead, adjoint: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Mapping[str, Any], Mapping[str, Any]]]:
+    """Name, parameter, the optimiser's state and its group, of all that the step moved by a gradient."""
+    assert problem.made is not None
     names = {parameter: name for name, parameter in problem.model.named_parameters()}
-    adapted = {}
     for group in problem.optimizer.param_groups:
         for parameter in group["params"]:
             name, state = names[parameter], problem.optimizer.state.get(parameter, {})
-            if state and name in adjoint and name in taken:
-                adapted[name] = pulled_back(adjoint[name], taken[name], state, group)
-    if scale == 1:
-        return adapted
-    # Clipped: c g / |g| moves only across g.
-    along = dot(taken, adapted) / dot(taken, taken)
-    return {name: scale * torch.sub(one, along * taken[name]) for name, one in adapted.items()}
+            if state and name in adjoint and name in problem.made.total:
+                yield name, parameter, state, group
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return torch.stack(parts).sum() if parts else torch.zeros(())

@@ -1,6 +1,6 @@
 """What a look-ahead is, whoever solves it: inner steps from the state of training, then a held-out loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +12,7 @@ from mlpt.errors import UserError
 
 Forward = Callable[..., Tensor]  # the model at some weights; called as the model is
 Outer = Mapping[str, Tensor]
+_PIECE = 1 << 14  # numbers
 InnerLoss = Callable[[Forward, Outer], Tensor]  # (forward, outer) -> scalar loss
 
 
@@ -135,6 +136,18 @@ def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def dot(gradients: Mapping[str, Any], direction: Mapping[str, Tensor]) -> Tensor:
-    """The inner product over the names that both have."""
+    """The inner product over the names that both have; nothing flows through it."""
     pairs: Any = [(one, direction[name]) for name, one in gradients.items() if one is not None and name in direction]
-    return sum(((one * other).sum() for one, other in pairs), start=torch.zeros(()))
+    parts = [torch.dot(*two) for pair in pairs for two in pieces(*pair)]
+    return torch.stack(parts).sum() if parts else torch.zeros(())
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same numbers of each of `tensors`, of equal shapes, flat and without their graphs.
+
+    On a CPU so few at a time that what is computed from them stays in the core's cache: memory is slower than
+    arithmetic, and fresh memory slower still. On a GPU all at once.
+    """
+    flat = [one.detach().reshape(-1) for one in tensors]
+    size = _PIECE if flat[0].device.type == "cpu" else max(1, flat[0].numel())
+    return zip(*(one.split(size) for one in flat), strict=True)
