@@ -26,6 +26,7 @@ from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
+from mlpt.training.sharding import why_not_sharded
 
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
 
@@ -198,6 +199,8 @@ class RunConfig(Settings):
                 f"{workers} workers need a micro-batch each, and a step has {train.micro_batches} of "
                 f"{train.micro_batch_size} blocks: {advice}"
             )
+        if reason := why_not_sharded(self):
+            raise ValueError(f"train.parallel=fsdp {reason}, or take train.parallel=ddp")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlpt.errors import UserError
 from mlpt.meta.engines.base import Made
+from mlpt.models.sharded import whole
 
 _ALIKE = "the meta-learner needs the same model settings as the workers"
 
@@ -88,6 +89,7 @@ def take_snapshot(
     out            an earlier snapshot of the same model whose buffers are overwritten and returned again; whoever
                    still reads it sees the new values (`ray.put` copies, so that a put snapshot may be reused).
 
+    Of a model whose layers ranks share out it is the whole one's, and every rank must take it.
     Raises `UserError` for amsgrad with `moments`: its maximum is not part of a snapshot.
     """
     parameters = trainable(model)
@@ -182,7 +184,7 @@ def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: l
         if tensor is None:
             piece.zero_()
         else:
-            piece.copy_(tensor)
+            piece.copy_(whole(tensor))
 
 
 def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:

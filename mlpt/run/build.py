@@ -17,6 +17,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules, rule_class
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.models.hooks import StepHook, all_as_saved
+from mlpt.models.sharded import shard_layers
 from mlpt.objectives import make_objectives
 from mlpt.objectives.base import Objective
 from mlpt.objectives.labelled import FittedTask, Labelled
@@ -32,6 +33,7 @@ from mlpt.training.outer import LocalSource, Outer, PolicySource
 from mlpt.training.pretraining import Pretraining
 from mlpt.training.reference import AverageReference
 from mlpt.training.samples import Samples
+from mlpt.training.state import load_model_tensors, model_tensors, whole_tensors
 
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
@@ -138,6 +140,9 @@ def run_rank(
     quiet_libraries()
     sources = open_sources(config, blocks)
     model = build_model(config, sources)
+    sharded = config.train.parallel == "fsdp" and group.world > 1
+    if sharded:
+        shard_layers(model, group.device)
     arms = arms_in(config, sources)
     if source is None and group.leads and learns(config):
         source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
@@ -147,7 +152,7 @@ def run_rank(
         config.train, model, sources, arms.every, arms.trained, target, group, config.seed, most, sampling
     )
     hooks = step_hooks(config, model, sources, run_dir if group.leads else None)
-    if group.leads and config.report.samples:
+    if group.leads and config.report.samples and not sharded:  # which are passes of one rank
         steps, times = config.train.total_steps(sources.block_size), config.report.samples
         hooks.append(Samples(run_dir, sources, arms.every.values(), steps, times, config.seed, group.device))
     outer = Outer(config.meta, arms.trained, source, group, sampling)
@@ -172,6 +177,10 @@ def run_rank(
         before, after = summary["held_out_before"], summary["held_out"]
         losses = {"before": work.target_loss(before), "after": work.target_loss(after)}
         summary["target"] = {"weights": target, **losses}
+    trained = whole_tensors(model_tensors(model)) if sharded else {}
+    if group.leads and sharded:
+        model = build_model(config, sources)
+        load_model_tensors(model, trained)
     if group.leads:
         if config.masks is not None:
             with all_as_saved(loop.hooks, model):

@@ -1,9 +1,10 @@
 """What training steps go through: the model, compiled where that can work, in DDP where there are several ranks."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.models.padded_decoder import pad_decoder
 from mlpt.training.config import TrainConfig
+from mlpt.models.sharded import accumulate, average_whole, is_sharded
 from mlpt.training.group import Group
 
 _MOST_GRAPHS = 64
@@ -29,7 +31,7 @@ def wrapped(model: nn.Module, config: TrainConfig, group: Group, warn: Callable[
             forward = compiled(model, config.keeps_shapes)
         else:
             warn(f"train.compile has no effect: {reason}")
-    if group.world == 1:
+    if group.world == 1 or is_sharded(model):
         return forward
     # Heads of objectives that a step doesn't draw get no gradient.
     parallel = DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
@@ -46,6 +48,20 @@ def compiled(model: nn.Module, keeps_shapes: bool, backend: str | Callable[..., 
     """
     how: dict[str, Any] = {"dynamic": False if keeps_shapes else None, "recompile_limit": _MOST_GRAPHS}
     return torch.compile(model, backend=backend, **how)
+
+
+@contextlib.contextmanager
+def exchanging(forward: Any, last: bool) -> Iterator[None]:
+    """A forward and backward pass of what `wrapped` gave runs in the block; a step's `last` exchanges gradients."""
+    if is_sharded(forward):
+        accumulate(forward, last)
+        yield
+        if last:
+            average_whole(forward)
+        return
+    alone = last or not isinstance(forward, DistributedDataParallel)
+    with contextlib.nullcontext() if alone else forward.no_sync():
+        yield
 
 
 def _mean_in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

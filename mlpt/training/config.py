@@ -49,6 +49,11 @@ class TrainConfig(Settings):
         description="the output layer computes a multiple of 64 logits, of which training sees the vocabulary's; "
         "nothing that is saved changes; null: on a GPU",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="how workers share a step: ddp, each with the whole model; fsdp, each with a part of every layer's "
+        "weights, gradients and moments, for encoders beyond one GPU. What is saved is the same; no sample texts are",
+    )
     compress_gradients: bool = Field(False, description="workers exchange gradients in bf16: half the bytes, rounded")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

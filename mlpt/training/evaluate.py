@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mlpt.data.batch import Arm, Source, Split
+from mlpt.models.sharded import is_sharded
 from mlpt.randomness import numpy_generator, torch_generator
 from mlpt.training.group import Group
 
@@ -40,12 +41,15 @@ def held_out_losses(
         number = max(1, min(batches, len(rows) // batch_size))
         for arm in mine:
             counts[places[arm.name]] = number
-        for batch in range(group.rank, number, group.world):
+        rounds = -(-number // group.world) * group.world if is_sharded(model) else number
+        for turn in range(group.rank, rounds, group.world):
+            batch = turn % number  # ranks that share layers make equally many passes; those too many don't count
             own = rows.batch(np.sort(order[batch * batch_size : (batch + 1) * batch_size]))
             for arm in mine:
                 noise = torch_generator(seed, f"evaluation-noise/{arm.name}", batch)
                 inputs = model.objectives[arm.objective].corrupt(own.for_arm(arm.name), noise)
-                sums[places[arm.name]] += model(arm.objective, inputs.to(group.device)).double().cpu()
+                loss = model(arm.objective, inputs.to(group.device)).double().cpu()
+                sums[places[arm.name]] += loss if turn < number else 0.0
     model.train(was_training)
     means = group.sum(sums) / counts
     return dict(zip(arms, means.tolist(), strict=True))

@@ -4,7 +4,6 @@ A global step is cut into micro-batches that don't depend on how many ranks ther
 are addressed by (seed, step, micro-batch). A run is the same at any world size, up to the order of float additions.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.data.batch import Split
 from mlpt.errors import UserError, resume_command
@@ -25,7 +23,7 @@ from mlpt.stopping import RunStopped
 from mlpt.storage.checkpoint import Checkpoint
 from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.state import State
-from mlpt.training.compiling import wrapped
+from mlpt.training.compiling import exchanging, wrapped
 from mlpt.training.config import TrainConfig
 from mlpt.training.corruption import Replay, check_ranks
 from mlpt.training.group import Group
@@ -37,7 +35,7 @@ from mlpt.training.prefetch import Address, Prefetch
 from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.schedule import check_schedule, learning_rate
 from mlpt.training.speed import MachineUse, flops_per_token
-from mlpt.training.state import load_model_tensors, load_optimizer_tensors, model_tensors, optimizer_tensors
+from mlpt.training.state import load_model_tensors, load_optimizer_tensors, trained_tensors
 from mlpt.training.stopwatch import Stopwatch
 from mlpt.training.tracker import Tracker
 
@@ -225,9 +223,8 @@ class Loop:
         # The global generator serves dropout alone, and starts at its own address for every micro-batch.
         torch.manual_seed(address(self.seed, f"dropout/{name}", self.step, slot))
         share = len(micro_batch.rows) / self.config.batch_size * self.group.world
-        alone = last or not isinstance(self._forward, DistributedDataParallel)
         kept = self.outer.made.passes(name, micro_batch.weight * share, self.scaler.get_scale())
-        with kept, contextlib.nullcontext() if alone else self._forward.no_sync():
+        with kept, exchanging(self._forward, last):
             with torch.autocast(
                 self.group.device.type, _DTYPES[self.config.precision], self.config.precision != "float32"
             ):
@@ -296,6 +293,7 @@ class Loop:
         with all_as_saved(self.hooks, self.model):
             for hook in self.hooks:
                 hook.save(self.step, self.model)
+        trained = trained_tensors(self.model, self.optimizer)
         if tracker is None:
             return
         outer = self.outer.state()
@@ -314,8 +312,7 @@ class Loop:
             "seconds": [self.training.seconds, self.busy.seconds],
         }
         tensors = {
-            "model": model_tensors(self.model),
-            "optimizer": optimizer_tensors(self.model, self.optimizer),
+            **trained,
             "outer": outer.tensors,
             "hooks": {f"{name}/{key}": t for name, (_, named) in hook_states.items() for key, t in named.items()},
         }

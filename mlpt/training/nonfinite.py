@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlpt.errors import UserError, resume_command
+from mlpt.models.sharded import local, norm_and_clip
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 
@@ -18,6 +19,8 @@ from mlpt.training.group import Group
 def gradient_norm(parameters: Iterable[Tensor], clip: float) -> Tensor:
     """Euclidean norm of all gradients together, a scalar on the device, before they are clipped to `clip` (0: not)."""
     parameters = list(parameters)
+    if any(local(one) is not one for one in parameters):
+        return norm_and_clip([one.grad for one in parameters if one.grad is not None], clip)
     if clip:
         return torch.nn.utils.clip_grad_norm_(parameters, clip)
     return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
@@ -73,7 +76,7 @@ class NonfiniteSteps:
 
     def check_weights(self, step: int, parameters: Iterable[Tensor]) -> None:
         """Raise `UserError` where weights are not finite: they must not become a checkpoint. Every rank must join."""
-        broken = torch.stack([~torch.isfinite(one).all() for one in parameters]).any()
+        broken = torch.stack([~torch.isfinite(local(one)).all() for one in parameters]).any()
         if self.group.any(broken)[0]:
             raise UserError(f"the weights are not finite after {step} steps; {self._advice(self._lower_rate)}")
 

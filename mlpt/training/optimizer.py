@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from mlpt.errors import UserError
+from mlpt.models.sharded import local
 from mlpt.settings import Settings
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
 from mlpt.training.muon import MuonWithAdamW, hidden_matrices
@@ -29,11 +30,15 @@ class OptimizerConfig(Settings):
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Two groups of the trainable parameters: matrices are decayed; biases and norm weights (one dimension) are not."""
+    """Two groups of the trainable parameters: matrices are decayed; biases and norm weights (one dimension) are not.
+
+    Those that ranks share out are groups of their own: one kernel takes either kind alone.
+    """
     trainable = [parameter for _, parameter in named if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if (local(p) is p) == whole and test(p.ndim)], "weight_decay": decay}
+        for whole in (True, False)
+        for test, decay in ((lambda ndim: ndim >= 2, weight_decay), (lambda ndim: ndim < 2, 0.0))
     ]
     return [group for group in groups if group["params"]]
 

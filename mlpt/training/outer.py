@@ -17,6 +17,7 @@ from mlpt.meta.learner import MetaConfig, MetaLearner, first_policy
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Planned, Policy
 from mlpt.meta.rules import make_rules
 from mlpt.meta.snapshot import Snapshot, take_snapshot
+from mlpt.models.sharded import is_sharded
 from mlpt.storage.state import State
 from mlpt.training.draw import sampled
 from mlpt.training.group import Group
@@ -173,9 +174,10 @@ class Outer:
         plans    asked for what rules need to know of the steps to come.
         """
         begun = time.perf_counter()
-        if self._source is not None:
+        if self._source is not None or is_sharded(model):
             made = self.made.kept
             self._snapshot = take_snapshot(model, optimizer, step, rate, self._moments, self._snapshot, altered, made)
+        if self._source is not None and self._snapshot is not None:
             draws = {name: seen.steps for name, seen in self._seen.items()}
             losses = {name: seen.mean for name, seen in self._seen.items() if seen.mean is not None}
             evidence = Evidence(draws, losses, dict(self._expected), *self._coming(step, plans))

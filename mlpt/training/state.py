@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
+from mlpt.models.sharded import like, local, whole
 
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # the last one is Muon's, which has no other
 
@@ -15,6 +16,17 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
     kept = set(model.state_dict(keep_vars=True))
     return named | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def whole_tensors(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`named` with the whole of what ranks share out: then every rank must call it."""
+    return {name: whole(tensor) for name, tensor in named.items()}
+
+
+def trained_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds of `model` and of `optimizer`, whole: every rank must call it."""
+    of_optimizer = optimizer_tensors(model, optimizer)
+    return {"model": whole_tensors(model_tensors(model)), "optimizer": whole_tensors(of_optimizer)}
 
 
 @torch.no_grad()
@@ -27,7 +39,7 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"the checkpoint is of another model (they differ in {odd[0]}); use the run's own configuration"
         )
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(like(tensors[name], tensor))
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -50,5 +62,5 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
             # AdamW keeps `step` on the device when fused and on the CPU otherwise; the fused kernel wants it beside
             # the parameter.
             optimizer.state[parameter] = {
-                key: tensors[f"{name}.{key}"].detach().clone().to(parameter.device) for key in kept
+                key: like(tensors[f"{name}.{key}"], local(parameter) if key == "step" else parameter) for key in kept
             }
