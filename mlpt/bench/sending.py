@@ -1,8 +1,8 @@
 """What it costs to send a teacher of ten million parameters to a worker, as a share of the steps between two updates.
 
 The way of a part of the policy: packed by the learner, copied once by serialisation (what reads it from the object
-store shares its memory), unpacked, copied and taken over by the objective. The step: the teacher writes a hard sample, and a student of the same width
-trains on it.
+store shares its memory), unpacked, copied and taken over by the objective. The step: the teacher writes a hard sample,
+and a student of the same width trains on it.
 """
 
 import pickle

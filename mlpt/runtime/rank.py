@@ -17,7 +17,7 @@ import torch
 from ray.train.torch import get_device
 
 from mlpt.config import RunConfig
-from mlpt.errors import UserError, is_lasting, system_error, told
+from mlpt.errors import CrashError, UserError, is_lasting, system_error, told
 from mlpt.logs import log_to_file
 from mlpt.run.build import run_rank, threads_of
 from mlpt.run.folder import RunDir
@@ -27,7 +27,7 @@ from mlpt.runtime.meta_actor import BUILD_S, START_TIMEOUT_S, ActorSource, creat
 from mlpt.runtime.replicas import Replicas
 from mlpt.stopping import RunStopped
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
-from mlpt.training.group import Group
+from mlpt.training.group import Group, waited_too_long
 from mlpt.training.loop import Event
 
 _STOP_POLL_S = 0.5
@@ -82,6 +82,8 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         said = _for_people(error, RunDir(run_dir, remote))
         if said is None:
             _log.exception("rank %d failed", rank)
+            if (late := waited_too_long(error, rank)) is not None:  # a restart of the group may mend it
+                raise CrashError(late) from None
             raise
         _log.error("%s", said)
         asked(hub.fail.remote(said), or_else=None)

@@ -1,5 +1,6 @@
 """The ranks of a run as one small value: who I am, and how we agree. Works without torch.distributed for one rank."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -8,6 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+# Of gloo, of a store, of NCCL's watchdog; then what gloo says once it has given up.
+_TIMED_OUT = re.compile(
+    r"timed out (waiting|after)|wait timeout after|collective operation timeout|timeout caused pair", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,17 @@ class Group:
         held = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags])
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return [value > 0 for value in held.tolist()]
+
+
+def waited_too_long(error: BaseException, rank: int) -> str | None:
+    """The line for people about a collective that `rank` has waited for until its time was up; None: another error."""
+    if not isinstance(error, RuntimeError) or _TIMED_OUT.search(str(error)) is None:
+        return None
+    text = " ".join(str(error).split())[-160:]
+    return (
+        f"rank {rank} waited for the other ranks until its time was up ({text}): one of them is stuck, gone, or out of "
+        "reach; their logs are logs/rank_*.log"
+    )
 
 
 def default_device() -> torch.device:

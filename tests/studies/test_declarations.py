@@ -290,7 +290,7 @@ def test_the_shipped_study_of_self_evolution_trains_on_from_one_encoder(tmp_path
     configs = {name: work.config(2, tmp_path) for name, work in plan.works.items()}
     base = str(tmp_path / "runs/base/seed2/model")
     assert {name for name, config in configs.items() if config.model.pretrained == base} == configs.keys() - {"base"}
-    assert {config.train.steps for name, config in configs.items() if name != "base"} == {200}
+    assert {config.train.steps for name, config in configs.items() if name != "base"} == {400}
     assert "guide" in configs["online"].meta.rules
     assert configs["online"].meta.interval < configs["guided"].meta.interval
     assert list(configs["online"].objectives) == ["mlm", "guided"]
