@@ -11,6 +11,7 @@ from mlpt.outputs import write_json
 
 CASES = {
     "step": ("mlpt.bench.step", "mlpt.bench.step_parts"),
+    "scale": ("mlpt.bench.scale",),
     "data": ("mlpt.bench.data",),
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
     "hypergradient": ("mlpt.bench.hypergradient",),

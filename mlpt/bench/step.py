@@ -85,20 +85,27 @@ class OurTraining:
     """The step of mlpt's own loop, with nothing left out."""
 
     def __init__(
-        self, encoder: Encoder, tokens: Tensor, precision: Literal["float32", "bf16"], folder: str, **more: Any
+        self,
+        encoder: Encoder,
+        tokens: Tensor,
+        precision: Literal["float32", "bf16"],
+        folder: str,
+        group: Group | None = None,
+        micro_batches: int = 1,
+        **more: Any,
     ):
         """more: further settings of training."""
         config = TrainConfig(
             **more,
             batch_size=BATCH,
-            micro_batch_size=BATCH,
+            micro_batch_size=BATCH // micro_batches,
             precision=precision,
             optimizer=OptimizerConfig(lr=LEARNING_RATE, weight_decay=0.0),
             schedule=ScheduleConfig(shape="constant", warmup=0),
             clip=MAX_NORM,
         )
         blocks: Any = InMemory(tokens)
-        group = Group(device=default_device())
+        group = group or Group(device=default_device())
         arms = arms_of(["mlm"], [], None, texts=False)
         meta = load_settings(MetaConfig, {"rules": {"mixture": "uniform"}})
         sources = Sources(blocks, blocks, blocks)
@@ -114,6 +121,12 @@ class OurTraining:
             self.loop.train_step()
         wait_for_device()
         return (time.perf_counter() - start) / STEPS
+
+
+def plain_training(group: Group, micro_batches: int, folder: str) -> OurTraining:
+    """Steps of masked language modelling alone, in float32, as one of `group`."""
+    encoder = _encoder(make_objectives({"mlm": {}}, _vocabulary()))
+    return OurTraining(encoder, _tokens(BATCH * (STEPS + 1)), "float32", folder, group, micro_batches)
 
 
 class InMemory:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.models.padded_decoder import pad_decoder
-from mlpt.training.config import TrainConfig
 from mlpt.models.sharded import accumulate, average_whole, is_sharded
+from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 
 _MOST_GRAPHS = 64
