@@ -125,8 +125,8 @@ class OurTraining:
 
 def plain_training(group: Group, micro_batches: int, folder: str) -> OurTraining:
     """Steps of masked language modelling alone, in float32, as one of `group`."""
-    encoder = _encoder(make_objectives({"mlm": {}}, _vocabulary()))
-    return OurTraining(encoder, _tokens(BATCH * (STEPS + 1)), "float32", folder, group, micro_batches)
+    encoder = make_encoder(make_objectives({"mlm": {}}, vocabulary()))
+    return OurTraining(encoder, make_tokens(BATCH * (STEPS + 1)), "float32", folder, group, micro_batches)
 
 
 class InMemory:
