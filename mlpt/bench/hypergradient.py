@@ -25,6 +25,7 @@ ROWS, LENGTH, LOSSES = 16, 64, 4
 STEPS = (1, 2, 4, 8)
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.01}
 ENGINES = ("higher", "forward_over_reverse", "finite_difference")
+HALF = "alignment, target on half a batch"  # its gradient is another one, and has no cosine
 _TIMED_TWICE = 2  # steps; longer look-aheads are timed once
 
 
@@ -81,6 +82,8 @@ def run(rows: int = ROWS, steps: tuple[int, ...] = STEPS) -> list[Row]:
         if count == 1:
             cases = {"one_step": _ours(model, optimizer, inner, outer, "one_step"), **cases}
             cases["alignment"] = _aligned(inner[0], outer, model)
+            tokens, targets = _batches(-1, rows, device)[0]
+            cases[HALF] = _aligned(inner[0], _held_out((tokens[: rows // 2], targets[: rows // 2])), model)
         missing = [name for name, peer in peers().items() if peer is None]
         cases |= {name: _peer(peer, model, inner, outer) for name, peer in peers().items() if peer is not None}
         found += _measured(model, inner[0], cases, right, count)
@@ -110,6 +113,7 @@ def _measured(
         peak = peak_of(solve)
         label = f"{name}, K={count}"
         rows.append(Row("hypergradient", label, taken / step_seconds, None, None, "training steps", peak, machine()))
+    gradients.pop(HALF, None)
     for name, gradient in gradients.items():
         label = f"{name}, K={count}, gradient"
         cosine = float(torch.cosine_similarity(gradient.double(), right, dim=0))
