@@ -9,7 +9,7 @@ from test_engines import make_problem
 from tiny_encoder import NAMES
 
 from mlpt.errors import UserError
-from mlpt.meta.engines import Alignment, Higher
+from mlpt.meta.engines import Alignment, Higher, base
 from mlpt.meta.engines.base import Made
 
 
@@ -39,6 +39,13 @@ def made(problem, clip=0.0, keep=NAMES):
     return replace(problem, model=model, optimizer=optimizer, made=step)
 
 
+@pytest.fixture(params=[1 << 14, 7])
+def piece(request, monkeypatch):
+    """Numbers that are computed with at a time: more than these models have, and a few."""
+    monkeypatch.setattr(base, "_PIECE", request.param)
+
+
+@pytest.mark.usefixtures("piece")
 def test_it_agrees_with_higher():
     problem = make_problem(1)
     expected, found = Higher()(problem), Alignment()(made(problem))
@@ -74,6 +81,7 @@ def test_a_step_that_was_clipped_is_differentiated_with_its_clipping():
     assert (found - unclipped).norm() > 1e-2 * unclipped.norm()
 
 
+@pytest.mark.usefixtures("piece")
 def test_losses_without_a_gradient_are_measured_by_two_forward_passes():
     """At the weights after the step, so up to the step's length."""
     problem = made(make_problem(1))
