@@ -175,7 +175,7 @@ class Disturbed:
                 code = self._further_than(reached, fault.codes, must_end)
                 if must_end and code is None and before < _NEARLY_DONE * self._total:
                     raise UnexpectedError("the command went on as if nothing had been")
-            except (UnexpectedError, subprocess.TimeoutExpired) as error:
+            except (UnexpectedError, subprocess.TimeoutExpired, OSError) as error:
                 found = str(error)
             name = self._victim.work.name
             struck.append(Struck(name, fault.name, moment, round(time.monotonic() - begun, 1), code, found))
@@ -227,6 +227,7 @@ class Disturbed:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._victim.sessions.add(self._victim.command.pid)
 
     def _wait_for_a_moment(self, draw: random.Random, share: float) -> str:
         if draw.random() < _AT_THE_START:

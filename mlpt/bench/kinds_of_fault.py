@@ -26,6 +26,7 @@ class Victim:
     def __init__(self, work: Work, out: Path, mark: str):
         self.work, self.out, self.mark = work, out, mark
         self.command: subprocess.Popen[bytes]
+        self.sessions: set[int] = set()  # of its commands; Ray's agents hide their environment behind their titles
         self.mend: Callable[[], None] = lambda: None  # to be called before the work can go on
 
     def is_there(self) -> bool:
@@ -50,8 +51,9 @@ class Victim:
 
     def _mine(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("MLPT_SOAK") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                is_mine = os.getsid(process.pid) in self.sessions or process.environ().get("MLPT_SOAK") == self.mark
+                if is_mine and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
 
 
@@ -227,7 +229,7 @@ def _in_the_way(victim: Victim, draw: random.Random) -> bool:
             folder.write_text("in the way")
 
             def mend(folder: Path = folder, aside: Path = aside) -> None:
-                folder.unlink()
+                folder.unlink(missing_ok=True)  # the command may have cleared its place
                 aside.rename(folder)
 
             victim.mend = mend

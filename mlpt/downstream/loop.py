@@ -74,7 +74,8 @@ class Finetuning(Generic[P, S]):
         self.best: dict[str, Tensor] = {}
         self.stopped, self.diverged = "", False  # why it ended before its last step
         self.seconds = self.steps_per_second = 0.0
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        checkpoints = folder / "checkpoints"
+        self.checkpoints = Checkpoints(checkpoints, 2, f"remove {checkpoints} and run the same command again")
         self._loss = torch.zeros((), device=self.device)  # summed since the last line of metrics.jsonl
         self._tracker: Tracker | None = None
 

@@ -44,12 +44,16 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run: keeps the last `keep` and the best, and writes in the background."""
+    """The `checkpoints/` folder of one run: keeps the last `keep` and the best, and writes in the background.
 
-    def __init__(self, folder: Path, keep: int = 3):
+    begin_again  what to do where all are damaged, for people; None: the command that begins a pretraining again.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3, begin_again: str | None = None):
         self.folder = folder
         self.keep = keep
         self.run = str(folder.parent)  # what people call the run by
+        self._begin_again = begin_again
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -134,8 +138,8 @@ class Checkpoints:
                 raise  # it says nothing about the checkpoint
             except UserError as error:
                 if step == steps[0]:
-                    again = resume_command(self.run, "--restart")
-                    raise UserError(f"{error}; there is none to fall back to: begin again by `{again}`") from error
+                    again = self._begin_again or f"begin again by `{resume_command(self.run, '--restart')}`"
+                    raise UserError(f"{error}; there is none to fall back to: {again}") from error
                 say(f"{error}; falling back to the checkpoint before it")
         return None
 

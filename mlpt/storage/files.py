@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,12 @@ def file_sha256(path: str) -> str:
     """SHA-256 of a local file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_room(folder: str | os.PathLike[str]) -> None:
+    """Raise the `OSError` of the system where 64 KiB more cannot be written to `folder`."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".room", buffering=0) as file:
+        file.write(bytes(1 << 16))
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class ProgressLines(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say that its retries are used up."""
-        self._line(trial, f"crashed {trial.num_failures} times and was given up")
+        self._line(trial, f"crashed {trial.num_failures} times and was given up; see {trial.path}/error.txt")
 
     def _line(self, trial: TuneTrial, what: str) -> None:
         self._ended += 1

@@ -4,6 +4,7 @@ A sweep's folder holds `sweep.yaml` (what was asked), `trials/` (a run each), `t
 `--resume` goes on), `trials.parquet`, and `best.yaml` or `front/`: recipes that `mlpt pretrain` takes.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from ray import tune
 
 from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
-from mlpt.errors import UserError
+from mlpt.errors import UserError, told
 from mlpt.runtime.cluster import ray_session, where
 from mlpt.settings import Settings, load_settings, parse_overrides
+from mlpt.storage.files import check_room
 from mlpt.storage.store import is_uri
 from mlpt.tuning.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
 from mlpt.tuning.plan import Plan, Say
@@ -31,6 +33,8 @@ from mlpt.tuning.space import Scheduler, Search, Space, load_space
 from mlpt.tuning.trial import job_of, run_trial
 
 SWEEP = "sweep.yaml"
+# What Tune logs of each trial that crashes, and each time that its own state finds no room, in pages.
+_TRACEBACKS = ("ray.tune.execution.tune_controller", "ray.tune.execution.experiment_state", "ray.tune.tune")
 
 
 class SweepConfig(Settings):
@@ -204,6 +208,8 @@ def _confirm(sweep: Sweep, plan: Plan, at_once: int, found: list[Trial], say: Sa
 def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config: tune.TuneConfig) -> list[Trial]:
     """One run of Ray Tune, or the rest of one that was interrupted."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints its tables at any verbosity
+    for name in _TRACEBACKS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a killed sweep forgets no more than this
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase
@@ -218,7 +224,22 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
             verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)
-    return finished_trials(tuner.fit(), plan.space)
+    try:
+        trials = finished_trials(tuner.fit(), plan.space)
+    except Exception:  # Tune cannot read what it could not write
+        _require_room(sweep)
+        raise
+    if any(trial.error is not None for trial in trials):
+        _require_room(sweep)
+    return trials
+
+
+def _require_room(sweep: Sweep) -> None:
+    """Raise `UserError` where the sweep's disk is full: what it said of trials says nothing about them then."""
+    try:
+        check_room(sweep.folder)
+    except OSError as error:
+        raise UserError(told(error, f"`mlpt tune --resume {sweep.folder}`")) from error
 
 
 def _goals(space: Space) -> str:

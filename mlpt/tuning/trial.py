@@ -6,6 +6,7 @@ from typing import Any
 from ray import tune
 
 from mlpt.errors import UserError
+from mlpt.storage.files import check_room
 from mlpt.tuning.multitask_trial import MultitaskJob
 from mlpt.tuning.plan import Job, Plan
 from mlpt.tuning.pretrain_trial import PretrainJob
@@ -23,7 +24,8 @@ def job_of(space: Space) -> Job:
 def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """Tune's trainable. `config` holds the `point` and the `seed`.
 
-    A run that cannot succeed (`UserError`) is reported with the worst metrics and its reason; crashes Tune retries.
+    A run that cannot succeed (`UserError`) is reported with the worst metrics and its reason; crashes Tune retries, and
+    runs that found no room to write in are tried again when the sweep goes on.
     """
     begun, space, job = time.perf_counter(), plan.space, job_of(plan.space)
     run_dir = plan.folder / "trials" / tune.get_context().get_trial_id()
@@ -33,4 +35,5 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
         resolved = job.config(space, plan.overrides, config["point"], config["seed"])
         job.train(resolved, plan, run_dir, Reporter(plan, run_dir, job.budget(resolved, space, plan.length)))
     except UserError as error:
+        check_room(plan.folder)  # a full disk is no fault of the point's
         report_failure(plan, run_dir, str(error), time.perf_counter() - begun)

@@ -145,6 +145,14 @@ def test_a_command_that_was_killed_is_waited_for_until_it_makes_a_step_that_was_
     assert (struck.code, struck.found, end) == (-signal.SIGKILL, "", 60)
 
 
+def test_a_process_that_hides_its_environment_is_one_of_the_works_all_the_same(disturbed, monkeypatch):
+    hide = "import os, sys; os.execve(sys.executable, [sys.executable, '-c', *sys.argv[1:]], {})"
+    monkeypatch.setattr(faults, "_mlpt", lambda words: [sys.executable, "-c", hide, WORK, *words])
+    kill = once_at_step_20(lambda victim, draw: bool(victim.signal("python", signal.SIGKILL)))
+    (struck,) = disturbed.endure([kinds_of_fault.Fault("killed", kill, (-signal.SIGKILL,))], random.Random(0))
+    assert (struck.code, struck.found) == (-signal.SIGKILL, "")
+
+
 def test_a_fault_that_finds_nothing_to_strike_is_not_counted(disturbed):
     nobody = kinds_of_fault.Fault("nobody, killed", kinds_of_fault._to("ray::Nobody", signal.SIGKILL))
     assert disturbed.endure([nobody], random.Random(0)) == []

@@ -1,6 +1,7 @@
 """Fine-tuning on labelled words: which token has a word's label, the loss, cut sentences, results, resuming."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -198,6 +199,34 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, mon
         for one in (whole, resumed)
     ]
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_way_on_is_said(configured, tmp_path, monkeypatch):
+    changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 3}
+    (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
+    one_step = CellRun.one_step
+
+    def killed(run):
+        if run.step == 8:
+            raise KeyboardInterrupt
+        return one_step(run)
+
+    monkeypatch.setattr(CellRun, "one_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(configured(tmp_path / "killed", **changed), quiet)
+    monkeypatch.undo()
+    (written,) = (tmp_path / "killed").rglob("checkpoints")
+    assert Checkpoints(written).steps() == [3, 6]
+    for step in (6, 3):
+        shutil.copytree(tmp_path / "killed", tmp_path / f"damaged from {step} on")
+    for folder, steps in (("damaged from 6 on", (6,)), ("damaged from 3 on", (3, 6))):
+        for step in steps:
+            (state,) = (tmp_path / folder).rglob(f"step_{step:08d}/state.json")
+            state.write_text("{")
+    (resumed,) = finetune(configured(tmp_path / "damaged from 6 on", **changed), quiet)
+    assert resumed.best == whole.best
+    with pytest.raises(UserError, match=r"remove .*checkpoints and run the same command again"):
+        finetune(configured(tmp_path / "damaged from 3 on", **changed), quiet)
 
 
 def test_words_beyond_the_longest_row_are_told_and_count_as_wrong(configured, source, tokenizer, tmp_path):
