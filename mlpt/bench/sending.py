@@ -5,7 +5,7 @@ store shares its memory), unpacked, copied and taken over by the objective. The 
 and a student of the same width trains on it.
 """
 
-import pickle
+import copy
 import time
 
 import torch
@@ -42,8 +42,7 @@ def run() -> list[Row]:
 
         def send() -> None:
             packed = Flat.pack({WEIGHTS: weights})
-            pickle.dumps(packed, protocol=5)
-            made.obey(packed.unpack()[WEIGHTS].clone())
+            made.obey(copy.deepcopy(packed).unpack()[WEIGHTS].clone())
 
         def step() -> None:
             optimizer.zero_grad()

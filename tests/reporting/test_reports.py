@@ -143,7 +143,12 @@ def test_what_the_teacher_writes_and_which_tokens_are_hard(tmp_path):
     (folder / "samples/step_00000100.json").write_text("{torn")
     page = own(report_page([str(folder)]))
     expected = {"Teacher", "Texts", "What the teacher writes: teacher_made", "What the guide chooses: guided"}
-    expected |= {"Hard tokens", "Entropy of what the teacher writes", "Mask token and copies", "Teacher: agreement h"}
+    expected |= {
+        "Hard tokens",
+        "Entropy of what the teacher writes",
+        "Mask token, copies, commonest token",
+        "Teacher: agreement h",
+    }
     assert expected <= set(headings(page))
     assert '<mark class="masked" title="play: 2.5 nats"><del>play</del></mark>' in page
     assert "<del>ing</del><ins>over</ins><sub>under</sub></mark> &lt;b&gt; " in page
