@@ -135,6 +135,7 @@ def test_a_killed_driver_loses_nothing(recipe, tmp_path, uninterrupted):
     assert losses(run) == losses(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(recipe, tmp_path, uninterrupted):
     run = tmp_path / "run"
     command = Command(tmp_path, "pretrain", str(recipe), f"run_dir={run}")
