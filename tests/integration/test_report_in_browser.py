@@ -102,7 +102,8 @@ def test_every_section_is_drawn_and_reached_by_its_link(opened, name, figures):
     for link in links:
         link.click()
         section = page.query_selector(link.get_attribute("href"))
-        page.wait_for_function("one => Math.abs(one.getBoundingClientRect().top) < innerHeight", arg=section)
+        there = "one => Math.abs(one.getBoundingClientRect().top) < innerHeight"
+        page.wait_for_function(there, arg=section, polling=100)  # ms: where nothing is drawn, no frame comes either
 
 
 def test_pointing_at_a_figure_tells_its_values(opened):
