@@ -71,6 +71,11 @@ def average_whole(model: nn.Module) -> None:
         start += one.numel()
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether ranks share it out, so that each holds a part."""
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that is shared out, sharing memory with it; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -65,11 +65,7 @@ class RunDir:
         stays  the place is left as it is, whatever was made there; else one that holds nothing to go on with is not.
         """
         checkpoints = run_checkpoints(self.folder, 1, self.remote, lambda text: None)
-        try:
-            goes_on = checkpoints.has_any() or (self.folder / "model" / "config.json").is_file()
-        except (StorageError, OSError):  # what broke the run off may be that place
-            goes_on = True
-        if goes_on:
+        if checkpoints.has_any() or (self.folder / "model" / "config.json").is_file():
             return f"`{resume_command(self.name)}`"
         if stays or self.has_begun():
             return f"`{resume_command(self.name, '--restart')}`"

@@ -55,9 +55,10 @@ def train_rank(settings: dict[str, Any]) -> dict[str, Any]:
         spare = partial(create, spare=True) if may_have_spare(config) else None
         patience = START_TIMEOUT_S if config.runtime.address != "local" else BUILD_S  # a cluster may have to grow first
         limit = config.runtime.hang_timeout
-        replicas = Replicas(
-            settings["replicas"], lambda number: create(replica=number), None if limit is None else max(limit, patience)
-        )
+        replicas = None
+        if settings["replicas"]:
+            silence = None if limit is None else max(limit, patience)
+            replicas = Replicas(settings["replicas"], lambda number: create(replica=number), silence)
         source = ActorSource(settings["actor"], create, spare, limit, patience, replicas)
     try:
         _log.info("rank %d of %d on %s, process %d", rank, group.world, group.device, os.getpid())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
-from mlpt.models.sharded import local
+from mlpt.models.sharded import is_part
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.group import Group
 from mlpt.training.state import model_tensors, optimizer_tensors
@@ -38,7 +38,7 @@ def check_ranks(
     if group.world == 1:
         return
     named = {**model_tensors(model), **optimizer_tensors(model, optimizer)}
-    named = {name: one for name, one in named.items() if local(one) is one}  # of what is shared out each has its own
+    named = {name: one for name, one in named.items() if not is_part(one)}  # of what is shared out each has its own
     found = group.gather(digests(named.values()).tolist())
     differing = [name for name, *each in zip(named, *found, strict=True) if len(set(each)) > 1]
     if differing:

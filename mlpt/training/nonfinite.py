@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlpt.errors import UserError, resume_command
-from mlpt.models.sharded import local, norm_and_clip
+from mlpt.models.sharded import is_part, local, norm_and_clip
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 
@@ -19,7 +19,7 @@ from mlpt.training.group import Group
 def gradient_norm(parameters: Iterable[Tensor], clip: float) -> Tensor:
     """Euclidean norm of all gradients together, a scalar on the device, before they are clipped to `clip` (0: not)."""
     parameters = list(parameters)
-    if any(local(one) is not one for one in parameters):
+    if any(is_part(one) for one in parameters):
         return norm_and_clip([one.grad for one in parameters if one.grad is not None], clip)
     if clip:
         return torch.nn.utils.clip_grad_norm_(parameters, clip)

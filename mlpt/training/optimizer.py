@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from mlpt.errors import UserError
-from mlpt.models.sharded import local
+from mlpt.models.sharded import is_part
 from mlpt.settings import Settings
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
 from mlpt.training.muon import MuonWithAdamW, hidden_matrices
@@ -36,8 +36,8 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     """
     trainable = [parameter for _, parameter in named if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if (local(p) is p) == whole and test(p.ndim)], "weight_decay": decay}
-        for whole in (True, False)
+        {"params": [p for p in trainable if is_part(p) == parts and test(p.ndim)], "weight_decay": decay}
+        for parts in (False, True)
         for test, decay in ((lambda ndim: ndim >= 2, weight_decay), (lambda ndim: ndim < 2, 0.0))
     ]
     return [group for group in groups if group["params"]]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
-from mlpt.models.sharded import like, local, whole
+from mlpt.models.sharded import is_part, like, local, whole
 
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # the last one is Muon's, which has no other
 
@@ -39,7 +39,7 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             f"the checkpoint is of another model (they differ in {odd[0]}); use the run's own configuration"
         )
     for name, tensor in own.items():
-        tensor.copy_(like(tensors[name], tensor))
+        tensor.copy_(like(tensors[name], tensor) if is_part(tensor) else tensors[name])
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

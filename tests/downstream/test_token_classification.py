@@ -169,23 +169,28 @@ def test_how_a_step_is_split_into_passes_does_not_matter(configured, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, monkeypatch):
-    changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 5}
-    (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
+def broken_off_after(monkeypatch, steps):
+    """From here on, fine-tuning ends as by Ctrl-C once it has made so many steps."""
     one_step = CellRun.one_step
 
-    def killed(run):
-        if run.step == 8:
+    def broken_off(run):
+        if run.step == steps:
             raise KeyboardInterrupt
         return one_step(run)
 
+    monkeypatch.setattr(CellRun, "one_step", broken_off)
+
+
+def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, monkeypatch):
+    changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 5}
+    (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
     write = Checkpoints._write
 
     def slow_disk(*words):
         time.sleep(0.5)
         write(*words)
 
-    monkeypatch.setattr(CellRun, "one_step", killed)
+    broken_off_after(monkeypatch, 8)
     monkeypatch.setattr(Checkpoints, "_write", slow_disk)
     with pytest.raises(KeyboardInterrupt):
         finetune(configured(tmp_path / "killed", **changed), quiet)
@@ -204,14 +209,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, mon
 def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_way_on_is_said(configured, tmp_path, monkeypatch):
     changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 3}
     (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
-    one_step = CellRun.one_step
-
-    def killed(run):
-        if run.step == 8:
-            raise KeyboardInterrupt
-        return one_step(run)
-
-    monkeypatch.setattr(CellRun, "one_step", killed)
+    broken_off_after(monkeypatch, 8)
     with pytest.raises(KeyboardInterrupt):
         finetune(configured(tmp_path / "killed", **changed), quiet)
     monkeypatch.undo()
