@@ -104,6 +104,7 @@ class Parted(Soak):
         super().__init__(folder, STEPS)
         self._apart, self._given_up, self._network = apart, given_up, network
         self._calm_on_ray = len(APART[apart]) > 0
+        self._looked = 0.0
 
     def undisturbed(self) -> Path:
         """The same run with nothing between its processes; several workers sum as they do when they are apart."""
@@ -132,16 +133,28 @@ class Parted(Soak):
             time.sleep(draw.uniform(0, 1))
             suffered.append(self._part(dropped))
             print(json.dumps(asdict(suffered[-1])), flush=True)
-        self._wait_for(lambda: self._driver is not None and self._driver.poll() is not None, ended=True)
+        self._wait_for(self._has_ended, ended=True)
         if self._driver.returncode != 0:
             raise UserError(f"the parted run ended with {self._driver.returncode}: {self._said()}")
         return suffered
 
     def _has_reached(self, step: int) -> bool:
+        self._another_has_joined()  # Ray may give a node up long after the network was back
         return self._step() >= step
 
-    def _part(self, dropped: float) -> Partition:
+    def _has_ended(self) -> bool:
+        self._another_has_joined()
+        return self._driver is not None and self._driver.poll() is not None
+
+    def _another_has_joined(self) -> bool:
+        """Replace the node if Ray has given it up; True if that was so. Looked for once a second."""
+        if time.monotonic() < self._looked + 1.0 or self._node_lives():
+            return False
         assert self._cluster is not None
+        self._node = self._cluster.add_node(1, self._network)
+        return True
+
+    def _part(self, dropped: float) -> Partition:
         self._network.cut()
         time.sleep(dropped)
         reached = self._step()
@@ -150,9 +163,8 @@ class Parted(Soak):
         node = "stayed"
         deadline = begun + PATIENCE_S
         while self._step() <= reached and self._step() < self.steps:
-            if node == "stayed" and not self._node_lives():
+            if self._another_has_joined():
                 node = "was given up, another one joined"
-                self._node = self._cluster.add_node(1, self._network)
             self._restart_if_it_gave_up()
             if time.monotonic() > deadline:
                 raise UserError(f"no further {PATIENCE_S:.0f} s after the network was back: {self._said()}")
@@ -163,6 +175,7 @@ class Parted(Soak):
         assert self._cluster is not None
         assert self._node is not None
         states: list[dict[str, Any]] = self._cluster.state("nodes")
+        self._looked = time.monotonic()
         return any(one["node_id"] == self._node.node_id and one["state"] == "ALIVE" for one in states)
 
     def _words(self, run_dir: Path) -> list[str]:

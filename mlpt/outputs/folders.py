@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from mlpt.errors import CrashError, UserError
@@ -35,7 +36,7 @@ def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = Fa
         check_writable(path)
         if (path / _MOVING).exists() or ((path / _ASIDE).exists() and not is_there(path, kind)):
             with alone_in(path):
-                _put_back(path)
+                _put_back(path, kind)
         names = _names(path)
     check_names(str(path), names, lambda pattern: _has(path, pattern), kind, overwrite, resumes)
     return path
@@ -178,7 +179,7 @@ def _kept_or_put_back(path: Path, kind: Kind, mark: str | None) -> Iterator[None
     except BaseException as error:
         is_to_stay = isinstance(error, CrashError) and not (path / _ASIDE).exists()
         if not is_to_stay and not is_there(path, kind):
-            _put_back(path)
+            _put_back(path, kind)
         raise
 
 
@@ -232,12 +233,18 @@ def _set_aside(path: Path) -> None:
         raise
 
 
-def _put_back(path: Path) -> None:
-    """Remove what an attempt has made in `path`, and move back what was set aside for it."""
+def _put_back(path: Path, kind: Kind) -> None:
+    """Remove what an attempt has made in `path`, and move back what was set aside for it.
+
+    What no result of `kind` holds stays, as somebody else has put it there.
+    """
     if not (path / _MOVING).exists():
         for name in _names(path):
             whole = path / name
-            shutil.rmtree(whole) if whole.is_dir() and not whole.is_symlink() else whole.unlink()
+            is_folder = whole.is_dir() and not whole.is_symlink()
+            is_empty = is_folder and not any(one.is_file() for one in whole.rglob("*"))
+            if name.startswith(".") or is_empty or _belongs(name, partial(_has, path), kind):
+                shutil.rmtree(whole) if is_folder else whole.unlink()
         if (path / _ASIDE).is_dir():
             os.rename(path / _ASIDE, path / _MOVING)
     _move_up(path)

@@ -4,7 +4,7 @@ import sys
 import textwrap
 import unicodedata
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -43,9 +43,9 @@ def show_table(table: Table, stderr: bool = True) -> None:
     console.print(table)
 
 
-def say_error(text: str) -> None:
-    """`mlpt: TEXT` on standard error, in one line."""
-    say(f"mlpt: {' '.join(text.split())}", plain_console(stderr=True))
+def say_error(text: str, stream: TextIO | None = None) -> None:
+    """`mlpt: TEXT` on standard error, or a stream in its place, in one line."""
+    say(f"mlpt: {' '.join(text.split())}", plain_console(stderr=True, file=stream))
 
 
 def printable(text: str) -> str:

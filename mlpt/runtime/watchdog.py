@@ -1,4 +1,4 @@
-"""Sees at once that Ray itself died, its raylet or its GCS, of which no Python code is told.
+"""Sees at once that Ray itself died, its raylet, an agent of that or its GCS, of which no Python code is told.
 
 Ray would end this process on its own, after up to a minute and with pages of its log; here it is one line, and the
 command that goes on.
@@ -8,11 +8,11 @@ import contextlib
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
+from typing import TextIO
 
 import psutil
 import ray
@@ -36,7 +36,7 @@ def watched(way_on: Callable[[], str], stop: StopRequest | None = None) -> Itera
     """
     node = ray._private.worker._global_node
     processes = {"raylet": _raylet(node.raylet_socket_name), "GCS": _own_gcs(node)}
-    known = {name: pid for name, pid in processes.items() if pid is not None}
+    known = {name: pid for name, pid in processes.items() if pid is not None} | _agents_of(processes["raylet"])
     with contextlib.ExitStack() as opened:
         if hasattr(os, "pidfd_open"):  # Linux
             opened.enter_context(watching(Ends(known, way_on, stop, _helpers_of(known.get("raylet")))))
@@ -122,6 +122,15 @@ def _raylet(socket_name: str) -> int | None:
     return None
 
 
+def _agents_of(raylet: int | None) -> dict[str, int]:
+    """Without any one of these a raylet ends itself, and has pages printed about that first."""
+    with contextlib.suppress(psutil.Error):
+        if raylet is not None:
+            started = {one.name().removeprefix("ray::"): one.pid for one in psutil.Process(raylet).children()}
+            return {name: pid for name, pid in started.items() if name.endswith("Agent")}
+    return {}
+
+
 def _helpers_of(raylet: int | None) -> tuple[psutil.Process, ...]:
     """What a raylet that this process has started runs beside the workers.
 
@@ -144,20 +153,20 @@ def _end(
     what: str, way_on: Callable[[], str], stop: StopRequest | None, helpers: tuple[psutil.Process, ...] = ()
 ) -> None:
     """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
-    with _silence():  # Ray's own threads are about to print pages
-        for process in (*psutil.Process().children(recursive=True), *helpers):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        deadline = time.monotonic() + (0 if stop is None else _SIGNAL_S)
-        while stop is not None and not stop() and time.monotonic() < deadline:
-            time.sleep(0.02)
-    if sys.stderr.isatty():
-        os.write(2, b"\033[?25h\n")  # a live display has hidden the cursor
+    error = _silenced()  # Ray's own threads are about to print pages
+    for process in (*psutil.Process().children(recursive=True), *helpers):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    deadline = time.monotonic() + (0 if stop is None else _SIGNAL_S)
+    while stop is not None and not stop() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if error.isatty():
+        error.write("\033[?25h\n")  # a live display has hidden the cursor
     why, code = f"Ray's {what} has died", 2
     if stop is not None and stop():
         why, code = f"{stop.name} has ended Ray's {what}, too", 128 + stop.number
-    say_error(f"{why}, and with it what ran on this Ray; go on by {_asked_for(way_on)}")
-    sys.stderr.flush()
+    say_error(f"{why}, and with it what ran on this Ray; go on by {_asked_for(way_on)}", error)
+    error.flush()
     os._exit(code)
 
 
@@ -171,14 +180,10 @@ def _asked_for(way_on: Callable[[], str]) -> str:
         return "the same command"
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+def _silenced() -> TextIO:
+    """What standard error was, for this caller alone: from now on whatever else is printed goes nowhere."""
+    error = os.fdopen(os.dup(2), "w", errors="backslashreplace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
-    try:
-        yield
-    finally:
-        for descriptor, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, descriptor)
+    return error

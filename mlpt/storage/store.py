@@ -25,6 +25,7 @@ _PATIENCE_S = 60.0  # no further try begins after this
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"}  # no folders to make; writes are whole
 # botocore's own retries would multiply with s3fs's and ours: a silent server would hold a run for most of an hour.
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
+_FINAL = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError, ImportError, NotImplementedError)
 _log = logging.getLogger(__name__)
 
 
@@ -176,6 +177,8 @@ class Store:
     def _why(self, doing: str, name: str, error: Exception) -> str:
         if isinstance(error, OSError) and _is_full(error):
             return f"cannot {doing} {self.uri}/{name}: {reason(error)}"
+        if self._protocol == "file":
+            return f"cannot {doing} {self.uri}/{name} ({one_line(error)}); check the folder"
         return (
             f"cannot {doing} {self.uri}/{name} ({one_line(error)}); check the bucket, your credentials and the network"
         )
@@ -184,11 +187,7 @@ class Store:
 def _is_final(error: Exception) -> bool:
     """True where asking again cannot help."""
     full = isinstance(error, OSError) and _is_full(error)
-    return (
-        full
-        or isinstance(error, PermissionError | ImportError | NotImplementedError)
-        or "Credential" in type(error).__name__
-    )
+    return full or isinstance(error, _FINAL) or "Credential" in type(error).__name__
 
 
 def _is_full(error: OSError) -> bool:

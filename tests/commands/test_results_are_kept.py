@@ -161,8 +161,8 @@ def failing(place, error, *names):
 def test_a_failure_puts_back_what_was_there(tmp_path, error):
     place = write(tmp_path / "place", "mark", "result", "more.txt")
     with pytest.raises(type(error)):
-        failing(place, error, "mark", "half")
-    assert sorted(os.listdir(place)) == ["mark", "more.txt", "result"]
+        failing(place, error, "mark", "more-half", "theirs")
+    assert sorted(os.listdir(place)) == ["mark", "more.txt", "result", "theirs"]
 
 
 def test_a_failure_removes_what_was_made_and_no_more(tmp_path):
@@ -204,7 +204,7 @@ def test_who_comes_second_does_not_replace_what_the_first_has_made_meanwhile(tmp
 
 
 def test_what_a_killed_attempt_set_aside_comes_back(tmp_path):
-    place = write(tmp_path / "place", "mark", "half")
+    place = write(tmp_path / "place", "mark", "more-half")
     write(place / ".replaced", "mark", "result")
     with pytest.raises(UserError, match="holds a thing"):
         outputs.check_folder(place, KIND)

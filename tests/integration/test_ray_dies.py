@@ -33,7 +33,10 @@ def last_line(mlpt):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("process_name", "name"), [("raylet", "raylet"), ("gcs_server", "GCS")])
+@pytest.mark.parametrize(
+    ("process_name", "name"),
+    [("raylet", "raylet"), ("gcs_server", "GCS"), ("ray::RuntimeEnvAgent", "RuntimeEnvAgent")],
+)
 def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, process_name, name):
     run = tmp_path / "run"
     process = begun(mlpt, run, *tiny)

@@ -118,6 +118,23 @@ def test_a_stopped_questioning_goes_on_without_scoring_a_block_twice(config, mon
     assert again.manifest == scores.manifest
 
 
+def test_a_part_that_cannot_be_written_leaves_what_others_have_put_beside_it(config, monkeypatch):
+    """The first part meets a file in its way: what this call has made goes, and nothing else does."""
+    mine = Path(config.out, "aside")
+
+    def in_the_way(*words):
+        (Path(config.out) / "parts").write_text("in the way")
+        mine.mkdir()
+        (mine / "kept.arrow").write_text("somebody's")
+        return score_tokens(*words)
+
+    monkeypatch.setattr(asking, "score_tokens", in_the_way)
+    with pytest.raises(UserError, match=r"parts/.*; check the folder$"):
+        question(config)
+    assert [path.name for path in Path(config.out).iterdir()] == ["aside"]
+    assert (mine / "kept.arrow").read_text() == "somebody's"
+
+
 @pytest.mark.slow
 def test_a_killed_process_goes_on_where_it_was(config, tmp_path):
     """SIGKILL between two parts, or within one: what is committed stays, and is not written again."""
