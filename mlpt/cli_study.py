@@ -43,7 +43,7 @@ def study(
     if len(names) != 1:
         raise UserError("give one study (mlpt study --list shows the shipped ones) or the path of a .yaml file")
     if (moons := read_moons(names[0], settings)) is not None:
-        _moons(moons, out, cells, (seeds, cores), check, overwrite)
+        _moons(moons, out, cells, seeds, cores, check, overwrite)
         return
     declared = read_study(names[0], settings)
     folder = Path(out or f"studies/{declared.name}")
@@ -74,16 +74,18 @@ def _moons(
     study: "MoonsStudy",
     out: str | None,
     cells: str | None,
-    refused: tuple[object, object],
+    seeds: str | None,
+    cores: int | None,
     check: bool,
     overwrite: bool,
 ) -> None:
-    """The study of two moons, whose cells train side by side in one process."""
+    """The study of two moons, whose label counts and seeds train side by side in one process, its cells in several."""
+    from mlpt.cores import available_cores
     from mlpt.stopping import Stopped
     from mlpt.studies.moons.run import run_moons
 
-    if any(one is not None for one in refused):
-        raise UserError("a study of two moons has no --seeds and no --cores: set seeds=N; all runs are one process")
+    if seeds is not None:
+        raise UserError("a study of two moons has no --seeds: set seeds=N")
     folder = Path(out or f"studies/{study.name}")
     if check:
         say(f"{study.question} {study.steps:,} steps of {study.texts} texts, in {folder}:")
@@ -92,7 +94,8 @@ def _moons(
         return
     console = plain_console(stderr=True)
     try:
-        run_moons(study, folder, lambda text: say(text, console), _names(cells), overwrite)
+        at_once = cores or available_cores()
+        run_moons(study, folder, lambda text: say(text, console), _names(cells), overwrite, at_once)
     except Stopped as stopped:
         say_error(str(stopped))
         raise typer.Exit(stopped.exit_code) from None

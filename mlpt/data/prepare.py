@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlpt.cores import available_cores
 from mlpt.data.config import OF_RUN, OF_TRAINED, DataConfig, check_known
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
@@ -235,7 +236,7 @@ def _dtype(vocabulary: Vocabulary) -> str:
 
 def _pool(config: DataConfig, size: int) -> RunShards:
     """How to run the jobs on this machine: in this process, or in a pool of fresh ones."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or available_cores()
 
     def run(function: Callable[[ShardJob], ShardResult], jobs: list[ShardJob]) -> Iterator[ShardResult]:
         if min(workers, len(jobs)) == 1 or size < SMALL:

@@ -1,12 +1,12 @@
 """Running a declared study: check all of it, do what is left side by side, and keep the tables up to date."""
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mlpt.cores import available_cores
 from mlpt.errors import UserError
 from mlpt.outputs import STUDY, growing_folder, write_file, write_json
 from mlpt.reporting.display import Display
@@ -43,7 +43,7 @@ def run_study(
     plan = Plan(study, places)
     part = Part.of(study, cells, seeds)
     gpus = visible_gpus()
-    width = at_once or len(gpus) or max(1, _cores() // study.declared.threads)
+    width = at_once or len(gpus) or max(1, available_cores() // study.declared.threads)
     children = Children(study.declared.threads, [gpus[at % len(gpus)] for at in range(width)] if gpus else [])
     request = StopRequest(lambda text: say(text, console))
     try:
@@ -64,11 +64,6 @@ def run_study(
             f"{graph.failed[first]}; see {places.out / 'study.md'}; the same command tries them again"
         )
     return results
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Watch:

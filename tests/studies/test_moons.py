@@ -132,9 +132,32 @@ def test_a_whole_study_leaves_tables_and_a_picture_and_refuses_another_declarati
         run_moons(study(rate=1.0), tmp_path / "out", lambda text: None)
 
 
+@pytest.mark.slow
+def test_two_processes_leave_what_one_leaves_also_where_they_are_stopped(rows, tmp_path):
+    def stop_once(text):
+        if "% of the steps" in text and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            signal.raise_signal(signal.SIGTERM)
+
+    long = study(steps=40)
+    with pytest.raises(Stopped) as stopped:
+        run_moons(long, tmp_path / "two", stop_once, cores=2)
+    assert stopped.value.exit_code == 143
+    assert sum(Group(long, name, rows, tmp_path / "two" / "cells").steps for name in CELLS) < 3 * 40
+    two = run_moons(long, tmp_path / "two", stop_once, cores=2)
+    one = run_moons(long, tmp_path / "one", lambda text: None)
+    assert two["accuracy"] == one["accuracy"]
+    for name in CELLS:
+        ours, theirs = (Group(long, name, rows, tmp_path / folder / "cells") for folder in ("two", "one"))
+        assert ours.steps == theirs.steps == 40
+        assert ours.history == theirs.history
+        labels = 20 if name == "masker" else 10
+        assert torch.equal(ours.students(labels), theirs.students(labels))
+
+
 def test_the_folder_of_a_study_that_was_stopped_is_gone_on_with(tmp_path):
     def stop_soon(text):
-        if text.startswith("step"):
+        if "% of the steps" in text:
             signal.raise_signal(signal.SIGINT)
 
     for _ in range(2):

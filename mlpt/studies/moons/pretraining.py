@@ -65,8 +65,7 @@ class Group:
                 self.many = ManyTaught(students, teachers, how, mask, study.mode)
         share, mlm = self.writer.query_share, self.writer.mlm
         self.batches = Batches(rows, self.models, study.texts, study.rows, share, mlm)
-        if self.path.is_file():
-            self._load()
+        self.load()
 
     @property
     def steps(self) -> int:
@@ -119,7 +118,10 @@ class Group:
             include={"writes", "inner_lr", "support_steps", "inner_steps", "meta_weight", "entropy", "baseline"}
         )
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Go on from what was saved, if anything was."""
+        if not self.path.is_file():
+            return
         state = torch.load(self.path, weights_only=True)
         self.many.steps, self.history = state["steps"], state["history"]
         if self.writer.rule == "none":

@@ -18,18 +18,20 @@ from mlpt.studies.moons.page import markdown
 from mlpt.studies.moons.picture import sheet
 from mlpt.studies.moons.pretraining import Group, student_at
 from mlpt.studies.moons.rows import Rows
+from mlpt.studies.moons.shares import pretrain
 
 Say = Callable[[str], None]
 _GROWS = {"steps"}  # what a study that is continued may have more of
 
 
 def run_moons(
-    study: MoonsStudy, out: Path, say: Say, cells: Sequence[str] = (), overwrite: bool = False
+    study: MoonsStudy, out: Path, say: Say, cells: Sequence[str] = (), overwrite: bool = False, cores: int = 1
 ) -> dict[str, Any]:
     """Run what is left of the study in the folder `out`; what was found, as in `out`/results.json.
 
-    cells  the cells to run; default: all. Raises `UserError` for a folder with another declaration, `Stopped` once a
-    signal has ended it, with everything saved.
+    cells  the cells to run; default: all.
+    cores  processes that pretrain side by side.
+    Raises `UserError` for a folder with another declaration, `Stopped` once a signal has ended it, with all of it kept.
     """
     for name in cells:
         if name not in study.cells:
@@ -42,29 +44,31 @@ def run_moons(
         rows = Rows(study.vocabulary)
         chosen = [name for name in study.cells if not cells or name in cells]
         groups = [Group(study, name, rows, out / "cells") for name in chosen]
+        told = _Progress(study, groups, say)
         with request.training():
-            _pretrain(study, groups, request, say)
+            pretrain(study, groups, cores, request, told.more)
+        if request():
+            raise Stopped(request.number, "stopped; the same command goes on where it was")
         results = _finetune(study, groups, rows, out, say)
     return results
 
 
-def _pretrain(study: MoonsStudy, groups: Sequence[Group], request: StopRequest, say: Say) -> None:
-    """All groups in turn, `save_every` steps at a time, those behind first: when it stops all are about as far."""
-    total = sum(len(group.models) for group in groups) * study.steps
-    done_before = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
-    started = time.process_time()
-    while behind := [group for group in groups if group.steps < study.steps]:
-        least = min(group.steps for group in behind)
-        for group in behind:
-            if group.steps == least:
-                group.advance(min(study.steps, least + study.save_every), request)
-                if request():
-                    raise Stopped(request.number, "stopped; the same command goes on where it was")
-        done = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
-        spent = time.process_time() - started
-        rate = (done - done_before) / spent
-        at = min(study.steps, least + study.save_every)
-        say(f"step {at} of {study.steps}: {done / total:.0%}, {rate:.0f} micro-batches a CPU second")
+class _Progress:
+    """Says how far all groups are, each time that another hundredth is done."""
+
+    def __init__(self, study: MoonsStudy, groups: Sequence[Group], say: Say):
+        self._total = sum(len(group.models) for group in groups) * study.steps
+        self._before = self._done = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
+        self._started, self._say, self._said = time.monotonic(), say, 0
+
+    def more(self, count: int) -> None:
+        """So many micro-batches more."""
+        self._done += count
+        percent = 100 * self._done // self._total
+        if percent > self._said:
+            rate = (self._done - self._before) / (time.monotonic() - self._started)
+            self._say(f"{percent} % of the steps; {rate:.0f} micro-batches a second")
+            self._said = percent
 
 
 def _finetune(study: MoonsStudy, groups: Sequence[Group], rows: Rows, out: Path, say: Say) -> dict[str, Any]:
