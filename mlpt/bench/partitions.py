@@ -8,6 +8,7 @@ when the network is back. Every run must end as one that nobody disturbed, bit f
 
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -113,6 +114,7 @@ class Parted(Soak):
         run_dir = self.folder / "undisturbed"
         if self._start("pretrain", *self._words(run_dir)).wait() != 0:
             raise UserError(f"the undisturbed run failed: {self._said()}")
+        shutil.rmtree(self._temporary / "ray", ignore_errors=True)  # a local Ray keeps its logs; a cluster's go
         return run_dir
 
     def parted(self, count: int, draw: random.Random, dropped: float) -> list[Partition]:
