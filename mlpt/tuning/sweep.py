@@ -24,6 +24,7 @@ from mlpt.runtime.cluster import ray_session, where
 from mlpt.settings import Settings, load_settings, parse_overrides
 from mlpt.storage.files import check_room
 from mlpt.storage.store import is_uri
+from mlpt.tuning.kept import Keep, mend
 from mlpt.tuning.placement import concurrency, require_dashboard, trial_needs, trial_resources, worker_environment
 from mlpt.tuning.plan import Plan, Say
 from mlpt.tuning.ranking import Score, Trial, pareto_front, scores, winning
@@ -213,6 +214,7 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a killed sweep forgets no more than this
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase
+    mend(state, sweep.folder / "trials")
     if tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
     else:
@@ -220,7 +222,7 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
             name=phase,
             storage_path=str(sweep.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=sweep.options.retries),
-            callbacks=[ProgressLines(plan.space.metrics)],
+            callbacks=[ProgressLines(plan.space.metrics), Keep(str(state))],
             verbose=0,
         )
         tuner = tune.Tuner(trainable, param_space=points, tune_config=config, run_config=run_config)

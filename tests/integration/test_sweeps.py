@@ -91,8 +91,17 @@ def test_pbt_copies_good_weights_and_perturbs_learning_rate_and_mixture(mlpt, ti
     assert exploited, "no trial took over another's weights"
 
 
+def cut_short(search):
+    """What a disk that is full leaves of the files that Tune writes over, or appends to."""
+    for path in [*search.glob("experiment_state*"), *search.glob("*/result.json")]:
+        os.truncate(path, max(0, path.stat().st_size - 20))
+    for path in search.glob("basic-variant-state*"):
+        os.truncate(path, 0)
+
+
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space, tmp_path):
+@pytest.mark.parametrize("disk_was_full", [False, True])
+def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space, tmp_path, disk_was_full):
     folder = tmp_path / "sweep"
     mine = space(more='tokens=8_000, trials=4, evaluations=3, scheduler="none"')
     process = mlpt.start("tune", mine, *tiny, f"sweep.folder={folder}", "sweep.concurrent=1")
@@ -100,10 +109,13 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     written = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/finished.json")}
+    if disk_was_full:
+        cut_short(folder / "tune" / "search")
     code, output = mlpt.run("tune", "--resume", folder)
     assert code == 0, output
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["finished"] * 4
+    assert {path.name for path in folder.glob("trials/*")} == {row["trial_id"] for row in rows}
     assert {path.parent.name for path in written} <= {row["trial_id"] for row in rows}
     assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "a finished trial ran again"
 
