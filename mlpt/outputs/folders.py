@@ -236,18 +236,24 @@ def _set_aside(path: Path) -> None:
 def _put_back(path: Path, kind: Kind) -> None:
     """Remove what an attempt has made in `path`, and move back what was set aside for it.
 
-    What no result of `kind` holds stays, as somebody else has put it there.
+    Where somebody else has put something into a place that was empty, all of it stays: it may belong together.
     """
     if not (path / _MOVING).exists():
-        for name in _names(path):
-            whole = path / name
-            is_folder = whole.is_dir() and not whole.is_symlink()
-            is_empty = is_folder and not any(one.is_file() for one in whole.rglob("*"))
-            if name.startswith(".") or is_empty or _belongs(name, partial(_has, path), kind):
-                shutil.rmtree(whole) if is_folder else whole.unlink()
-        if (path / _ASIDE).is_dir():
+        has_replaced = (path / _ASIDE).is_dir()
+        ours = [name for name in _names(path) if _is_ours(path / name, kind)]
+        if has_replaced or len(ours) == len(_names(path)):
+            for name in ours:
+                whole = path / name
+                shutil.rmtree(whole) if whole.is_dir() and not whole.is_symlink() else whole.unlink()
+        if has_replaced:
             os.rename(path / _ASIDE, path / _MOVING)
     _move_up(path)
+
+
+def _is_ours(path: Path, kind: Kind) -> bool:
+    """Whether a result of `kind`, or the beginning of one, may have this directly in its folder."""
+    is_empty = path.is_dir() and not path.is_symlink() and not any(one.is_file() for one in path.rglob("*"))
+    return path.name.startswith(".") or is_empty or _belongs(path.name, partial(_has, path.parent), kind)
 
 
 def _move_up(path: Path) -> None:

@@ -118,21 +118,27 @@ def test_a_stopped_questioning_goes_on_without_scoring_a_block_twice(config, mon
     assert again.manifest == scores.manifest
 
 
-def test_a_part_that_cannot_be_written_leaves_what_others_have_put_beside_it(config, monkeypatch):
-    """The first part meets a file in its way: what this call has made goes, and nothing else does."""
-    mine = Path(config.out, "aside")
+def test_where_parts_cannot_be_written_all_stays_and_can_be_gone_on_with(config, monkeypatch):
+    """Somebody has moved the first parts aside and left a file in their place; nothing of it is cleared away."""
+    parts, aside = Path(config.out, "parts"), Path(config.out, "aside")
+    scored: list[int] = []
+    plain = score_tokens
 
-    def in_the_way(*words):
-        (Path(config.out) / "parts").write_text("in the way")
-        mine.mkdir()
-        (mine / "kept.arrow").write_text("somebody's")
-        return score_tokens(*words)
+    def counting(encoder, tokens, rows, *more):
+        scored.extend(rows[:1].tolist())
+        if len(scored) == 3:
+            parts.rename(aside)
+            parts.write_text("in the way")
+        return plain(encoder, tokens, rows, *more)
 
-    monkeypatch.setattr(asking, "score_tokens", in_the_way)
+    monkeypatch.setattr(asking, "score_tokens", counting)
     with pytest.raises(UserError, match=r"parts/.*; check the folder$"):
         question(config)
-    assert [path.name for path in Path(config.out).iterdir()] == ["aside"]
-    assert (mine / "kept.arrow").read_text() == "somebody's"
+    parts.unlink()
+    aside.rename(parts)
+    assert len(list(parts.iterdir())) == 2
+    scores = question(config)
+    assert len(scored) == scores.question.parts + 1
 
 
 @pytest.mark.slow
