@@ -31,7 +31,7 @@ space = Space(
 )
 '''
 _CURVES = ("step", "loss", "losses", "dev", "held_out", "held_out_before", "mixture", "policy")
-_NOT_THE_SAME = {"seconds", "steps_per_second", "run_dir", "trial_id"}  # in two runs of one work
+_NOT_THE_SAME = {"seconds", "steps_per_second", "examples_per_second", "run_dir", "folder", "trial_id"}  # in two runs
 _ASIDE = {"checkpoints", "tune", ".ray", "logs"}
 
 
