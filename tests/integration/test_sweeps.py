@@ -115,7 +115,6 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space
     assert code == 0, output
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["finished"] * 4
-    assert {path.name for path in folder.glob("trials/*")} == {row["trial_id"] for row in rows}
     assert {path.parent.name for path in written} <= {row["trial_id"] for row in rows}
     assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "a finished trial ran again"
 
