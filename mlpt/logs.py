@@ -1,9 +1,12 @@
 """One plain log file for each rank and actor, in the run's `logs/`."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+Event = Mapping[str, Any]  # plain JSON values: what training tells whoever shows or logs it
 
 
 class _LogFile(logging.FileHandler):

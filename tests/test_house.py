@@ -1,8 +1,12 @@
 """The rules of the house that a machine can check: where Ray is imported, which way imports run, how long files are."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mlpt").rglob("*.py"))
@@ -96,6 +100,20 @@ def test_imports_run_downhill():
             if parts[0] == "mlpt" and len(parts) > 1 and height_of(parts[1:]) > height:
                 guilty.append(f"{path.relative_to(ROOT)} imports {name}")
     assert guilty == []
+
+
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("import mlpt, mlpt.cli; dir(mlpt)", {"torch", "ray", "transformers", "pandas", "pyarrow", "pydantic"}),
+        ("import mlpt.runtime.hub", {"torch", "transformers", "datasets"}),  # an actor's process
+        ("import mlpt.data.shards, mlpt.data.prepare, mlpt.data.describe", {"torch", "transformers", "datasets"}),
+    ],
+)
+def test_what_need_not_wait_for_deep_learning_does_not_import_it(imports, heavy):
+    program = f"import sys; {imports}; print(*{heavy} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []  # torch alone takes longer than starting the rest
 
 
 def test_engines_know_nothing_of_rules_and_state_nothing_of_what_has_it():

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +21,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from mlpt.logs import Event
 from mlpt.reporting.text import has_bars, plain_console, printable, say
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -33,7 +34,7 @@ class Display:
         self,
         mode: Literal["auto", "bar", "lines", "off"] = "auto",
         console: Console | None = None,
-        also: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        also: Callable[[Event], None] = lambda event: None,
     ):
         """`also` hears every event, after it was shown."""
         self._also = also
@@ -121,7 +122,7 @@ class Display:
                 task, completed=done, total=total, rate=rate(now, done, total)
             )
 
-    def handle(self, event: Mapping[str, Any]) -> None:
+    def handle(self, event: Event) -> None:
         """Show one event of the loop."""
         kind = event["event"]
         if kind == "step":
@@ -136,7 +137,7 @@ class Display:
             self._latest["policy"] = event["policy"]
         self._also(event)
 
-    def _step(self, event: Mapping[str, Any]) -> None:
+    def _step(self, event: Event) -> None:
         now = time.monotonic()
         if self._begun is None or event["step"] < self._begun[1]:
             self._begun = (now, event["step"])
@@ -186,7 +187,7 @@ class Display:
         waited = self._latest.get("meta_stall_seconds", 0)
         return Text(f"policy {self._latest.get('policy', 0)}, waited {waited:.1f} s for it")
 
-    def _line(self, event: Mapping[str, Any]) -> str:
+    def _line(self, event: Event) -> str:
         losses = " ".join(f"{name} {loss:.3f}" for name, loss in event["loss"].items())
         mixture = " ".join(f"{name} {share:.2f}" for name, share in event["mixture"].items())
         return (
@@ -194,7 +195,7 @@ class Display:
             f"mixture: {mixture}  meta wait {event['meta_stall_seconds']:.1f} s  left {self._left(event)}"
         )
 
-    def _left(self, event: Mapping[str, Any]) -> str:
+    def _left(self, event: Event) -> str:
         assert self._begun is not None
         since, first = self._begun
         done = event["step"] - first

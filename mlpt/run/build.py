@@ -11,7 +11,7 @@ from mlpt.arms import Arms, arms_of
 from mlpt.config import RunConfig
 from mlpt.data.labelled import labelled_source
 from mlpt.data.sources import Sources
-from mlpt.logs import quiet_libraries
+from mlpt.logs import Event, quiet_libraries
 from mlpt.meta.learner import MetaLearner
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules, rule_class
@@ -27,7 +27,7 @@ from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_
 from mlpt.storage.mirror import Remote
 from mlpt.tasks import whole_task
 from mlpt.training.group import Group
-from mlpt.training.loop import Event, Loop
+from mlpt.training.loop import Loop
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import LocalSource, Outer, PolicySource
 from mlpt.training.pretraining import Pretraining

@@ -4,10 +4,11 @@ In a run of one process (`runtime.num_workers=0`) a callback is called between t
 thread of the driver, some tenths of a second later, and can end the run, but not ask for a checkpoint.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from mlpt.errors import UserError
+from mlpt.logs import Event
 from mlpt.stopping import StopRequest
 
 
@@ -108,7 +109,7 @@ class Listeners:
         """The run is about to train."""
         self.run, self._stop, self._control = run, stop, Control(stop, in_process)
 
-    def tell(self, event: Mapping[str, Any]) -> None:
+    def tell(self, event: Event) -> None:
         """One event of the loop."""
         control = self._control
         name = {"step": "on_step", "evaluation": "on_evaluation", "policy": "on_policy"}.get(event["event"])

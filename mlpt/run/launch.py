@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
 from mlpt.errors import UserError, resume_command, system_error, told
-from mlpt.logs import logging_to_file
+from mlpt.logs import Event, logging_to_file
 from mlpt.outputs import forget_replaced, write_file
 from mlpt.reporting.boards import check_boards
 from mlpt.reporting.display import Display
@@ -34,7 +34,6 @@ from mlpt.stopping import RunStopped, Stopped, StopRequest
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.storage.mirror import fetch_log, send_log
 from mlpt.training.group import Group, default_device
-from mlpt.training.loop import Event
 
 _log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import ray
 
+from mlpt.logs import Event
 from mlpt.runtime.hangs import Roll
-from mlpt.training.loop import Event
 
 _TIMEOUT_S = 30.0
 _ANSWER_S = 60

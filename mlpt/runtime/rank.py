@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 
 from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, is_lasting, system_error, told
-from mlpt.logs import log_to_file
+from mlpt.logs import Event, log_to_file
 from mlpt.run.build import run_rank, threads_of
 from mlpt.run.folder import RunDir
 from mlpt.runtime.hangs import Watch
@@ -28,7 +28,6 @@ from mlpt.runtime.replicas import Replicas
 from mlpt.stopping import RunStopped
 from mlpt.storage.mirror import Remote, fetch_log, send_log, working_folder
 from mlpt.training.group import Group, waited_too_long
-from mlpt.training.loop import Event
 
 _STOP_POLL_S = 0.5
 _ALIVE_S = 5.0

@@ -15,6 +15,7 @@ from ray.train.torch import get_device
 from mlpt.config import RuntimeConfig
 from mlpt.downstream.loop import Say, Shown
 from mlpt.errors import UserError
+from mlpt.logs import Event
 from mlpt.runtime.hub import Relay, asked
 from mlpt.runtime.trainer import fit, forget, make_hub, make_trainer, why_failed
 from mlpt.training.group import Group
@@ -50,7 +51,7 @@ class _Heard:
     def __init__(self, say: Say, show: Shown) -> None:
         self.say, self._show = say, show
 
-    def handle(self, event: dict[str, Any]) -> None:
+    def handle(self, event: Event) -> None:
         if event["event"] == "shown":
             self._show(*event["shown"])
         else:

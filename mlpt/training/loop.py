@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlpt.data.batch import Split
 from mlpt.errors import UserError, resume_command
+from mlpt.logs import Event
 from mlpt.meta.policy import MIXTURE
 from mlpt.models.hooks import StepHook, all_as_saved
 from mlpt.randomness import address
@@ -38,8 +39,6 @@ from mlpt.training.speed import MachineUse, flops_per_token
 from mlpt.training.state import load_model_tensors, load_optimizer_tensors, trained_tensors
 from mlpt.training.stopwatch import Stopwatch
 from mlpt.training.tracker import Tracker
-
-Event = dict[str, Any]  # plain JSON values: what the display and the logs are told
 
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ from ray import tune
 from mlpt.config import RunConfig, RuntimeConfig, load_run_config
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
-from mlpt.logs import log_to_file
+from mlpt.logs import Event, log_to_file
 from mlpt.meta.learner import first_policy
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules
@@ -37,8 +37,6 @@ from mlpt.tuning.searching import PAUSING
 from mlpt.tuning.space import Space
 
 _COMMIT_TIMEOUT_S = 300.0
-
-Event = Mapping[str, Any]
 
 
 class PretrainJob:

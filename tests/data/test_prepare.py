@@ -72,13 +72,6 @@ def test_any_number_of_workers_writes_the_same_bytes(large_text: Path, tmp_path:
     assert seen[-1][0] == seen[-1][1]
 
 
-def test_the_processes_that_prepare_text_import_no_deep_learning() -> None:
-    modules = "mlpt.data.shards, mlpt.data.prepare, mlpt.data.vocabulary, mlpt.data.describe"
-    program = f"import sys, {modules}; print(*{{'torch', 'transformers', 'datasets'}} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []  # torch alone takes longer than starting the rest
-
-
 def test_blocks_hold_the_documents_in_order_without_padding(text_file: Path, tmp_path: Path) -> None:
     manifest = prepare(DataConfig(source=str(text_file), **SMALL), str(tmp_path / "out"))
     shares = {"dev": 0.05, "test": 0.05}
