@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from mlpt.config import RunConfig, load_run_config
-from mlpt.errors import UserError, resume_command, system_error, told
+from mlpt.errors import UserError, system_error, told
 from mlpt.logs import Event, logging_to_file
 from mlpt.outputs import forget_replaced, write_file
 from mlpt.reporting.boards import check_boards
@@ -141,13 +141,8 @@ def _stopped_with_advice(run: RunDir, step: int, display: Display) -> Iterator[S
         step = max([step, *Checkpoints(run.folder / "checkpoints").steps()])  # training may be over
     else:
         return
-    if step:
-        then = f"after step {step:,}; go on by {resume_command(run.name)}"
-    elif run.has_begun():
-        then = f"before its first checkpoint; begin it again by {resume_command(run.name, '--restart')}"
-    else:
-        then = "before it had begun; run the same command again"
-    raise Stopped(stop.number, f"{stop.name} has stopped the run {then}")
+    where = f"after step {step:,}" if step else "before its first checkpoint"
+    raise Stopped(stop.number, f"{stop.name} has stopped the run {where}; go on by {run.way_on()}")
 
 
 def _in_this_process(
