@@ -127,15 +127,6 @@ class Blocks:
             out[where] = self._shard(number).table["document"].take(pa.array(inside)).to_numpy()
         return out
 
-    def boundaries_of(self, rows: NDArray[np.int64]) -> list[NDArray[np.uint16]]:
-        """For each of `rows`, the positions at which a document begins, ascending."""
-        out: list[NDArray[np.uint16]] = [np.empty(0, np.uint16)] * len(rows)
-        for number, where, inside in self._by_shard(rows):
-            lists = self._shard(number).table["boundaries"].take(pa.array(inside)).to_pylist()
-            for place, positions in zip(where, lists, strict=True):
-                out[place] = np.array(positions, dtype=np.uint16)
-        return out
-
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id occurs in the split, special ids and padding included: (vocabulary,) int64, the caller's.
 

@@ -6,7 +6,7 @@ Predictions that are not finite (a diverged regression) count as 0.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,8 +164,3 @@ def score_rows(
         else _OF_IDS[name](labels, predicted)
         for name in metrics
     }
-
-
-def benchmark_average(scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Sequence[str]]) -> float:
-    """A benchmark's score: the mean over tasks of the mean of each task's official metrics."""
-    return float(np.mean([np.mean([scores[task][name] for name in metrics[task]]) for task in scores]))

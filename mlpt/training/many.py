@@ -97,13 +97,6 @@ class Many:
         """Copies of one model's parameters by name."""
         return {name: one.clone() for name, one in self._named(self.weights[number]).items()}
 
-    def write_back(self, models: Sequence[nn.Module]) -> None:
-        """Copy the trained parameters into `models`, as many as there are and in their order."""
-        with torch.no_grad():
-            for number, model in enumerate(models):
-                for name, value in self._named(self.weights[number]).items():
-                    model.get_parameter(name).copy_(value)
-
     def _advance(
         self, weights: Tensor, first: Tensor, second: Tensor, steps: Tensor, rates: Tensor, *batch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

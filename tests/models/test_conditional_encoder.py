@@ -11,7 +11,7 @@ from mlpt.models.conditional.encoder import (
     BottleneckLayer,
     ConditionalConfig,
     ConditionalEncoder,
-    load_conditional_encoder,
+    load_stock,
 )
 
 SIZES = {
@@ -160,8 +160,7 @@ def test_bfloat16_autocast_stays_near_float32_and_gives_gradients():
 def test_an_encoder_is_built_from_a_saved_folder(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
-    made = load_conditional_encoder(tmp_path, ConditionalConfig(max_length=16), 3, seed=5)
-    again = load_conditional_encoder(tmp_path, ConditionalConfig(max_length=16), 3, seed=5)
+    made, again = (ConditionalEncoder(load_stock(tmp_path), ConditionalConfig(max_length=16), 3, 5) for _ in range(2))
     for name, weight in made.state_dict().items():
         torch.testing.assert_close(weight, again.state_dict()[name], rtol=0, atol=0)
     torch.testing.assert_close(made.embeddings.word_embeddings.weight, stock.embeddings.word_embeddings.weight)
@@ -177,5 +176,5 @@ def test_another_architecture_is_refused(tmp_path):
 
 def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot load an encoder") as caught:
-        load_conditional_encoder(tmp_path, ConditionalConfig(), 2)
+        load_stock(tmp_path)
     assert "\n" not in str(caught.value)

@@ -26,21 +26,6 @@ def test_multirc_scores_are_the_vector():
     assert scores == {"f1a": pytest.approx(4 / 6), "exact_match": pytest.approx(1 / 3)}
 
 
-def test_superglue_average_is_the_vector():
-    scores = {
-        "boolq": {"accuracy": 91.0},
-        "cb": {"macro_f1": 98.6, "accuracy": 99.2},
-        "copa": {"accuracy": 97.4},
-        "multirc": {"f1a": 88.6, "exact_match": 63.2},
-        "record": {"f1": 94.7, "exact_match": 94.2},
-        "superglue_rte": {"accuracy": 92.6},
-        "wic": {"accuracy": 77.4},
-        "wsc": {"accuracy": 97.3},
-    }
-    official = {task: tuple(values) for task, values in scores.items()}
-    assert metrics.benchmark_average(scores, official) == pytest.approx(90.61875)
-
-
 def test_matthews_and_f1_follow_their_equations():
     # tp 3, tn 1, fp 2, fn 1
     labels, predicted = np.array([1, 1, 1, 1, 0, 0, 0]), np.array([1, 1, 1, 0, 1, 1, 0])

@@ -66,17 +66,14 @@ def test_each_model_goes_the_way_of_torchs_adamw_on_its_own_batches_and_rates(mo
             torch.testing.assert_close(value, model.get_parameter(name).detach(), atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_the_models_that_were_given_stay_as_they_are_until_they_are_written_back():
+def test_the_models_that_were_given_stay_as_they_are():
     given = students()
     before = [one.trunk.tokens.weight.detach().clone() for one in given]
     together = Many(given, loss)
     together.step(batches(0), rates(0), seed=0)
     assert all(torch.equal(one.trunk.tokens.weight, old) for one, old in zip(given, before, strict=True))
-    together.write_back(given)
-    for number, one in enumerate(given):
-        assert torch.equal(one.trunk.tokens.weight, together.state(number)["trunk.tokens.weight"])
-        assert one.head.decoder.weight is one.trunk.tokens.weight
-        assert not torch.equal(one.trunk.tokens.weight, before[number])
+    for number, old in enumerate(before):
+        assert not torch.equal(together.state(number)["trunk.tokens.weight"], old)
 
 
 @pytest.mark.parametrize("mode", ["recorded", "plain"])

@@ -6,7 +6,6 @@ sum_t(-R log p_t(draw_t)) - gamma H(p), here in closed form. p_t is the policy t
 where answers come with a lag.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import entropy_gradient, entropy_of, softmax
+from mlpt.meta.rules.base import entropy_gradient, softmax
 from mlpt.meta.rules.mixture import MixtureRule, Smoothed
 from mlpt.storage.state import State
 
@@ -106,7 +105,7 @@ def reinforce(
     lr: float,
     gamma: float,
 ) -> list[float]:
-    """The scores after one SGD step on `reinforce_loss`.
+    """The scores after one SGD step on J = -R sum_i n_i log p_i - gamma H(p), with p = softmax(scores).
 
     s <- s + lr * [R (n - sum_t p_t) - gamma p (log p + H)], with n the draws of each objective and `expected` the sum
     over the draws of the probabilities p_t in force. The published sum is K p: all K draws come from the newest policy.
@@ -116,10 +115,3 @@ def reinforce(
         s + lr * (reward * (n - mean) + gamma * flattening)
         for s, n, mean, flattening in zip(scores, counts, expected, entropy_gradient(softmax(scores)), strict=True)
     ]
-
-
-def reinforce_loss(scores: Sequence[float], counts: Sequence[float], reward: float, gamma: float) -> float:
-    """J = -R sum_i n_i log p_i - gamma H(p), of draws that all come from p = softmax(scores)."""
-    p = softmax(scores)
-    likelihood = sum(n * math.log(q) for n, q in zip(counts, p, strict=True) if n)
-    return -reward * likelihood - gamma * entropy_of(p)

@@ -212,13 +212,6 @@ class ConditionalEncoder(nn.Module):
         return self.pooler(self.hidden(input_ids, attention_mask, task_ids, token_type_ids))
 
 
-def load_conditional_encoder(
-    folder: str | Path, conditional: ConditionalConfig, n_tasks: int, seed: int = 0
-) -> ConditionalEncoder:
-    """A conditional encoder on the pretrained weights of a Hugging Face folder or hub name."""
-    return ConditionalEncoder(load_stock(folder, seed), conditional, n_tasks, seed)
-
-
 def load_stock_config(folder: str | Path) -> Any:
     """The Hugging Face configuration of a saved encoder. Raises UserError when it cannot be read."""
     try:
