@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from mlpt.cli import app
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.errors import UserError
 from mlpt.run.launch import pretrain
+from mlpt.run.planning import plan
 from mlpt.setting_list import entries_of
 from mlpt.setting_names import keys_of
 from mlpt.settings import parse_overrides
@@ -105,6 +107,26 @@ def test_a_dry_run_shows_what_would_run_and_writes_nothing(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"train.stepz"):
         mlpt("pretrain", "--dry-run", "train.stepz=3")
+
+
+def test_a_dry_run_counts_what_fsdp_holds_and_sends(small_blocks):
+    """A layer of BERT: four products of the width h squared and two of h by 4 h with their biases, two layer norms."""
+    width, layers, workers, passes = 256, 8, 4, 2
+    words = [f"data.source={small_blocks}", *SMALL, "model.architecture=bert", f"model.hidden_size={width}"]
+    words += [f"model.layers={layers}", f"runtime.num_workers={workers}"]
+    words += [f"train.batch_size={workers * passes}", "train.micro_batch_size=1"]
+    told = {
+        way: "\n".join(plan(load_run_config(None, parse_overrides([*words, f"train.parallel={way}"]))))
+        for way in ("ddp", "fsdp")
+    }
+    every = int(re.search(r"model: ([\d,]+) parameters", told["ddp"]).group(1).replace(",", ""))
+    sharded = layers * (4 * (width**2 + width) + 2 * 4 * width**2 + 4 * width + width + 2 * 2 * width)
+    one_float = 4 / 2**20  # MiB
+    held = {"ddp": every, "fsdp": every - sharded + sharded / workers}
+    moved = {"ddp": 2 * every, "fsdp": 2 * (every - sharded) + (2 * passes + 1) * sharded}
+    for way in ("ddp", "fsdp"):
+        assert f"memory: {4 * one_float * held[way]:,.0f} MiB in each worker" in told[way]
+        assert f"traffic: {one_float * moved[way] * (workers - 1) / workers:,.0f} MiB of gradients" in told[way]
 
 
 def test_a_dry_run_knows_the_model_and_the_pace_of_a_run_that_did_the_same(tmp_path, monkeypatch, small_blocks):

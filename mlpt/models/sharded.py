@@ -23,7 +23,7 @@ def shard_layers(model: Any, device: torch.device) -> None:
 
     Every rank must call it, with equal weights. Raises `UserError` for an architecture whose layers aren't known here.
     """
-    layers = _layers_of(model)
+    layers = layers_of(model.backbone)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     inside = {id(one) for layer in layers for one in layer.parameters()}
     whole = {one for one in model.parameters() if id(one) not in inside}
@@ -112,9 +112,13 @@ def norm_and_clip(gradients: Iterable[Tensor], clip: float) -> Tensor:
     return norm
 
 
-def _layers_of(model: Any) -> list[nn.Module]:
+def layers_of(model: Any) -> list[nn.Module]:
+    """The layers of a Hugging Face model, which are what is shared out.
+
+    Raises `UserError` for an architecture whose layers aren't known here.
+    """
     count = getattr(model.config, "num_hidden_layers", None)
-    for module in model.backbone.base_model.modules():
+    for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     raise UserError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from mlpt.config import RunConfig
@@ -14,13 +15,14 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.meta.rules import rule_class
 from mlpt.models.config import hugging_face_config
+from mlpt.models.sharded import layers_of
 from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
 from mlpt.reporting.run_list import find_runs
 from mlpt.run.build import learns
 from mlpt.run.judged import check_judges
 from mlpt.storage.store import is_uri
-from mlpt.training.scaling import Job, ring_bytes
+from mlpt.training.scaling import FLOAT, Job
 from mlpt.training.speed import flops_per_token, matmul_flops
 
 _MIB = 2**20
@@ -108,15 +110,21 @@ def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:
 
 def _job(config: RunConfig, model: Any, length: int) -> Job:
     """What the run does in a step, for the cost model."""
+    train, workers = config.train, config.runtime.most_workers
+    shares = train.parallel == "fsdp" and workers > 1
+    layers = nn.ModuleList(layers_of(model)).parameters() if shares else ()
     looks_ahead = any(rule_class(part, settings.rule).needs_moments for part, settings in config.meta.rules.items())
     kept = 1 + len(config.objectives) if config.meta.keeps_gradients else 0
     return Job(
         parameters=int(model.num_parameters()),
-        step_tokens=config.train.batch_size * length,
+        step_tokens=train.batch_size * length,
         flops_per_token=flops_per_token(model.base_model, model.config, length),
         interval=config.meta.interval if learns(config) else None,
         snapshot_tensors=(3 if looks_ahead else 1) + kept,
-        checkpoint_every=config.train.checkpoint_every,
+        gradient_bytes=2 if train.compress_gradients else FLOAT,
+        sharded=sum(one.numel() for one in layers),
+        passes=max(1, train.micro_batches // max(1, workers)),
+        checkpoint_every=train.checkpoint_every,
     )
 
 
@@ -132,12 +140,13 @@ def _about_memory(config: RunConfig, job: Job | None) -> Iterator[str]:
     if job is None:
         yield "memory: not known before the model or its tokenizer is loaded"
         return
-    held, saved = job.held, job.checkpoint
-    copies = config.train.keep + 1
+    workers = config.runtime.most_workers
+    held, saved, copies = job.held(workers), job.checkpoint, config.train.keep + 1
+    parts = f" (1/{workers} of the layers', all of the rest)" if job.sharded else ""
     yield f"model: {job.parameters:,} parameters"
     yield (
-        f"memory: {held / _MIB:,.0f} MiB in each worker for weights, gradients and AdamW's moments; activations, the "
-        "objectives' heads and the libraries come on top"
+        f"memory: {held / _MIB:,.0f} MiB in each worker for weights, gradients and AdamW's moments{parts}; "
+        "activations, the objectives' heads and the libraries come on top"
     )
     yield f"disk: {saved / _MIB:,.0f} MiB for a checkpoint, {copies * saved / _MIB:,.0f} MiB for all that are kept"
 
@@ -148,7 +157,8 @@ def _about_traffic(config: RunConfig, job: Job | None) -> Iterator[str]:
         return
     workers, told = config.runtime.most_workers, []
     if workers > 1:
-        told.append(f"{ring_bytes(job.gradient, workers) / _MIB:,.0f} MiB of gradients a step from each worker")
+        what = "gradients and gathered layers" if job.sharded else "gradients"
+        told.append(f"{job.sent(workers) / _MIB:,.0f} MiB of {what} a step from each worker")
     if job.interval:
         told.append(f"a snapshot of {job.snapshot / _MIB:,.0f} MiB every {job.interval} steps")
     told.append(f"a checkpoint of {job.checkpoint / _MIB:,.0f} MiB every {job.checkpoint_every} steps")

@@ -19,6 +19,8 @@ class Job:
     step_tokens      of the global batch.
     flops_per_token  forward and backward (`mlpt.training.speed.flops_per_token`).
     gradient_bytes   of a weight's gradient as it is exchanged: 4, or 2 in bf16.
+    sharded          of the weights, those of which each worker holds a part: the layers' with fsdp, 0 with ddp.
+    passes           micro-batches of each worker.
     interval         steps between updates of the policy; None: nothing is learned.
     snapshot_tensors float32 tensors of the size of the weights that an update is given: the weights, with look-aheads
                      AdamW's moments, with engine `alignment` a gradient of the whole step and one of each arm.
@@ -31,6 +33,8 @@ class Job:
     step_tokens: int
     flops_per_token: float
     gradient_bytes: int = FLOAT
+    sharded: int = 0
+    passes: int = 1
     interval: int | None = None
     snapshot_tensors: int = 3
     lookahead: float = 2.0
@@ -52,10 +56,15 @@ class Job:
         """Bytes of a checkpoint: weights and both moments."""
         return 3 * FLOAT * self.parameters
 
-    @property
-    def held(self) -> int:
-        """Bytes that each worker holds besides activations: weights, gradients, both moments."""
-        return 4 * FLOAT * self.parameters
+    def held(self, workers: int) -> float:
+        """Bytes that each of so many workers holds besides activations: weights, gradients, both moments."""
+        return 4 * FLOAT * (self.parameters - self.sharded + self.sharded / workers)
+
+    def sent(self, workers: int) -> float:
+        """Bytes that each of so many workers sends in a step: gradients are summed by all; sharded ones by the one that
+        holds them, and its weights are gathered in each pass, forwards and backwards."""
+        ring = ring_bytes(self.gradient, workers)
+        return ring + (2 * self.passes - 1) * (workers - 1) / workers * FLOAT * self.sharded
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Machine:
 class Cost:
     """Of a step, in seconds and bytes, with what comes less often spread over the steps between.
 
-    sent        bytes that each worker sends for the gradient.
+    sent        bytes that each worker sends for gradients, and to gather sharded weights.
     compute     seconds of forward, backward and optimiser.
     exchange    seconds of the all-reduce; `exposed`: those that the backward pass does not hide.
     snapshot    seconds that training stands still for snapshots, and for answers that come to all workers.
@@ -110,7 +119,7 @@ class Cost:
 def cost(job: Job, machine: Machine, workers: int) -> Cost:
     """A step of `job` by so many workers, each like `machine`, that share the global batch."""
     compute = job.step_tokens * job.flops_per_token / workers / machine.flops
-    sent = ring_bytes(job.gradient, workers)
+    sent = job.sent(workers)
     exchange = 2 * (workers - 1) * machine.latency + sent / machine.link
     exposed = max(0.0, exchange - _BACKWARD * compute)
     snapshot = learner = 0.0
