@@ -34,7 +34,7 @@ def wrapped(model: nn.Module, config: TrainConfig, group: Group, warn: Callable[
     if group.world == 1 or is_sharded(model):
         return forward
     # Heads of objectives that a step doesn't draw get no gradient.
-    parallel = DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
+    parallel = DistributedDataParallel(forward, forward_sync_buffers=False, find_unused_parameters=True)
     if config.compress_gradients:
         parallel.register_comm_hook(None, _mean_in_bf16)
     return parallel

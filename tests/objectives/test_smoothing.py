@@ -369,7 +369,7 @@ def test_torch_compile_captures_both_passes_in_one_graph(reference):
 
 def ddp_gradients(group: Group, folder: str) -> None:
     encoder = build()
-    wrapped = DistributedDataParallel(encoder, broadcast_buffers=False, find_unused_parameters=True)
+    wrapped = DistributedDataParallel(encoder, forward_sync_buffers=False, find_unused_parameters=True)
     rows = texts(padded=False).chunk(group.world)[group.rank]
     for _ in range(2):
         encoder.zero_grad()

@@ -100,7 +100,7 @@ def test_it_keeps_each_arms_mean_gradient_and_the_one_that_the_optimiser_took():
 
 def as_rank(group):
     model = Tied()
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    wrapped = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
     recorder = GradientRecorder(8, group)
     step(wrapped, model, recorder, group, clip=0.1)
     assert (recorder.kept is not None) == group.leads
