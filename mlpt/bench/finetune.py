@@ -20,14 +20,11 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
     default_data_collator,
 )
-from transformers.trainer_callback import PrinterCallback
 
 from mlpt.bench.harness import Row, machine, peak_bytes, wait_for_device
-from mlpt.bench.step import StepClock
+from mlpt.bench.stock_trainer import StockTrainer
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig
@@ -53,8 +50,8 @@ def run() -> list[Row]:
         examples = load_task(task, source, ("train",)).splits["train"][:ROWS]
         save_model(folder, examples)
         ours = OurFinetuning(folder, task, source, scratch)
-        peers = [TrainerFinetuning(folder, examples, scratch, fixed) for fixed in (True, False)]
-        sides: tuple[OurFinetuning | TrainerFinetuning, ...] = (ours, *peers)
+        peers = [stock_finetuning(folder, examples, scratch, fixed) for fixed in (True, False)]
+        sides: tuple[OurFinetuning | StockTrainer, ...] = (ours, *peers)
         rounds = [[side.seconds() for side in sides] for _ in range(1 + ROUNDS)]
     mine, fixed, dynamic = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first warms up
     return [
@@ -100,42 +97,18 @@ class OurFinetuning:
         self.cell.step += 1
 
 
-class TrainerFinetuning:
+def stock_finetuning(folder: Path, examples: list[Example], scratch: str, fixed: bool) -> StockTrainer:
     """The same by the stock `Trainer`, tokenised ahead like ours."""
-
-    def __init__(self, folder: Path, examples: list[Example], scratch: str, fixed: bool) -> None:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=_labels(examples))
-        tokenizer = load_tokenizer(str(folder))
-        self.clock = StepClock()
-        arguments = TrainingArguments(
-            output_dir=f"{scratch}/trainer-{fixed}",
-            max_steps=STEPS + 1,
-            per_device_train_batch_size=BATCH,
-            learning_rate=LEARNING_RATE,
-            max_grad_norm=1.0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        self.trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=default_data_collator if fixed else DataCollatorWithPadding(tokenizer),
-            train_dataset=list(_tokenised(tokenizer, examples, fixed)),
-            callbacks=[self.clock],
-        )
-        self.trainer.remove_callback(PrinterCallback)  # it writes to the standard output, where our rows go
-        self.rounds = 0
-
-    def seconds(self) -> float:
-        """Mean seconds of a step over STEPS steps; every call draws other rows."""
-        self.rounds += 1
-        self.trainer.args.seed = self.trainer.args.data_seed = self.rounds
-        self.trainer.optimizer = self.trainer.lr_scheduler = None
-        self.trainer.train()
-        return (self.clock.times[-1] - self.clock.times[0]) / STEPS
+    tokenizer = load_tokenizer(str(folder))
+    return StockTrainer(
+        f"{scratch}/trainer-{fixed}",
+        STEPS,
+        BATCH,
+        LEARNING_RATE,
+        model=AutoModelForSequenceClassification.from_pretrained(folder, num_labels=_labels(examples)),
+        data_collator=default_data_collator if fixed else DataCollatorWithPadding(tokenizer),
+        train_dataset=list(_tokenised(tokenizer, examples, fixed)),
+    )
 
 
 def sst2_or_docs() -> tuple[str, TaskSource]:

@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback
 
 from mlpt.arms import arms_of
 from mlpt.bench.harness import Row, machine, peak_bytes, wait_for_device
+from mlpt.bench.stock_trainer import StockTrainer
 from mlpt.data.batch import Batch
 from mlpt.data.sources import Sources
 from mlpt.data.vocabulary import Vocabulary
@@ -74,8 +71,8 @@ def _seconds_per_step(tokens: Tensor, objectives: Mapping[str, Objective]) -> tu
     with tempfile.TemporaryDirectory() as folder:
         float32 = OurTraining(make_encoder(objectives), tokens, "float32", folder)
         bf16 = OurTraining(make_encoder(objectives), tokens, "bf16", folder)
-        peer = TrainerTraining(make_encoder(objectives).backbone, tokens, folder)
-        trainings: tuple[OurTraining | TrainerTraining, ...] = (float32, bf16, peer)
+        peer = stock_training(make_encoder(objectives).backbone, tokens, folder)
+        trainings: tuple[OurTraining | StockTrainer, ...] = (float32, bf16, peer)
         rounds = [[training.seconds() for training in trainings] for _ in range(1 + ROUNDS)]
     one, two, three = (statistics.median(taken) for taken in zip(*rounds[1:], strict=True))  # the first one warms up
     return one, two, three
@@ -147,48 +144,17 @@ class InMemory:
         return np.bincount(self._tokens.reshape(-1).numpy(), minlength=VOCABULARY)
 
 
-class TrainerTraining:
-    """The same steps by the stock `Trainer` with its defaults."""
-
-    def __init__(self, model: nn.Module, tokens: Tensor, folder: str):
-        self.clock = StepClock()
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=STEPS + 1,
-            per_device_train_batch_size=BATCH,
-            learning_rate=LEARNING_RATE,
-            max_grad_norm=MAX_NORM,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        self.trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=DataCollatorForLanguageModeling(_tokenizer(), mlm_probability=0.15),
-            train_dataset=[{"input_ids": row} for row in tokens],
-            callbacks=[self.clock],
-        )
-        self.trainer.remove_callback(PrinterCallback)  # it writes to the standard output, where our rows go
-
-    def seconds(self) -> float:
-        """Mean seconds of a step over STEPS steps."""
-        self.trainer.optimizer = self.trainer.lr_scheduler = None
-        self.trainer.train()
-        return (self.clock.times[-1] - self.clock.times[0]) / STEPS
-
-
-class StepClock(TrainerCallback):
-    """Notes when each step of `Trainer` ended."""
-
-    def on_train_begin(self, args, state, control, **_):
-        self.times: list[float] = []
-
-    def on_step_end(self, args, state, control, **_):
-        wait_for_device()
-        self.times.append(time.perf_counter())
+def stock_training(model: nn.Module, tokens: Tensor, folder: str) -> StockTrainer:
+    """The same steps by the stock `Trainer`."""
+    return StockTrainer(
+        folder,
+        STEPS,
+        BATCH,
+        LEARNING_RATE,
+        model=model,
+        data_collator=DataCollatorForLanguageModeling(_tokenizer(), mlm_probability=0.15),
+        train_dataset=[{"input_ids": row} for row in tokens],
+    )
 
 
 def _seconds_to_corrupt(objective: Objective, tokens: Tensor, repeats: int = 50) -> float:
