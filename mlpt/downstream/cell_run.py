@@ -65,14 +65,14 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One micro-batch: its rows, and its share of what the step's rows weigh."""
 
     rows: np.ndarray
     share: float
 
 
-class CellRun(Finetuning[Part, Scores]):
+class CellRun(Finetuning[MicroBatch, Scores]):
     """One rank of one cell while it trains."""
 
     def __init__(
@@ -127,7 +127,7 @@ class CellRun(Finetuning[Part, Scores]):
         self.forget_checkpoints()
         return result
 
-    def micro_batches(self) -> list[Part]:
+    def micro_batches(self) -> list[MicroBatch]:
         epoch, place = divmod(self.step, self.per_epoch)
         if self._epoch[0] != epoch:
             how, written = self.config, self.config.text_to_text
@@ -137,9 +137,9 @@ class CellRun(Finetuning[Part, Scores]):
         rows = self._epoch[1][place]
         whole = max(1.0, self.weights[rows].sum())
         parts = passes(rows, self.lengths, self.config.tokens_per_batch, self.config.micro_batch_size)
-        return [Part(part, float(self.weights[part].sum() / whole)) for part in parts]
+        return [MicroBatch(part, float(self.weights[part].sum() / whole)) for part in parts]
 
-    def loss_of(self, micro_batch: Part) -> Tensor:
+    def loss_of(self, micro_batch: MicroBatch) -> Tensor:
         with autocast(self.device, self.config.precision):
             outputs = self.model(**self.rows.batch(micro_batch.rows, self.device))
         targets = self.rows.targets(micro_batch.rows, self.device)

@@ -9,16 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
 from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
-from mlpt.downstream.fingerprint import differences, masks_digest, model_digest, rows_digests
+from mlpt.downstream.fingerprint import check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
-from mlpt.downstream.loop import Say, Shown
+from mlpt.downstream.loop import Say, Shown, own_randomness
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
 from mlpt.downstream.written import WrittenTask
 from mlpt.errors import UserError
@@ -130,7 +128,7 @@ def run_cell(
     finished = group.share(read_result(cell, prepared.contents) if group.leads else None)
     if finished is not None:
         return finished
-    with torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+    with own_randomness(group):
         return CellRun(cell, prepared, group, say, show).result()
 
 
@@ -164,14 +162,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
 def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
     """The result that the cell left, or None. Raises `UserError` where its folder holds one of other settings, rows,
     model or masks."""
-    path, settings = cell.folder / RESULT, cell.folder / SETTINGS
-    if settings.is_file():
-        other = differences(read_json(settings), cell.identity(contents))
-        if other:
-            raise UserError(
-                f"{cell.folder} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
-                "out, or replace it all with --overwrite"
-            )
+    check_same(cell.folder / SETTINGS, cell.identity(contents))
+    path = cell.folder / RESULT
     return CellResult.from_json(read_json(path)) if path.is_file() else None
 
 

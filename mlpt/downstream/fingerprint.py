@@ -14,6 +14,8 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from mlpt.downstream.loading import model_folder
+from mlpt.errors import UserError
+from mlpt.outputs import read_json
 from mlpt.sparsity.artefacts import MASKS_FILE
 from mlpt.sparsity.structured import GROUP_FILES
 from mlpt.tasks import TaskData
@@ -56,6 +58,16 @@ def masks_digest(masks: str | None) -> str | None:
         return None
     path = Path(masks)
     return _digest(_masks_in(path) if path.is_dir() else [path] if path.is_file() else [])
+
+
+def check_same(written: Path, now: Mapping[str, Any]) -> None:
+    """Raise `UserError` where the identity in the file `written` is another than `now`."""
+    other = differences(read_json(written), now) if written.is_file() else []
+    if other:
+        raise UserError(
+            f"{written.parent} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
+            "out, or replace it all with --overwrite"
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

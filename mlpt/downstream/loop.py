@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +32,11 @@ Shown = Callable[[int, int, str], None]  # steps done, steps of all, how it goes
 S = TypeVar("S")  # the scores of one evaluation: plain JSON values
 P = TypeVar("P")  # what one micro-batch is made of
 _LOG_STEPS = 10  # steps between looks at the loss; each waits for the device
+
+
+def own_randomness(group: Group) -> AbstractContextManager[None]:
+    """Inside, torch's global streams may be seeded and drawn from; outside they are as they were."""
+    return torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else [])
 
 
 class Finetuning(Generic[P, S]):

@@ -17,9 +17,9 @@ from torch import Tensor
 from mlpt.downstream.config import ASIDE, BY_CONTENT
 from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
-from mlpt.downstream.fingerprint import NAMED, differences, masks_digest, model_digest, rows_digests
+from mlpt.downstream.fingerprint import NAMED, check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import load_tokenizer, masks_of, model_folder, quiet, say_masks
-from mlpt.downstream.loop import Finetuning, Say
+from mlpt.downstream.loop import Finetuning, Say, own_randomness
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask.learner import TaskLearner
@@ -70,27 +70,19 @@ def run_multitask(
         folder.mkdir(parents=True, exist_ok=True)
         named = json.loads(config.model_dump_json(include=BY_CONTENT))
         (folder / SETTINGS).write_text(json.dumps({**_identity(config, tasks), NAMED: named}, indent=1))
-    with quiet(), torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else []):
+    with quiet(), own_randomness(group):
         return MultitaskRun(config, tasks, group, say, tell or (lambda step, scores: None), show).result()
 
 
 def read_finished(config: MultitaskConfig, tasks: list[TaskData]) -> MultitaskResult | None:
     """The result that lies in `config.out`, or None. Raises `UserError` where it is one of other settings or data."""
-    folder = Path(config.out)
-    if (folder / SETTINGS).is_file():
-        other = differences(read_json(folder / SETTINGS), _identity(config, tasks))
-        if other:
-            raise UserError(
-                f"{folder} holds a multi-task run with other settings or data ({', '.join(other)}); choose another "
-                "out, or replace it with --overwrite"
-            )
-    if not (folder / RESULTS).is_file():
-        return None
-    return MultitaskResult.from_json(read_json(folder / RESULTS))
+    check_same(Path(config.out) / SETTINGS, _identity(config, tasks))
+    path = Path(config.out) / RESULTS
+    return MultitaskResult.from_json(read_json(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One micro-batch: rows of tasks, the share of each task's rows that they are, and the tasks of the whole step."""
 
     rows: list[Row]
@@ -98,7 +90,7 @@ class Part:
     tasks: int
 
 
-class MultitaskRun(Finetuning[Part, Scores]):
+class MultitaskRun(Finetuning[MicroBatch, Scores]):
     """One rank of one run while it trains."""
 
     model: MultitaskModel
@@ -184,7 +176,7 @@ class MultitaskRun(Finetuning[Part, Scores]):
         self.forget_checkpoints()
         return result
 
-    def micro_batches(self) -> list[Part]:
+    def micro_batches(self) -> list[MicroBatch]:
         """The rows that the sampler chooses, in parts."""
         self._update_policy()
         torch.manual_seed(address(self.seed, "multitask/score dropout", self.step))
@@ -197,7 +189,7 @@ class MultitaskRun(Finetuning[Part, Scores]):
         for places in self.collate.chunks(rows, self.config.tokens_per_batch, self.config.micro_batch_size):
             own = [rows[place] for place in places]
             shares = {task: weight / max(1.0, whole[task]) for task, weight in self._weights(own).items()}
-            parts.append(Part(own, shares, len(whole)))
+            parts.append(MicroBatch(own, shares, len(whole)))
         return parts
 
     def _weights(self, rows: list[Row]) -> dict[int, float]:
@@ -207,7 +199,7 @@ class MultitaskRun(Finetuning[Part, Scores]):
             weights[task] = weights.get(task, 0.0) + float(self.weights[task][row])
         return weights
 
-    def loss_of(self, micro_batch: Part) -> Tensor:
+    def loss_of(self, micro_batch: MicroBatch) -> Tensor:
         batch = self.collate(micro_batch.rows).to(self.device)
         with autocast(self.device, self.config.precision):
             logits = self.model.logits(batch)
