@@ -22,7 +22,7 @@ from mlpt.reporting.run_list import find_runs
 from mlpt.run.build import learns
 from mlpt.run.judged import check_judges
 from mlpt.storage.store import is_uri
-from mlpt.training.scaling import FLOAT, Job
+from mlpt.training.scaling import FLOAT, Workload
 from mlpt.training.speed import flops_per_token, matmul_flops
 
 _MIB = 2**20
@@ -35,14 +35,14 @@ def plan(config: RunConfig) -> list[str]:
     manifest = _manifest(config)
     length = manifest.block_size if manifest is not None else config.data.block_size
     model = _model(config, manifest, length)
-    job = None if model is None else _job(config, model, length)
+    workload = None if model is None else _workload(config, model, length)
     return [
         *_about_data(config, manifest),
         *_about_steps(config, length),
         *_about_meta(config, length),
-        *_about_memory(config, job),
-        *_about_traffic(config, job),
-        _about_time(config, length, job),
+        *_about_memory(config, workload),
+        *_about_traffic(config, workload),
+        _about_time(config, length, workload),
         f"the run would be in {config.run_dir or f'a new folder runs/{config.name}-DATE-TIME'}; nothing was written",
     ]
 
@@ -108,14 +108,14 @@ def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:
         return AutoModelForMaskedLM.from_config(made)
 
 
-def _job(config: RunConfig, model: Any, length: int) -> Job:
+def _workload(config: RunConfig, model: Any, length: int) -> Workload:
     """What the run does in a step, for the cost model."""
     train, workers = config.train, config.runtime.most_workers
     shares = train.parallel == "fsdp" and workers > 1
     layers = nn.ModuleList(layers_of(model)).parameters() if shares else ()
     looks_ahead = any(rule_class(part, settings.rule).needs_moments for part, settings in config.meta.rules.items())
     kept = 1 + len(config.objectives) if config.meta.keeps_gradients else 0
-    return Job(
+    return Workload(
         parameters=int(model.num_parameters()),
         step_tokens=train.batch_size * length,
         flops_per_token=flops_per_token(model.base_model, model.config, length),
@@ -136,14 +136,14 @@ def _vocabulary(config: RunConfig, manifest: Manifest | None) -> Vocabulary | No
     return Vocabulary(config.data.vocab_size, pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
-def _about_memory(config: RunConfig, job: Job | None) -> Iterator[str]:
-    if job is None:
+def _about_memory(config: RunConfig, workload: Workload | None) -> Iterator[str]:
+    if workload is None:
         yield "memory: not known before the model or its tokenizer is loaded"
         return
     workers = config.runtime.most_workers
-    held, saved, copies = job.held(workers), job.checkpoint, config.train.keep + 1
-    parts = f" (1/{workers} of the layers', all of the rest)" if job.sharded else ""
-    yield f"model: {job.parameters:,} parameters"
+    held, saved, copies = workload.held(workers), workload.checkpoint, config.train.keep + 1
+    parts = f" (1/{workers} of the layers', all of the rest)" if workload.sharded else ""
+    yield f"model: {workload.parameters:,} parameters"
     yield (
         f"memory: {held / _MIB:,.0f} MiB in each worker for weights, gradients and AdamW's moments{parts}; "
         "activations, the objectives' heads and the libraries come on top"
@@ -151,21 +151,21 @@ def _about_memory(config: RunConfig, job: Job | None) -> Iterator[str]:
     yield f"disk: {saved / _MIB:,.0f} MiB for a checkpoint, {copies * saved / _MIB:,.0f} MiB for all that are kept"
 
 
-def _about_traffic(config: RunConfig, job: Job | None) -> Iterator[str]:
+def _about_traffic(config: RunConfig, workload: Workload | None) -> Iterator[str]:
     """Bytes that leave a worker, as docs/SCALING.md counts them."""
-    if job is None:
+    if workload is None:
         return
     workers, told = config.runtime.most_workers, []
     if workers > 1:
-        what = "gradients and gathered layers" if job.sharded else "gradients"
-        told.append(f"{job.sent(workers) / _MIB:,.0f} MiB of {what} a step from each worker")
-    if job.interval:
-        told.append(f"a snapshot of {job.snapshot / _MIB:,.0f} MiB every {job.interval} steps")
-    told.append(f"a checkpoint of {job.checkpoint / _MIB:,.0f} MiB every {job.checkpoint_every} steps")
+        what = "gradients and gathered layers" if workload.sharded else "gradients"
+        told.append(f"{workload.sent(workers) / _MIB:,.0f} MiB of {what} a step from each worker")
+    if workload.interval:
+        told.append(f"a snapshot of {workload.snapshot / _MIB:,.0f} MiB every {workload.interval} steps")
+    told.append(f"a checkpoint of {workload.checkpoint / _MIB:,.0f} MiB every {workload.checkpoint_every} steps")
     yield f"traffic: {', '.join(told)}"
 
 
-def _about_time(config: RunConfig, length: int, job: Job | None) -> str:
+def _about_time(config: RunConfig, length: int, workload: Workload | None) -> str:
     """From an earlier run that did the same work a step; else no more than a lower bound."""
     tokens = config.train.total_steps(length) * config.train.batch_size * length
     for record in _earlier(config):
@@ -174,10 +174,10 @@ def _about_time(config: RunConfig, length: int, job: Job | None) -> str:
             paced = f"{number(rate)} tokens/s of {record.place}, whose steps do the same"
             return f"time: about {duration(tokens / rate)} at the {paced}"
     unknown = "no run beside this one does the same work in a step (its first lines will tell)"
-    if job is None or config.runtime.address != "local" or config.runtime.gpus_per_worker:
+    if workload is None or config.runtime.address != "local" or config.runtime.gpus_per_worker:
         return f"time: not known; {unknown}"
     ceiling = matmul_flops(torch.device("cpu"), _DTYPES[config.train.precision], torch.get_num_threads())
-    least = tokens * job.flops_per_token / ceiling
+    least = tokens * workload.flops_per_token / ceiling
     return f"time: more than {duration(least)}, which its matrix products alone would take here; {unknown}"
 
 

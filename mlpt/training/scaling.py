@@ -12,7 +12,7 @@ _BACKWARD = 2 / 3  # of a step's arithmetic; gradients are exchanged behind it
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What a run does in a step, whatever the number of workers.
 
     parameters       trained weights.
@@ -116,19 +116,19 @@ class Cost:
         return self.compute / self.step
 
 
-def cost(job: Job, machine: Machine, workers: int) -> Cost:
-    """A step of `job` by so many workers, each like `machine`, that share the global batch."""
-    compute = job.step_tokens * job.flops_per_token / workers / machine.flops
-    sent = job.sent(workers)
+def cost(workload: Workload, machine: Machine, workers: int) -> Cost:
+    """A step of `workload` by so many workers, each like `machine`, that share the global batch."""
+    compute = workload.step_tokens * workload.flops_per_token / workers / machine.flops
+    sent = workload.sent(workers)
     exchange = 2 * (workers - 1) * machine.latency + sent / machine.link
     exposed = max(0.0, exchange - _BACKWARD * compute)
     snapshot = learner = 0.0
-    checkpoint = job.checkpoint / machine.copy / job.checkpoint_every
-    if job.interval:
-        answer = math.ceil(math.log2(workers)) * (machine.latency + job.policy_bytes / machine.link)
-        snapshot = (job.snapshot / machine.copy + answer) / job.interval
-        ahead = job.lookahead * job.step_tokens * job.flops_per_token / machine.flops
-        learner = ahead / job.interval / (compute + exposed + snapshot + checkpoint)
+    checkpoint = workload.checkpoint / machine.copy / workload.checkpoint_every
+    if workload.interval:
+        answer = math.ceil(math.log2(workers)) * (machine.latency + workload.policy_bytes / machine.link)
+        snapshot = (workload.snapshot / machine.copy + answer) / workload.interval
+        ahead = workload.lookahead * workload.step_tokens * workload.flops_per_token / machine.flops
+        learner = ahead / workload.interval / (compute + exposed + snapshot + checkpoint)
     return Cost(workers, sent, compute, exchange, exposed, snapshot, checkpoint, learner)
 
 
@@ -137,9 +137,9 @@ def ring_bytes(size: float, workers: int) -> float:
     return 2 * (workers - 1) / workers * size
 
 
-def most_workers(job: Job, machine: Machine, least: float = 0.8) -> int:
+def most_workers(workload: Workload, machine: Machine, least: float = 0.8) -> int:
     """The largest power of two of workers at which speed is at least `least` of the ideal; 1 where none is."""
     found = 1
-    while found < 2**16 and cost(job, machine, 2 * found).efficiency >= least:
+    while found < 2**16 and cost(workload, machine, 2 * found).efficiency >= least:
         found *= 2
     return found

@@ -10,9 +10,9 @@ from torch import nn
 
 from mlpt.training.compiling import wrapped
 from mlpt.training.config import TrainConfig
-from mlpt.training.scaling import Job, Machine, cost, most_workers, ring_bytes
+from mlpt.training.scaling import Machine, Workload, cost, most_workers, ring_bytes
 
-BASE = Job(
+BASE = Workload(
     parameters=110_000_000,
     step_tokens=1 << 19,
     flops_per_token=6 * 86e6 + 12 * 12 * 768 * 512,
@@ -43,8 +43,8 @@ def rank(group):
 
     forward.register_comm_hook(None, count)
     forward(torch.ones(2, 30)).sum().backward()
-    job = Job(sum(one.numel() for one in model.parameters()), 1, 1.0)
-    assert sum(summed) == job.gradient
+    workload = Workload(sum(one.numel() for one in model.parameters()), 1, 1.0)
+    assert sum(summed) == workload.gradient
 
 
 def test_the_bytes_of_a_step_are_those_that_ddp_sums():
@@ -53,24 +53,24 @@ def test_the_bytes_of_a_step_are_those_that_ddp_sums():
 
 def test_a_step_is_its_arithmetic_and_what_cannot_hide_behind_it():
     machine = Machine(flops=1e9, link=1e6, latency=0.0, copy=1e9)
-    job = Job(parameters=1000, step_tokens=1000, flops_per_token=3e6, checkpoint_every=10**9)
-    two = cost(job, machine, 2)
+    workload = Workload(parameters=1000, step_tokens=1000, flops_per_token=3e6, checkpoint_every=10**9)
+    two = cost(workload, machine, 2)
     assert (two.compute, two.sent) == (1.5, 4000)
     assert two.exposed == 0  # 4 ms against a second of backward pass
-    slow = cost(job, Machine(flops=1e9, link=1000, latency=0.25, copy=1e9), 2)
+    slow = cost(workload, Machine(flops=1e9, link=1000, latency=0.25, copy=1e9), 2)
     assert slow.exchange == pytest.approx(2 * 0.25 + 4)
     assert slow.exposed == pytest.approx(4.5 - 1.0)
     assert slow.efficiency == pytest.approx(1.5 / 5.0, rel=1e-6)
 
 
 def test_a_meta_learner_that_is_too_slow_holds_training_up():
-    job = Job(parameters=1000, step_tokens=1000, flops_per_token=3e6, interval=4, lookahead=2.0)
+    workload = Workload(parameters=1000, step_tokens=1000, flops_per_token=3e6, interval=4, lookahead=2.0)
     machine = Machine(flops=1e9, link=1e12, latency=0.0, copy=1e12)
-    eight, four = cost(job, machine, 2), cost(job, machine, 4)
+    eight, four = cost(workload, machine, 2), cost(workload, machine, 4)
     assert eight.learner == pytest.approx(2.0 * 2 / 4, rel=1e-3)  # two steps of one worker, in four of half the length
     assert four.learner == pytest.approx(2.0, rel=1e-3)
     assert four.step == pytest.approx(eight.step, rel=1e-3)  # more workers only wait
-    assert most_workers(job, machine) == 2
+    assert most_workers(workload, machine) == 2
 
 
 def test_more_workers_are_never_more_efficient():
