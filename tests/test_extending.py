@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import running
 import torch
 
 from mlpt.config import RunConfig
@@ -10,9 +11,7 @@ from mlpt.data.batch import Batch
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.objectives import make_objectives
-from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
-from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
 
 VOCABULARY = Vocabulary(size=100, pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -40,10 +39,8 @@ def examples_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def run(blocks, folder):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    summary = run_rank(load_settings(RunConfig, SETTINGS), blocks, folder, Group())
+def run(blocks, folder, settings=SETTINGS):
+    summary = running.run(load_settings(RunConfig, settings), blocks, folder)
     return summary, [line for line in read_metrics(folder) if "loss" in line or "meta" in line]
 
 
@@ -70,10 +67,8 @@ def test_they_train_together_and_resume_bit_for_bit(small_blocks, tmp_path):
 def test_the_numeric_engine_agrees_with_higher(small_blocks, tmp_path):
     _, lines = run(small_blocks, tmp_path / "numeric")
     exact = {**SETTINGS, "meta": {**SETTINGS["meta"], "lookahead": {"engine": "higher", "start": 4}}}
-    folder = tmp_path / "higher"
-    (folder / "checkpoints").mkdir(parents=True)
-    run_rank(load_settings(RunConfig, exact), small_blocks, folder, Group())
-    reports = [line["meta"] for line in read_metrics(folder) if "hypergradient" in line.get("meta", {})]
+    _, other = run(small_blocks, tmp_path / "higher", exact)
+    reports = [line["meta"] for line in other if "hypergradient" in line.get("meta", {})]
     ours = next(line["meta"] for line in lines if "hypergradient" in line.get("meta", {}))["hypergradient"]
     scale = max(abs(one) for one in reports[0]["hypergradient"].values())
     assert ours == pytest.approx(reports[0]["hypergradient"], abs=0.05 * scale)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_multitask import whole_and_killed
 from tiny_tasks import own_tasks, saved_encoder, write_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -19,7 +20,7 @@ from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.model import TaskView
 from mlpt.downstream.multitask.results import RunningBest, table
-from mlpt.downstream.multitask.run import MultitaskRun, run_multitask
+from mlpt.downstream.multitask.run import run_multitask
 from mlpt.downstream.multitask.saving import export_stock_classifier, load_multitask_model
 from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import ConditionalEncoder
@@ -82,20 +83,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, 
     def config(name: str) -> MultitaskConfig:
         return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_every=5)
 
-    whole = run_multitask(config("whole"), quiet)
-    one_step = MultitaskRun.one_step
-
-    def killed(run):
-        if run.step == 8:
-            raise KeyboardInterrupt
-        return one_step(run)
-
-    monkeypatch.setattr(MultitaskRun, "one_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_multitask(config("killed"), quiet)
-    monkeypatch.undo()
-    said: list[str] = []
-    resumed = run_multitask(config("killed"), said.append)
+    whole, resumed, said = whole_and_killed(config, monkeypatch)
     assert any("going on from step 5" in line for line in said)
     assert resumed.best == whole.best
     assert resumed.rows == whole.rows

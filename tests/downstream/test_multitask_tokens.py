@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from killed_multitask import whole_and_killed
 from scipy.stats import entropy as entropy_of
 from tiny_tasks import own_tasks, saved_encoder, token_tasks
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification, BertConfig, BertModel
@@ -17,7 +18,7 @@ from mlpt.downstream.losses import loss_of
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import Collator, TaskSet, cached_features, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask.model import MultitaskModel, SharedEncoder, TaskView
-from mlpt.downstream.multitask.run import MultitaskRun, run_multitask
+from mlpt.downstream.multitask.run import run_multitask
 from mlpt.downstream.multitask.saving import load_multitask_model
 from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty
@@ -192,19 +193,7 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(saved, source, tmp_path, 
     def config(name: str) -> MultitaskConfig:
         return configured(saved, source, tmp_path / name, sampler=SAMPLERS[rule], checkpoint_every=5)
 
-    whole = run_multitask(config("whole"), quiet)
-    one_step = MultitaskRun.one_step
-
-    def killed(run):
-        if run.step == 8:
-            raise KeyboardInterrupt
-        return one_step(run)
-
-    monkeypatch.setattr(MultitaskRun, "one_step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_multitask(config("killed"), quiet)
-    monkeypatch.undo()
-    resumed = run_multitask(config("killed"), quiet)
+    whole, resumed, _ = whole_and_killed(config, monkeypatch)
     assert (resumed.best, resumed.rows) == (whole.best, whole.rows)
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
     weights = [load_multitask_model(tmp_path / name / "model") for name in ("whole", "killed")]

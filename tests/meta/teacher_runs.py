@@ -1,13 +1,10 @@
 """Tiny runs with a teacher on two moons, as tests of its rules share them."""
 
 import pytest
-import torch
 
 from mlpt.config import RunConfig
-from mlpt.run.build import run_rank
 from mlpt.settings import load_settings, merge
 from mlpt.storage.checkpoint import Checkpoints
-from mlpt.training.group import Group
 
 LENGTH, ROWS, STEPS = 34, 4, 5
 SIZES = {"hidden_size": 8, "heads": 2, "intermediate_size": 32, "layers": 1}
@@ -44,12 +41,6 @@ TINY = {
 
 def config_with(**changes) -> RunConfig:
     return load_settings(RunConfig, merge(TINY, changes))
-
-
-def run(config, blocks, folder, **keywords):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    return run_rank(config, blocks, folder, Group(), **keywords)
 
 
 def saved(folder):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from killing import KilledError, killed_at
 from ranks import run_ranks
+from running import run
 from safetensors.torch import load_file
 
 from mlpt.config import RunConfig
@@ -51,12 +52,6 @@ TINY = {
 
 def config_with(**changes) -> RunConfig:
     return load_settings(RunConfig, merge(TINY, changes))
-
-
-def run(config, blocks, folder, **keywords):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    return run_rank(config, blocks, folder, Group(), **keywords)
 
 
 def told(folder: Path) -> list[tuple]:

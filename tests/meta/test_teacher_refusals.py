@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from teacher_runs import RULE, config_with, run
+from running import run
+from teacher_runs import RULE, config_with
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError

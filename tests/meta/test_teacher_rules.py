@@ -6,7 +6,8 @@ import pytest
 import torch
 from killing import KilledError, killed_at
 from metalmo_reference import Batch, Settings, end_of_accumulation, hard_step, soft_step
-from teacher_runs import ADAMW, MADE, ROWS, RULE, STEPS, config_with, run, saved
+from running import run
+from teacher_runs import ADAMW, MADE, ROWS, RULE, STEPS, config_with, saved
 
 from mlpt.meta.judges import TaskJudge
 from mlpt.meta.policy import Evidence

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from running import run
 from safetensors.torch import load_file
-from teacher_runs import config_with, run
+from teacher_runs import config_with
 
 from mlpt.data.batch import Batch
 from mlpt.data.task_tokenizer import task_token

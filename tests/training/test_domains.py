@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import running
 from killing import KilledError, killed_at
 from ranks import run_ranks
 from rich.console import Console
@@ -92,9 +92,7 @@ def config_of(blocks, **changes) -> RunConfig:
 
 
 def run(config, blocks, folder, **keywords):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    return run_rank(config, blocks["domains"], folder, Group(), **keywords)
+    return running.run(config, blocks["domains"], folder, **keywords)
 
 
 def lines_of(folder):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 import torch
 from killing import KilledError, killed_at
 from ranks import run_ranks
@@ -24,7 +25,6 @@ from mlpt.run.build import build_model, open_sources, run_rank
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
 from mlpt.tasks import load_task
-from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
 
 WORDS = {
@@ -99,9 +99,7 @@ def config_of(workspace, **changes) -> RunConfig:
 
 
 def run(config, folder, **keywords):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    return run_rank(config, config.data.source, folder, Group(), **keywords)
+    return running.run(config, config.data.source, folder, **keywords)
 
 
 def lines_of(folder):

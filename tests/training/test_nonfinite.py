@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import running
 import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
@@ -83,9 +84,7 @@ def curse(monkeypatch):
 
 
 def run(blocks, folder, **train):
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    return run_rank(load_settings(RunConfig, merge(TINY, {"train": train})), blocks, folder, Group())
+    return running.run(load_settings(RunConfig, merge(TINY, {"train": train})), blocks, folder)
 
 
 @pytest.mark.parametrize(

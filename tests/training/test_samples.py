@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import running
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -16,9 +17,7 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.objectives import make_objectives
 from mlpt.randomness import torch_generator
 from mlpt.reporting.samples import read_sample
-from mlpt.run.build import run_rank
 from mlpt.settings import load_settings, merge
-from mlpt.training.group import Group
 from mlpt.training.tracker import read_metrics
 
 TINY = {
@@ -36,9 +35,7 @@ TINY = {
 
 
 def run(blocks, folder, **changes):
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.set_num_threads(1)
-    run_rank(load_settings(RunConfig, merge(TINY, changes)), blocks, folder, Group())
+    running.run(load_settings(RunConfig, merge(TINY, changes)), blocks, folder)
     return folder
 
 
