@@ -123,7 +123,7 @@ def _workload(config: RunConfig, model: Any, length: int) -> Workload:
         snapshot_tensors=(3 if looks_ahead else 1) + kept,
         gradient_bytes=2 if train.compress_gradients else FLOAT,
         sharded=sum(one.numel() for one in layers),
-        passes=max(1, train.micro_batches // max(1, workers)),
+        passes=max(1, train.micro_batches // workers),
         checkpoint_every=train.checkpoint_every,
     )
 
