@@ -14,17 +14,18 @@ from mlpt import cli_finetune, cli_masks, cli_push, cli_question, cli_report, cl
 from mlpt.cli_options import JsonFile, Overwrite, json_file
 from mlpt.errors import UserError, one_line, system_error, told
 from mlpt.reporting.text import never_fail_to_encode, say, say_error
+from mlpt.stopping import Stopped
 
 
 class _Commands(TyperGroup):
-    """The commands; a Ctrl-C that one of them leaves to Python is told, where the library would end in silence."""
+    """The commands; a signal that one of them has no answer to is told, where the library would end in silence."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             say_error("stopped; the same command goes on where it was, a sweep by `mlpt tune --resume FOLDER`")
-            raise typer.Exit(130) from None
+            raise typer.Exit(stopped.exit_code if isinstance(stopped, Stopped) else 130) from None
 
 
 app = typer.Typer(
@@ -120,7 +121,6 @@ def pretrain(
     from mlpt.reporting.text import plain_console
     from mlpt.run.launch import pretrain as run
     from mlpt.settings import parse_overrides, split_words
-    from mlpt.stopping import Stopped
 
     recipes, settings = split_words(words or [])
     if len(recipes) > 1:

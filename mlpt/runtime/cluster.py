@@ -54,6 +54,7 @@ def ray_session(
     environment  variables that every process of the job gets.
     way_on       says what goes on with the work if Ray dies; that ends this process with one line and exit code 2,
                  or with that of the signal that `stop` has heard of.
+    stop         hears signals; without it the first one raises `Stopped`.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -77,8 +78,9 @@ def ray_session(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
             "or use runtime.address=local"
         ) from error
+    stop = stop or StopRequest(lambda text: None)
     try:
-        with watched(way_on, stop):
+        with stop.listening(), watched(way_on, stop):  # starting Ray takes SIGTERM for itself
             yield
     finally:
         ray.shutdown()

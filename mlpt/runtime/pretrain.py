@@ -43,8 +43,6 @@ def pretrain_on_ray(
     learners = config.meta.replicas if learns(config) else 0
     cpus = needed_cpus(runtime, learners)
     with ray_session(runtime, cpus, debug, way_on=partial(run.way_on, stays=True), stop=stop):
-        if stop is not None:
-            stop.listen()
         check_resources(runtime, learners, display.say)
         display.doing(f"starting {_workers(runtime)}{' and the meta-learner' if learns(config) else ''}")
         return _on_ray(config, blocks, run_dir, display, remote, stop)

@@ -211,6 +211,7 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints its tables at any verbosity
     for name in _TRACEBACKS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the search, and so go on to the next phase
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a killed sweep forgets no more than this
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase

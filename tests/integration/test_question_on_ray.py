@@ -58,6 +58,18 @@ def test_what_goes_wrong_in_a_task_is_one_line(mlpt, small_blocks, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_is_one_line_and_its_exit_code(mlpt, model, small_blocks, tmp_path):
+    words = ("question", model, small_blocks, "--out", tmp_path / "scores", "--workers", 2, "batch_tokens=32")
+    process = mlpt.start(*words)
+    wait_until(lambda: list(tmp_path.glob("scores/parts/*.arrow")) or process.poll() is not None)
+    process.terminate()
+    assert process.wait(timeout=120) == 143, mlpt.output()
+    assert mlpt.output().splitlines()[-1].startswith("mlpt: stopped; the same command goes on where it was")
+    assert "SIGTERM received" not in mlpt.output()
+    assert "Traceback" not in mlpt.output()
+
+
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_driver_cost_no_committed_block(mlpt, model, small_blocks, tmp_path):
     out = tmp_path / "scores"
     # One block a pass: slow enough to be met half-way.

@@ -120,6 +120,21 @@ def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_with_one_line_and_its_exit_code(mlpt, tiny, space, tmp_path, number):
+    folder = tmp_path / "sweep"
+    process = mlpt.start("tune", space(), *tiny, f"sweep.folder={folder}", "sweep.concurrent=1")
+    wait_until(lambda: "trial 1:" in mlpt.output() or process.poll() is not None)
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 128 + number, mlpt.output()
+    said = mlpt.output().partition("trial 1:")[2].splitlines()[1:]
+    assert [line for line in said if not line.startswith("trial ")] == [
+        "mlpt: stopped; the same command goes on where it was, a sweep by `mlpt tune --resume FOLDER`"
+    ]
+    assert not (folder / "trials.parquet").exists()
+
+
+@pytest.mark.slow
 def test_a_trial_that_crashes_is_retried_and_one_that_cannot_work_is_reported(mlpt, tiny, space, tmp_path):
     folder = tmp_path / "sweep"
     mine = space(
