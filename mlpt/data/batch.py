@@ -20,6 +20,7 @@ class Batch:
     arm     the arm that they were drawn for.
     labels  of labelled rows: (batch,) int64 class ids or float32 scores; None: text.
     types   of labelled rows that are pairs: (batch, length) int64, 1 in the second text; None: one text.
+    documents  (batch, length) int64, which document of its row a token belongs to; None: a row is one to the model.
     """
 
     tokens: Tensor
@@ -28,6 +29,7 @@ class Batch:
     arm: str = ""
     labels: Tensor | None = None
     types: Tensor | None = None
+    documents: Tensor | None = None
 
     @classmethod
     def of(cls, tokens: Tensor, split: Split = "train") -> "Batch":

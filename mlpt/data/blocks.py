@@ -46,13 +46,20 @@ class _OpenShard:
 class Blocks:
     """The rows of one split of a prepared folder. Row order is fixed; `Sampler` says which to read when."""
 
-    def __init__(self, folder: str, split: Split, manifest: Manifest, cache_bytes: int = CACHE_BYTES):
+    def __init__(
+        self,
+        folder: str,
+        split: Split,
+        manifest: Manifest,
+        cache_bytes: int = CACHE_BYTES,
+        tells_documents: bool = False,
+    ):
         self.folder, self.split, self.manifest = folder, split, manifest
         self.entry = manifest.splits[split]
         self.block_size = manifest.block_size
         self.domains: list[str] = list(self.entry.domains)
         self.vocabulary = Vocabulary(**manifest.vocabulary)
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self.tells_documents = cache_bytes, tells_documents
         self._ends = np.cumsum([shard.rows for shard in self.entry.shards], dtype=np.int64)
         self._begins = np.concatenate([[0], self._ends[:-1]])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -60,8 +67,12 @@ class Blocks:
         self._entropy: float | None = None
 
     @classmethod
-    def open(cls, path: str, split: Split = "train", cache_bytes: int = CACHE_BYTES) -> "Blocks":
+    def open(
+        cls, path: str, split: Split = "train", cache_bytes: int = CACHE_BYTES, tells_documents: bool = False
+    ) -> "Blocks":
         """Open "train", "dev" or "test" of the folder (or URI) that `prepare` wrote.
+
+        tells_documents  its batches say which document each token belongs to.
 
         Raises UserError: not a prepared folder, no blocks in that split, a shard that is missing, truncated or (hashed
         for splits up to 1 GB) changed, a tokenizer that isn't the one the blocks were made with.
@@ -76,7 +87,7 @@ class Blocks:
             raise UserError(
                 f"{path} has no blocks in its {split} split; prepare more text, or with a larger share of it"
             )
-        blocks = cls(path, split, manifest, cache_bytes)
+        blocks = cls(path, split, manifest, cache_bytes, tells_documents)
         blocks._check_tokenizer_file()
         if blocks._local:
             check_files(path, blocks.entry.shards, AGAIN)
@@ -101,7 +112,8 @@ class Blocks:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """These rows, in that order, as a batch."""
-        return Batch(self.tokens(rows), rows, self.split)
+        documents = self.documents_in(rows) if self.tells_documents else None
+        return Batch(self.tokens(rows), rows, self.split, documents=documents)
 
     def rows_of(self, domain: str) -> NDArray[np.int64]:
         """The numbers of all rows of a domain, ascending: (n,) int64."""
@@ -126,6 +138,19 @@ class Blocks:
         for number, where, inside in self._by_shard(rows):
             out[where] = self._shard(number).table["document"].take(pa.array(inside)).to_numpy()
         return out
+
+    def documents_in(self, rows: NDArray[np.int64]) -> Tensor:
+        """Which document of its block each token of `rows` belongs to, from 0 on: (n, block_size) int64.
+
+        A document ends with its separator. The first token of a block belongs to the document that stands first.
+        """
+        begins = torch.zeros(len(rows), self.block_size, dtype=torch.int64)
+        for number, where, inside in self._by_shard(rows):
+            lists = self._shard(number).table["boundaries"].take(pa.array(inside)).combine_chunks()
+            places = pc.list_flatten(lists).to_numpy().astype(np.int64)
+            begins[where[pc.list_parent_indices(lists).to_numpy()], places] = 1
+        begins[:, :2] = 0
+        return begins.cumsum(1)
 
     def token_counts(self) -> NDArray[np.int64]:
         """How often each id occurs in the split, special ids and padding included: (vocabulary,) int64, the caller's.

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpt.data.batch import Batch, Rows, Source
+from mlpt.data.batch import Batch, Rows, Source, Split
 from mlpt.data.blocks import Blocks
 from mlpt.data.character_sampler import CharacterSampler, character_counts
 from mlpt.data.sampler import Sampler
@@ -57,12 +57,25 @@ class Sources(Mapping[str, Source]):
         self._found: dict[str, Source] = {ALL: Source(train, dev, test)}
 
     @classmethod
-    def open(cls, blocks: str, mix: Mapping[str, float] | str | None = None, texts: str | None = None) -> "Sources":
-        """The prepared folder `blocks`, and `texts`, a prepared folder of which the training split is meta-dev."""
-        sources = cls(Blocks.open(blocks, "train"), Blocks.open(blocks, "dev"), Blocks.open(blocks, "test"), mix)
+    def open(
+        cls,
+        blocks: str,
+        mix: Mapping[str, float] | str | None = None,
+        texts: str | None = None,
+        tells_documents: bool = False,
+    ) -> "Sources":
+        """The prepared folder `blocks`, and `texts`, a prepared folder of which the training split is meta-dev.
+
+        tells_documents  batches of text say which document each token belongs to.
+        """
+
+        def split(folder: str, name: Split) -> Blocks:
+            return Blocks.open(folder, name, tells_documents=tells_documents)
+
+        sources = cls(split(blocks, "train"), split(blocks, "dev"), split(blocks, "test"), mix)
         if texts is not None:
-            held_out = Blocks.open(texts, "train")
-            sources._found[TEXTS] = Source(held_out, held_out, Blocks.open(texts, "test"))
+            held_out = split(texts, "train")
+            sources._found[TEXTS] = Source(held_out, held_out, split(texts, "test"))
         return sources
 
     @property

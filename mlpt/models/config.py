@@ -22,11 +22,14 @@ class ModelConfig(Settings):
 
     architecture          a Hugging Face model type that `AutoModelForMaskedLM` builds: bert (default), roberta, ...; or
                           `metalmo`, MetaLMO's own encoder (`mlpt.models.student`).
-    pretrained            a local folder or a hub name to start from. Of what follows it takes the next three.
+    pretrained            a local folder or a hub name to start from. Of what follows it takes the next four.
     objective_heads       of a pretrained model: `keep` the objectives' heads that were trained with it, where there are
                           any, or draw `new` ones. (`heads: keep` and `heads: new` mean the same.)
     dropout               of hidden states and attention; of a new model .1.
     attention             `sdpa` (fast kernels) or `eager`.
+    attend_within         what a token of packed text may attend to: its whole `block`, or its own `document` there. A
+                          document's separator belongs to it, the block's first token to the document that stands first.
+                          Positions are those in the block. Labelled rows are attended to whole.
     hidden_size           width of every layer; 256.
     layers                number of layers; 4.
     heads                 attention heads of a layer; 4.
@@ -41,6 +44,7 @@ class ModelConfig(Settings):
     objective_heads: Literal["keep", "new"] = "keep"
     dropout: float | None = Field(default=None, ge=0, lt=1)
     attention: Literal["sdpa", "eager"] = "sdpa"
+    attend_within: Literal["block", "document"] = "block"
     hidden_size: int | None = Field(default=None, gt=0)
     layers: int | None = Field(default=None, gt=0)
     heads: int | None = Field(default=None, gt=0)
@@ -129,6 +133,11 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
             raise UserError(f"'{architecture}' has no option '{name}'{hint}")
         values[name] = value
     return AutoConfig.for_model(architecture, **values)
+
+
+def attends_within_documents(config: PreTrainedConfig) -> bool:
+    """Whether the model with this configuration was trained by `attend_within=document`."""
+    return getattr(config, "attend_within", "block") == "document"
 
 
 def dropout_values(made: PreTrainedConfig, dropout: float | None) -> dict[str, float]:

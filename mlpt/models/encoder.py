@@ -16,9 +16,10 @@ from transformers.utils import cached_file
 from mlpt.data.reach import hub_lookup
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
-from mlpt.models.causal import Mask, causal_mask, check_causal
+from mlpt.models.attention_mask import attention_mask, check_causal, check_within_documents
 from mlpt.models.config import (
     ModelConfig,
+    attends_within_documents,
     check_pretrained,
     dropout_values,
     hugging_face_config,
@@ -82,12 +83,10 @@ class Encoder(nn.Module):
         """Raise `UserError` where inputs can't be causal in this architecture."""
         check_causal(self)
 
-    def _attended(self, inputs: Inputs) -> dict[str, Mask | None]:
+    def _attended(self, inputs: Inputs) -> dict[str, Any]:
         """Arguments beside the ids. Token types only where there are any and the architecture tells them apart."""
         typed = inputs.token_types is not None and getattr(self.config, "type_vocab_size", 0) > 1
-        mask: Mask | None = inputs.attention_mask
-        if inputs.causal:
-            mask = causal_mask(inputs.input_ids, inputs.attention_mask, self.config)
+        mask = attention_mask(inputs, self.config)
         return {"attention_mask": mask} | ({"token_type_ids": inputs.token_types} if typed else {})
 
     def _initialise(self, module: nn.Module) -> None:
@@ -116,6 +115,10 @@ def build_encoder(
         else:
             backbone = _new_backbone(config, vocabulary, max_length)
         encoder = Encoder(backbone, objectives)
+    if config.attend_within == "document":
+        check_within_documents(encoder)
+    if config.attend_within == "document" or attends_within_documents(backbone.config):
+        backbone.config.attend_within = config.attend_within  # and is saved with the model
     if config.pretrained is not None and config.objective_heads == "keep":
         _keep_heads(encoder.heads, config.pretrained)
     return encoder.train()

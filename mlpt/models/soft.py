@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
+from mlpt.models.attention_mask import Mask
 from mlpt.models.masked import MaskedEmbedding, binarise
 from mlpt.objectives.base import IGNORED
 
@@ -85,14 +86,15 @@ def input_embeddings(backbone: Any, probabilities: Tensor) -> Tensor:
 def soft_hidden(
     backbone: Any,
     probabilities: Tensor,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask | None = None,
     token_types: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states of a stock model, (batch, length, hidden).
 
     probabilities   (batch, length, vocabulary) float.
-    attention_mask  (batch, length) bool, True at real tokens. Rows are padded on the right: there the positions that
-                    stock code counts for embeddings are those that it counts for ids.
+    attention_mask  (batch, length) bool, True at real tokens, or what `mlpt.models.attention_mask` makes of it.
+                    Rows are padded on the right: there the positions that stock code counts for embeddings are
+                    those that it counts for ids.
     token_types     (batch, length) int64; None: all zero.
     """
     typed = {} if token_types is None else {"token_type_ids": token_types}

@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
+from mlpt.models.attention_mask import attention_mask
 from mlpt.models.masker import build_masker, draw_loss, draw_positions
 from mlpt.models.pairs import auxiliary_loss, describe_pairs, draw_pair, pair_loss, soft_pair
 from mlpt.models.soft import soft_hidden, token_cross_entropy
@@ -49,7 +50,7 @@ def soft_loss(model: Any, inputs: SoftInputs) -> Tensor:
     """Cross entropy of soft inputs in nats, differentiable in both distributions."""
     if inputs.probabilities is None or inputs.wanted is None or inputs.real is None:
         raise ValueError("these inputs hold no distributions")
-    hidden = soft_hidden(model.backbone, inputs.probabilities, inputs.attention_mask)
+    hidden = soft_hidden(model.backbone, inputs.probabilities, attention_mask(inputs, model.backbone.config))
     logits = model.token_logits(hidden.flatten(0, 1)).unflatten(0, inputs.input_ids.shape)
     size = inputs.probabilities.shape[-1]  # a table may have more rows than there are tokens
     return token_cross_entropy(logits[..., :size], inputs.wanted, inputs.real)

@@ -21,7 +21,8 @@ class AddedTokenDetection(TokenDetection):
         ids = torch.randint(self.vocabulary.size - 1, tokens.shape, generator=generator)
         random_ids = skip_ids(ids, (self.vocabulary.pad,))
         corrupted, labels = add_tokens(tokens, marks, random_ids, self.vocabulary.pad, self.vocabulary.sep)
-        return self.inputs(tokens, corrupted, labels)
+        documents = None if batch.documents is None else batch.documents.gather(1, read_from(marks))
+        return self.inputs(tokens, corrupted, labels, documents)
 
 
 def add_tokens(tokens: Tensor, marks: Tensor, random_ids: Tensor, pad: int, sep: int) -> tuple[Tensor, Tensor]:
@@ -30,14 +31,21 @@ def add_tokens(tokens: Tensor, marks: Tensor, random_ids: Tensor, pad: int, sep:
     All (batch, length); `marks` bool. The first and the last place are never inserted. The text ends at its first
     `pad`; a text that reaches the last place ends with `sep` there.
     """
-    length = tokens.shape[1]
-    marks = marks.clone()
-    marks[:, 0] = marks[:, -1] = False
-    inserted_before = marks.cumsum(1) - marks.long()
-    source = torch.arange(length) - inserted_before  # (batch, length): the token that each place reads
-    moved = tokens.gather(1, source)
+    moved = tokens.gather(1, read_from(marks))
     ended = (moved == pad).cummax(1).values  # nothing follows the first pad
-    added = marks & ~ended
+    added = _inside(marks) & ~ended
     corrupted = torch.where(added, random_ids, moved).masked_fill(ended, pad)
     corrupted[:, -1].masked_fill_(~ended[:, -1], sep)
     return corrupted, added.long()
+
+
+def read_from(marks: Tensor) -> Tensor:
+    """(batch, length) int64: the place that each place of the output reads; an inserted token has that of the next."""
+    inserted = _inside(marks).long()
+    return torch.arange(marks.shape[1]) - (inserted.cumsum(1) - inserted)
+
+
+def _inside(marks: Tensor) -> Tensor:
+    marks = marks.clone()
+    marks[:, 0] = marks[:, -1] = False
+    return marks

@@ -34,6 +34,7 @@ class Inputs:
                      only fill a buffer (`mlpt.objectives.capacity`) have 0.
     choice           how `positions` were drawn, where a learned setting decides that; it stays on the CPU.
     causal           whether a position may attend to itself and to earlier ones alone.
+    documents        (batch, length) int64: a position may attend to those of its own number alone; None: to all.
 
     `positions` are found where the corruption runs, on the CPU: the model never waits for the device to count them.
     """
@@ -47,6 +48,7 @@ class Inputs:
     weights: Tensor | None = field(default=None, kw_only=True)
     choice: Choice | None = field(default=None, kw_only=True)
     causal: bool = field(default=False, kw_only=True)
+    documents: Tensor | None = field(default=None, kw_only=True)
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same micro-batch on `device`."""
@@ -124,6 +126,8 @@ class Objective:
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """Make a training input of a batch of rows, `vocabulary.pad` where padded.
+
+        Where the batch tells its `documents`, the inputs do too: as they are, or moved as the tokens were.
 
         Pure: an equal batch and an equal generator state give equal inputs. The batch is not changed. It may run in a
         thread beside the step before, and so reads nothing that a step changes, only what a new policy does.

@@ -33,7 +33,8 @@ class CausalLM(Objective):
         wanted[:, :-1] = ~self.vocabulary.is_special(tokens[:, 1:]) & (tokens[:, :-1] != self.vocabulary.sep)
         positions = wanted.view(-1).nonzero().squeeze(1)  # (n,), where the token before the predicted one stands
         targets = tokens.reshape(-1)[positions + 1]  # never in the next row: a row's last position predicts nothing
-        return Inputs(tokens, attention_mask_of(tokens, self.vocabulary.pad), positions, targets, causal=True)
+        mask = attention_mask_of(tokens, self.vocabulary.pad)
+        return Inputs(tokens, mask, positions, targets, causal=True, documents=batch.documents)
 
     def capacity(self, tokens: int) -> int:
         return tokens

@@ -40,6 +40,10 @@ class Combined(Objective):
     def saved_models(cls, settings: Mapping[str, Any]) -> list[str]:
         return Distillation.saved_models(settings.get("distill") or {})
 
+    @classmethod
+    def refuses(cls, settings: Mapping[str, Any], config: Any) -> str | None:
+        return Distillation.refuses(settings.get("distill") or {}, config)
+
     def prepare(self, model: Any) -> None:
         self._mlm.prepare(model)
         self._distill.prepare(model)

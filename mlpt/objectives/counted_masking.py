@@ -41,7 +41,8 @@ class CountedMaskedLM(Objective):
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         inputs, labels = mask_counted(batch.tokens, self.vocabulary, generator, self.config, mlm_token(self.vocabulary))
         positions = (labels != self.vocabulary.pad).view(-1).nonzero().squeeze(1)
-        return Inputs(inputs, attention_mask_of(inputs, self.vocabulary.pad), positions, labels.view(-1)[positions])
+        mask, targets = attention_mask_of(inputs, self.vocabulary.pad), labels.view(-1)[positions]
+        return Inputs(inputs, mask, positions, targets, documents=batch.documents)
 
     def capacity(self, tokens: int) -> int:
         return most_chosen(tokens, self.config.probability)  # counts vary less than by single chances

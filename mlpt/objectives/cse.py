@@ -33,7 +33,8 @@ class ContrastiveSentences(Objective):
         tokens = batch.tokens  # (batch, length)
         texts = len(tokens) if self.config.rows == "all" else max(1, len(tokens) // 2)
         pairs = tokens[:texts].repeat_interleave(2, dim=0)  # (2 * texts, length): rows 2k and 2k + 1 are one text
-        return Inputs(pairs, attention_mask_of(pairs, self.vocabulary.pad))
+        documents = None if batch.documents is None else batch.documents[:texts].repeat_interleave(2, dim=0)
+        return Inputs(pairs, attention_mask_of(pairs, self.vocabulary.pad), documents=documents)
 
     def head(self, encoder_config: Any) -> nn.Module:
         return nn.Sequential(nn.Linear(encoder_config.hidden_size, encoder_config.hidden_size), nn.Tanh())

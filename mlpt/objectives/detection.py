@@ -1,5 +1,6 @@
 """What added- and deleted-token detection share: a two-class head and which positions it is trained on."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -27,15 +28,16 @@ class TokenDetection(Objective):
     def head(self, encoder_config: Any) -> nn.Module:
         return nn.Linear(encoder_config.hidden_size, 2)
 
-    def inputs(self, tokens: Tensor, corrupted: Tensor, labels: Tensor) -> Inputs:
-        """Inputs of `corrupted` and its `labels` (both (batch, length) int64), made from `tokens`."""
+    def inputs(self, tokens: Tensor, corrupted: Tensor, labels: Tensor, documents: Tensor | None = None) -> Inputs:
+        """Inputs of `corrupted`, its `labels` and `documents` (each (batch, length) int64), made from `tokens`."""
         pad = self.vocabulary.pad
         if self.config.padding == "published":
-            return Inputs.from_labels(corrupted, labels, attention_mask_of(tokens, pad))
-        mask = attention_mask_of(corrupted, pad)
-        if mask is not None:
-            labels = labels.masked_fill(~mask, IGNORED)
-        return Inputs.from_labels(corrupted, labels, mask)
+            mask = attention_mask_of(tokens, pad)
+        else:
+            mask = attention_mask_of(corrupted, pad)
+            if mask is not None:
+                labels = labels.masked_fill(~mask, IGNORED)
+        return replace(Inputs.from_labels(corrupted, labels, mask), documents=documents)
 
     def capacity(self, tokens: int) -> int:
         return tokens

@@ -80,6 +80,12 @@ class Distillation(Objective):
     def saved_models(cls, settings: Mapping[str, Any]) -> list[str]:
         return [settings["teacher"]] if settings.get("teacher") else []
 
+    @classmethod
+    def refuses(cls, settings: Mapping[str, Any], config: Any) -> str | None:
+        if config.model.attend_within == "document":
+            return "its teacher attends to whole blocks: leave it out, or model.attend_within=document"
+        return None
+
     def prepare(self, model: Any) -> None:
         if self.config.teacher is None:
             self._teacher = dense_copy(model.backbone).base_model

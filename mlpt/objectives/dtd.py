@@ -17,7 +17,8 @@ class DeletedTokenDetection(TokenDetection):
         tokens = batch.tokens  # (batch, length)
         marks = torch.rand(tokens.shape, generator=generator) < self.config.probability
         corrupted, labels = delete_tokens(tokens, marks, self.vocabulary.pad)
-        return self.inputs(tokens, corrupted, labels)
+        documents = None if batch.documents is None else moved_left(batch.documents, tokens, marks, self.vocabulary.pad)
+        return self.inputs(tokens, corrupted, labels, documents)
 
 
 def delete_tokens(tokens: Tensor, marks: Tensor, pad: int) -> tuple[Tensor, Tensor]:
@@ -27,12 +28,28 @@ def delete_tokens(tokens: Tensor, marks: Tensor, pad: int) -> tuple[Tensor, Tens
     of a padded text is deleted, the label is on the first pad.
     """
     batch, length = tokens.shape
-    deleted = marks & (tokens != pad)
-    deleted[:, 0] = deleted[:, -1] = False
+    deleted = _deleted(tokens, marks, pad)
     follows_deletion = deleted.roll(1, dims=1)  # the last place is never deleted, so nothing wraps around
-    # Kept tokens go to the place given by how many are kept before them; deleted ones to a column that is cut off.
-    kept = ~deleted
-    place = torch.where(kept, kept.cumsum(1) - 1, length)  # (batch, length)
+    place = _places(deleted)
     corrupted = tokens.new_full((batch, length + 1), pad).scatter_(1, place, tokens)
     labels = tokens.new_zeros((batch, length + 1)).scatter_(1, place, follows_deletion.to(tokens.dtype))
     return corrupted[:, :length].contiguous(), labels[:, :length].contiguous()
+
+
+def moved_left(documents: Tensor, tokens: Tensor, marks: Tensor, pad: int) -> Tensor:
+    """The `documents` of what `delete_tokens` leaves, (batch, length) int64; what fills the end is of the last one."""
+    length = tokens.shape[1]
+    filled = documents[:, -1:].repeat(1, length + 1)
+    return filled.scatter_(1, _places(_deleted(tokens, marks, pad)), documents)[:, :length].contiguous()
+
+
+def _deleted(tokens: Tensor, marks: Tensor, pad: int) -> Tensor:
+    deleted = marks & (tokens != pad)
+    deleted[:, 0] = deleted[:, -1] = False
+    return deleted
+
+
+def _places(deleted: Tensor) -> Tensor:
+    """(batch, length) int64: how many tokens are kept before each; of deleted ones, a column that is cut off."""
+    kept = ~deleted
+    return torch.where(kept, kept.cumsum(1) - 1, deleted.shape[1])

@@ -45,7 +45,9 @@ class TokenPrediction(Objective):
         return self.corrupt(batch, generator)
 
     def smoothed(self, inputs: Inputs, batch: Batch) -> Inputs:
-        """The `inputs` made of `batch` with the weight of smoothing, where it is of the training split."""
+        """The `inputs` made of `batch` with its documents and, where it is of the training split, the weight of
+        smoothing."""
+        inputs = replace(inputs, documents=batch.documents)
         if self.config.smoothing.is_plain or batch.split != "train":
             return inputs
         return replace(inputs, smoothing=torch.tensor(self.knobs.get("smoothing", self.config.smoothing.weight)))

@@ -4,6 +4,7 @@ The teacher is no part of the model: neither the optimiser nor a snapshot nor an
 of the policy, and a rule of `meta.rules.teacher` learns them; without one it stays as it began.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from mlpt.objectives.prediction import predicted
 from mlpt.objectives.teacher_settings import TeacherMadeConfig
 
 if TYPE_CHECKING:
-    from mlpt.models.writers import BatchWriter
+    from mlpt.models.writers import BatchWriter, SoftInputs
 
 
 class TeacherMade(Objective):
@@ -63,16 +64,23 @@ class TeacherMade(Objective):
 
     def corrupt(self, batch: Batch, generator: torch.Generator) -> Inputs:
         with torch.no_grad():
-            if self.config.samples == "soft":
-                from mlpt.models.writers import soft_inputs
+            return self.soft(batch) if self.config.samples == "soft" else self.hard(batch, generator)[0]
 
-                return soft_inputs(self.writer.soft(batch.tokens), batch.tokens, self.vocabulary.pad)
-            inputs, _ = self.writer.write(batch.tokens, generator)
-        return inputs
+    def soft(self, batch: Batch) -> "SoftInputs":
+        """The batch as the distributions that the teacher has for it, with its graph."""
+        from mlpt.models.writers import soft_inputs
+
+        made = soft_inputs(self.writer.soft(batch.tokens), batch.tokens, self.vocabulary.pad)
+        return replace(made, documents=batch.documents)
+
+    def hard(self, batch: Batch, generator: torch.Generator) -> tuple[Inputs, Tensor]:
+        """A hard sample, and minus its log-probability in nats a token: a scalar with the teacher's graph."""
+        made, loss = self.writer.write(batch.tokens, generator)
+        return replace(made, documents=batch.documents), loss
 
     def example(self, batch: Batch, generator: torch.Generator) -> Inputs:
         """A hard sample, also where training takes distributions."""
-        return self.writer.write(batch.tokens, generator)[0]
+        return self.hard(batch, generator)[0]
 
     def loss(self, model: Any, inputs: Inputs) -> Tensor:
         from mlpt.models.writers import SoftInputs, soft_loss

@@ -14,7 +14,7 @@ from mlpt.data.blocks import Blocks
 from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
 from mlpt.data.token_scores import Part, Question, TokenScores
 from mlpt.data.tokenizers import load_tokenizer
-from mlpt.models.config import check_pretrained
+from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.scoring import model_digest, score_tokens
@@ -65,6 +65,7 @@ def question(
     check_place(config.out, overwrite)
     blocks = Blocks.open(config.blocks, config.split)
     encoder = load_encoder(config.model, {}, complete=True).eval()
+    blocks.tells_documents = attends_within_documents(encoder.config)
     _check_fit(config.model, encoder, blocks)
     config = config.model_copy(update={"out": absolute(config.out)})
     asked = Question.of(blocks, model_digest(encoder), config.thresholds(), config.decisive())
@@ -86,9 +87,9 @@ def question(
 def score_part(task: Task, encoder: Encoder, number: int) -> Part:
     """Score part `number` and commit it."""
     rows = task.question.rows_of(number)
-    tokens = task.blocks.tokens(rows)
-    scores = score_tokens(encoder, tokens, rows, task.blocks.vocabulary, task.config)
-    real = int((tokens != task.blocks.vocabulary.pad).sum())
+    batch, vocabulary = task.blocks.batch(rows), task.blocks.vocabulary
+    scores = score_tokens(encoder, batch.tokens, rows, vocabulary, task.config, batch.documents)
+    real = int((batch.tokens != vocabulary.pad).sum())
     return write_part(Store(task.config.out), task.question, number, scores, real)
 
 

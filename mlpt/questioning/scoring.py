@@ -26,9 +26,16 @@ _LARGEST = 65504.0  # of float16
 
 @torch.no_grad()
 def score_tokens(
-    model: Any, tokens: Tensor, rows: NDArray[np.int64], vocabulary: Vocabulary, config: QuestionConfig
+    model: Any,
+    tokens: Tensor,
+    rows: NDArray[np.int64],
+    vocabulary: Vocabulary,
+    config: QuestionConfig,
+    documents: Tensor | None = None,
 ) -> dict[str, NDArray[np.float16]]:
     """Scores of `tokens` (n, length) int64, the blocks `rows` (n,), by each of `config.metrics`: (n, length) float16.
+
+    documents  (n, length) int64, where a token is to be judged by its own document alone (`Inputs.documents`).
 
     Padding scores 0; special tokens are scored like others. `model` (an `Encoder`, on any device) keeps its mode.
     Raises UserError where the model's answers are no numbers.
@@ -42,13 +49,15 @@ def score_tokens(
         for first in range(0, len(tokens), size):
             part = slice(first, first + size)
             texts, there = tokens[part], real[part]
+            inside = None if documents is None else documents[part]
             if unmasked:
                 positions = first * tokens.shape[1] + there.reshape(-1).nonzero().squeeze(1)
-                found = _answers(model, texts, texts, there, vocabulary, unmasked, config)
+                found = _answers(model, texts, texts, there, inside, vocabulary, unmasked, config)
                 for metric in unmasked:
                     scores[metric][positions] = found[metric]
             if "pseudo_loss" in scores:
-                scores["pseudo_loss"].view(tokens.shape)[part] = _masked_losses(model, texts, there, vocabulary, config)
+                found_here = _masked_losses(model, texts, there, inside, vocabulary, config)
+                scores["pseudo_loss"].view(tokens.shape)[part] = found_here
     if "random" in scores:
         drawn = np.stack(
             [numpy_generator(config.seed, "question/random", int(row)).random(tokens.shape[1]) for row in rows]
@@ -57,16 +66,22 @@ def score_tokens(
     return {metric: _stored(score, tokens.shape, rows) for metric, score in scores.items()}
 
 
-def _masked_losses(model: Any, texts: Tensor, real: Tensor, vocabulary: Vocabulary, config: QuestionConfig) -> Tensor:
+def _masked_losses(
+    model: Any,
+    texts: Tensor,
+    real: Tensor,
+    documents: Tensor | None,
+    vocabulary: Vocabulary,
+    config: QuestionConfig,
+) -> Tensor:
     """(n, length) float32: each token's loss while it is masked, together with every stride-th neighbour."""
     losses = torch.zeros(texts.shape)
     place = torch.arange(texts.shape[1]) % config.stride  # (length,): the pass that masks a column
     for turn in range(min(config.stride, texts.shape[1])):
         masked = real & (place == turn)
         if masked.any():
-            found = _answers(
-                model, texts.masked_fill(masked, vocabulary.mask), texts, masked, vocabulary, ["pseudo_loss"], config
-            )
+            shown = texts.masked_fill(masked, vocabulary.mask)
+            found = _answers(model, shown, texts, masked, documents, vocabulary, ["pseudo_loss"], config)
             losses[masked] = found["pseudo_loss"]
     return losses
 
@@ -76,13 +91,14 @@ def _answers(
     shown: Tensor,
     texts: Tensor,
     asked: Tensor,
+    documents: Tensor | None,
     vocabulary: Vocabulary,
     metrics: list[Metric],
     config: QuestionConfig,
 ) -> dict[Metric, Tensor]:
     """Scores (m,) float32 on the CPU of the m tokens of `texts` where `asked` holds, given `shown`; all (n, length)."""
     device = next(model.parameters()).device
-    inputs = Inputs(shown, attention_mask_of(texts, vocabulary.pad)).to(device)
+    inputs = Inputs(shown, attention_mask_of(texts, vocabulary.pad), documents=documents).to(device)
     places = asked.reshape(-1).nonzero().squeeze(1)  # (m,)
     targets = texts.reshape(-1)[places].to(device)  # (m,)
     found: dict[Metric, list[Tensor]] = {metric: [] for metric in metrics}

@@ -38,7 +38,8 @@ from mlpt.training.state import load_model_tensors, model_tensors, whole_tensors
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
     """The rows of a prepared folder, those of the target's own texts, and those of labelled tasks."""
-    sources = Sources.open(blocks, config.data.mix, config.meta.texts)
+    within = config.model.attend_within == "document"
+    sources = Sources.open(blocks, config.data.mix, config.meta.texts, tells_documents=within)
     for name in [*config.tasks, *config.measured_tasks]:
         sources.add(name, labelled_source(name, config.labelled, sources.train))
     return sources

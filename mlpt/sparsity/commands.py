@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from mlpt.data.blocks import Blocks
 from mlpt.data.reach import hub_lookup
 from mlpt.errors import UserError
-from mlpt.models.config import check_pretrained
+from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.models.masked import add_pooler, maskable_weights
 from mlpt.randomness import torch_generator
@@ -192,7 +192,7 @@ def evaluate_files(
     masks = masks or (None if dense else masks_beside(model))
     if masks is not None:
         add_pooler(encoder, pretrained_pooler(model))
-    rows = Blocks.open(blocks, split)
+    rows = Blocks.open(blocks, split, tells_documents=attends_within_documents(encoder.config))
     rows.require_tokenizer_of(model)
     check_pretrained(encoder.config, rows.vocabulary, rows.block_size, model)
     file = read_masks(masks, encoder) if masks is not None else None

@@ -187,6 +187,11 @@ class Pretraining:
         noise = training_noise(self.seed, arm.name, step, micro_batch.slot)
         objective = self.model.objectives[arm.objective]
         inputs = objective.corrupt(batch, noise)
+        if batch.documents is not None and inputs.documents is None:
+            raise UserError(
+                f"objective '{arm.objective}' does not say which document its tokens belong to, which "
+                "model.attend_within=document asks for: give its Inputs documents=batch.documents, or leave that out"
+            )
         capacity = objective.capacity(batch.tokens.numel()) if self.config.keeps_shapes else None
         return inputs if capacity is None else with_capacity(inputs, capacity)
 

@@ -111,7 +111,8 @@ class Samples(NoHook):
     def _hardness(self, objective: str, model: Any) -> list[dict[str, Any]]:
         """Held-out texts, every token masked once: the model's loss at each, in nats."""
         vocabulary, spell = self._sources.vocabulary, self._spelling()
-        tokens = self._texts(self._arms[objective], "dev").tokens[:, :LENGTH]
+        texts = self._texts(self._arms[objective], "dev")
+        tokens = texts.tokens[:, :LENGTH]
         length = tokens.shape[1]
         turns = torch.arange(length) % _TURNS == torch.arange(_TURNS)[:, None]  # (turns, length)
         chosen = turns[:, None] & ~vocabulary.is_special(tokens)[None]  # (turns, batch, length)
@@ -122,6 +123,7 @@ class Samples(NoHook):
             attention_mask_of(every.reshape(-1, length), vocabulary.pad),
             positions,
             every.reshape(-1)[positions],
+            documents=None if texts.documents is None else texts.documents[:, :LENGTH].repeat(_TURNS, 1),
         )
         losses = _losses(model, inputs.to(self._device)).view(_TURNS, -1, length)
         losses = losses.nan_to_num(0.0).sum(0).masked_fill(~chosen.any(0), torch.nan)

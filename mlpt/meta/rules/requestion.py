@@ -143,7 +143,8 @@ class Requestion(Rule):
         asked = QuestionConfig(
             model="snapshot", blocks=source, out="part", metrics=(how.metric,), stride=how.stride, seed=context.seed
         )
-        return batch, score_tokens(context.model, batch.tokens, batch.rows, vocabulary, asked)[how.metric]
+        found = score_tokens(context.model, batch.tokens, batch.rows, vocabulary, asked, batch.documents)
+        return batch, found[how.metric]
 
     def _threshold(self, scores: NDArray[np.float16], tokens: int, progress: float) -> float:
         """In force from now on; of a share, the lowest score that leaves at most that share of `tokens` above it."""

@@ -53,7 +53,7 @@ class TeacherHard(TeacherRule):
             if not is_made(one, made.name, context):
                 batches.append(corrupted(one, context))
                 continue
-            inputs, loss = made.writer.write(one.batch.tokens, one.noise)
+            inputs, loss = made.hard(one.batch, one.noise)
             batches.append(Weighted(made.name, inputs.to(device), one.planned.weight))
             likelihood.append(one.planned.weight * loss)
         loss = torch.stack(likelihood).sum()

@@ -19,7 +19,7 @@ from mlpt.meta.engines.base import Forward, InnerStep, Lookahead, Outer, Sgd
 from mlpt.meta.judges import Judgement, Weighted, loss_of
 from mlpt.meta.rules.teacher import Coming, TeacherConfig, TeacherRule, corrupted, is_made, teacher_of
 from mlpt.models.soft import check_soft_inputs
-from mlpt.models.writers import SoftInputs, detached, soft_inputs
+from mlpt.models.writers import SoftInputs, detached
 from mlpt.objectives import objective_class
 from mlpt.objectives.teacher_made import TeacherMade
 from mlpt.storage.state import State
@@ -102,9 +102,7 @@ class TeacherSoft(TeacherRule):
         """A micro-batch of an inner step; of the teacher's, the distributions become leaves to differentiate by."""
         if not is_made(coming, made.name, context):
             return "", corrupted(coming, context)
-        tokens = coming.batch.tokens
-        device = next(context.model.parameters()).device
-        soft = soft_inputs(made.writer.soft(tokens), tokens, made.vocabulary.pad).to(device)
+        soft = made.soft(coming.batch).to(next(context.model.parameters()).device)
         assert isinstance(soft, SoftInputs)
         leaf = detached(soft)
         for key in ("probabilities", "wanted"):
