@@ -194,7 +194,7 @@ def _earlier(config: RunConfig) -> Iterator[Record]:
 def _same_work(record: Record, config: RunConfig) -> bool:
     mine = config.model_dump(mode="json")
     theirs = record.config
-    alike = ("batch_size", "micro_batch_size", "precision", "compile", "draw")
+    alike = ("batch_size", "micro_batch_size", "precision", "compile", "compile_mode", "draw")
     try:
         return (
             all(theirs[key] == mine[key] for key in ("model", "objectives", "masks", "meta"))

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlpt.models.padded_decoder import pad_decoder
 from mlpt.models.sharded import accumulate, average_whole, is_sharded
-from mlpt.training.config import TrainConfig
+from mlpt.training.config import CompileMode, TrainConfig
 from mlpt.training.group import Group
 
 _MOST_GRAPHS = 64
@@ -28,7 +28,11 @@ def wrapped(model: nn.Module, config: TrainConfig, group: Group, warn: Callable[
     if config.compile:
         reason = why_not_compile(group.device)
         if reason is None:
-            forward = compiled(model, config.keeps_shapes)
+            forward = compiled(model, config.keeps_shapes, mode=config.compile_mode)
+            if config.records_graphs:
+                forward = Replayed(forward)
+                if group.device.type != "cuda":
+                    warn(f"train.compile_mode={config.compile_mode} records no CUDA graphs: there is no GPU")
         else:
             warn(f"train.compile has no effect: {reason}")
     if group.world == 1 or is_sharded(model):
@@ -40,14 +44,37 @@ def wrapped(model: nn.Module, config: TrainConfig, group: Group, warn: Callable[
     return parallel
 
 
-def compiled(model: nn.Module, keeps_shapes: bool, backend: str | Callable[..., Any] = "inductor") -> Any:
+class Replayed(nn.Module):
+    """A compiled model whose passes are recorded and replayed as CUDA graphs, which always write to the same memory.
+
+    What a replay gives is overwritten by the next. So the loss is copied before it is given out; `exchanging` copies
+    the first gradients of a step, to which autograd then adds those of later micro-batches.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        """As the model's. Nothing of an earlier pass is needed any more."""
+        torch.compiler.cudagraph_mark_step_begin()
+        loss: torch.Tensor = self.model(*inputs)
+        return loss.clone()
+
+
+def compiled(
+    model: nn.Module,
+    keeps_shapes: bool,
+    backend: str | Callable[..., Any] = "inductor",
+    mode: CompileMode = "default",
+) -> Any:
     """`model` under `torch.compile`; where its inputs keep their shapes, each one is compiled for itself.
 
     There is a graph for each objective, with and without padding, more than the eight that torch would make before it
     went on without compiling.
     """
     how: dict[str, Any] = {"dynamic": False if keeps_shapes else None, "recompile_limit": _MOST_GRAPHS}
-    return torch.compile(model, backend=backend, **how)
+    return torch.compile(model, backend=backend, mode=mode, **how)
 
 
 @contextlib.contextmanager
@@ -60,8 +87,20 @@ def exchanging(forward: Any, last: bool) -> Iterator[None]:
             average_whole(forward)
         return
     alone = last or not isinstance(forward, DistributedDataParallel)
-    with contextlib.nullcontext() if alone else forward.no_sync():
+    with contextlib.nullcontext() if alone else forward.no_sync(), _keeping_gradients(forward):
         yield
+
+
+@contextlib.contextmanager
+def _keeping_gradients(forward: Any) -> Iterator[None]:
+    """Gradients that a `Replayed` model's backward pass leaves are copied: the next one writes over them."""
+    inside = forward.module if isinstance(forward, DistributedDataParallel) else forward
+    replayed = isinstance(inside, Replayed)
+    without = [one for one in inside.parameters() if one.grad is None] if replayed else []
+    yield
+    for one in without:
+        if one.grad is not None:
+            one.grad = one.grad.clone()
 
 
 def _mean_in_bf16(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

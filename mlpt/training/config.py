@@ -19,6 +19,10 @@ def half(batch_size: int) -> int:
     return batch_size // 2 if batch_size % 2 == 0 and batch_size > 2 else batch_size
 
 
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+_RECORDED: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+
+
 class TrainConfig(Settings):
     """How the inner loop runs. Batch sizes count blocks."""
 
@@ -39,6 +43,11 @@ class TrainConfig(Settings):
     )
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     compile: bool = Field(False, description="torch.compile the model")
+    compile_mode: CompileMode = Field(
+        "default",
+        description="torch.compile's: reduce-overhead replays passes as CUDA graphs, for models whose kernels are too "
+        "short to keep a GPU busy; max-autotune tries out kernels too, which takes minutes",
+    )
     fixed_shapes: bool | None = Field(
         None,
         description="predicted positions in a buffer of a fixed size, whose unused entries weigh nothing: a compiled "
@@ -92,6 +101,18 @@ class TrainConfig(Settings):
             raise ValueError("sampling takes numbers above 0, such as {mlm: 3, sst2: 1}")
         return self
 
+    @model_validator(mode="after")
+    def _compile_mode_fits(self) -> "TrainConfig":
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(
+                f"compile_mode={self.compile_mode} is of a compiled model: set train.compile=true, or leave it out"
+            )
+        if self.records_graphs and self.fixed_shapes is False:
+            raise ValueError(
+                f"compile_mode={self.compile_mode} records CUDA graphs, one for each shape: leave fixed_shapes out"
+            )
+        return self
+
     def total_steps(self, block_size: int) -> int:
         """Steps of the run: `steps`, or as many as the token budget needs."""
         return self.steps if self.tokens is None else math.ceil(self.tokens / (self.batch_size * block_size))
@@ -100,6 +121,11 @@ class TrainConfig(Settings):
     def keeps_shapes(self) -> bool:
         """Whether the micro-batches of an objective all have the same shapes."""
         return self.compile if self.fixed_shapes is None else self.fixed_shapes
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether a GPU replays the passes as CUDA graphs."""
+        return self.compile_mode in _RECORDED
 
     @property
     def micro_batches(self) -> int:

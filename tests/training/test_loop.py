@@ -257,12 +257,17 @@ def test_a_run_with_fixed_shapes_trains_like_the_plain_one(small_blocks, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_like_the_plain_one(small_blocks, tmp_path):
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_trains_like_the_plain_one(small_blocks, tmp_path, mode):
     if why_not_compile(torch.device("cpu")) is not None:
         pytest.skip("needs a C++ compiler")
     for compiled in (False, True):
         run(
-            config_with(train={"compile": compiled, "steps": 4}, model={"dropout": 0.0}, objectives=["mlm"]),
+            config_with(
+                train={"compile": compiled, "compile_mode": mode if compiled else "default", "steps": 4},
+                model={"dropout": 0.0},
+                objectives=["mlm"],
+            ),
             small_blocks,
             tmp_path / str(compiled),
         )
