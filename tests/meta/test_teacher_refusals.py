@@ -31,6 +31,10 @@ REFUSED = {
     "no labelled rows": ({"meta": {"rules": {"teacher": {"tasks": ["boolq"]}}}}, "needs labelled rows"),
     "no such task": ({"meta": {"rules": {"teacher": {"tasks": ["three_moons"]}}}}, "which is no task"),
     "no format": ({"meta": {"rules": {"teacher": {"tasks": ["sst2"]}}}}, "has no text-to-text format"),
+    "judged by whole blocks": (
+        {"model": {"attend_within": "document"}, "meta": {"rules": {"teacher": {"tasks": ["mlm"]}}}},
+        "judges by whole blocks",
+    ),
     "soft masker": (
         {
             "objectives": {"teacher_made": {"teacher": "masker"}},

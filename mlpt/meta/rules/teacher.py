@@ -24,7 +24,7 @@ from mlpt.randomness import torch_generator
 from mlpt.settings import Settings
 from mlpt.storage.state import State
 from mlpt.tasks import TaskSource
-from mlpt.tasks.episodes import EpisodeConfig
+from mlpt.tasks.episodes import MLM, EpisodeConfig
 from mlpt.tasks.text_to_text import FormatConfig
 
 WEIGHTS = "weights"  # the part's one tensor: (n,) float32, the teacher's parameters in their order
@@ -99,6 +99,8 @@ class TeacherRule(Rule):
         made = [n for n, values in config.objectives.items() if issubclass(objective_class(n, values), TeacherMade)]
         if len(made) != 1:
             return f"meta.rules.teacher learns the teacher of one objective 'teacher_made', and there are {len(made)}"
+        if MLM in settings.tasks and config.model.attend_within == "document":
+            return f"meta.rules.teacher.tasks: '{MLM}' judges by whole blocks: leave it or model.attend_within out"
         if settings.tasks:
             return why_no_tasks(settings.tasks, settings.source, "meta.rules.teacher")
         if not config.meta.target:
