@@ -28,6 +28,7 @@ FAULTS = 60
 A_RUN = 5
 PATIENCE_S = 900.0
 _GONE_S = 60.0
+_OF_RAY = ("ray", "_ray_lockfiles")  # its logs, and the files by which its processes lock; they stay by design
 _TOO_BUSY = "Ray does not start on this machine"
 _NEARLY_DONE = 0.8  # from here on, the work may end before a fault can end it
 _AT_THE_START = 0.2  # share of faults that come while the work starts, or starts again
@@ -161,7 +162,8 @@ class Disturbed:
 
         A fault that finds nothing to strike, because the work is done, is none.
         """
-        struck = []
+        struck: list[Struck] = []
+        late: tuple[int, ...] = ()
         self._start(self._victim.work.words(self._victim.out))
         for number, fault in enumerate(faults):
             moment = self._wait_for_a_moment(draw, (number + draw.random()) / (len(faults) + 0.5))
@@ -178,12 +180,13 @@ class Disturbed:
             except (UnexpectedError, subprocess.TimeoutExpired, OSError) as error:
                 found = str(error)
             name = self._victim.work.name
+            late = fault.codes if fault.may_go_on else ()
             struck.append(Struck(name, fault.name, moment, round(time.monotonic() - begun, 1), code, found))
             print(json.dumps(asdict(struck[-1])), flush=True)
             if found:
                 return struck
         try:
-            self._further_than(None, ())
+            self._further_than(None, late)  # a last step may have ended before the command did
         except UnexpectedError as error:
             if not struck:
                 raise UserError(f"{self._victim.work.name}, before any fault: {error}") from error
@@ -204,7 +207,7 @@ class Disturbed:
         found = [f"process {one.pid} {' '.join(one.cmdline())[:60].strip()}" for one in left]
         for one in left:
             one.kill()
-        found += [str(path) for path in temporary.iterdir() if path.name != "ray"]  # Ray keeps its logs there
+        found += [str(path) for path in temporary.iterdir() if path.name not in _OF_RAY]
         return f"left behind: {', '.join(found)}. " if found else ""
 
     def close(self) -> None:
