@@ -102,7 +102,7 @@ def every_kind() -> list[Fault]:
         Fault("an agent of Ray, SIGKILL", _to("ray::RuntimeEnvAgent", _KILL), (2,), by_ray),
         Fault("newest checkpoint cut short, all processes killed", _cut_short, (-_KILL,)),
         Fault("metrics cut short, all processes killed", _metrics_cut, (-_KILL,)),
-        Fault("a file where the folder of checkpoints was", _in_the_way, (2,)),
+        Fault("a file where the folder of checkpoints was", _in_the_way, (2,), lambda work: not work.has_trials),
         Fault("full disk", _fill_disk, (2,)),
     ]
 

@@ -42,6 +42,7 @@ class Work:
     calm     words that are added for the run that nobody disturbs.
     workers  how the titles of the processes begin that do the work; none: the command itself does it.
     saves    the name of the folders that hold what it goes on from.
+    has_trials  it reports those that cannot work, and goes on with the others.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Work:
     saves: str = "checkpoints"
     trains_by_ray: bool = False
     learns: bool = False
+    has_trials: bool = False
 
     def words(self, out: Path) -> list[str]:
         """What starts it, into `out`."""
@@ -109,6 +111,7 @@ def every_kind(folder: Path, blocks: str) -> list[Work]:
             ("tune", str(folder / "space.py"), *TINY[:-1], *META, "sweep.folder={out}", "sweep.concurrent=1"),
             ("tune", "--resume", "{out}"),
             workers="ImplicitFunc",
+            has_trials=True,
         ),
         _again("questioning", *question, "--workers", "2", workers="_score", saves="parts"),
         _pretraining("pretraining, masks by distillation", 800, "quickstart", *combined, learns=False),

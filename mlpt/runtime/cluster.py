@@ -16,7 +16,7 @@ from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.runtime.loopback import LOOPBACK, on_loopback
 from mlpt.runtime.watchdog import watched
-from mlpt.stopping import StopRequest
+from mlpt.stopping import Stopped, StopRequest
 
 _KNOCK_TIMEOUT_S = 10.0
 
@@ -82,6 +82,10 @@ def ray_session(
     try:
         with stop.listening(), watched(way_on, stop):  # starting Ray takes SIGTERM for itself
             yield
+    except KeyboardInterrupt as error:  # a call into Ray may make a plain one of ours
+        if stop.signalled and not isinstance(error, Stopped):
+            raise Stopped(stop.number) from error
+        raise
     finally:
         ray.shutdown()
 
