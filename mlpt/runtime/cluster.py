@@ -61,6 +61,23 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
+    stop = stop or StopRequest(lambda text: None)
+    with stop.listening(), _started(runtime, cpus, debug, nested, environment):
+        try:
+            stop.listen()
+            with watched(way_on, stop):
+                yield
+        except KeyboardInterrupt as error:  # a call into Ray may make a plain one of ours
+            if stop.signalled and not isinstance(error, Stopped):
+                raise Stopped(stop.number) from error
+            raise
+
+
+@contextlib.contextmanager
+def _started(
+    runtime: RuntimeConfig, cpus: float, debug: bool, nested: bool, environment: Mapping[str, str] | None
+) -> Iterator[None]:
+    """The Ray of `ray_session`, which ends with the block."""
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": debug}
     try:
         if runtime.address == "local":
@@ -78,14 +95,8 @@ def ray_session(
             f"cannot reach Ray at runtime.address={runtime.address} ({first_line}); start one with `ray start --head`, "
             "or use runtime.address=local"
         ) from error
-    stop = stop or StopRequest(lambda text: None)
     try:
-        with stop.listening(), watched(way_on, stop):  # starting Ray takes SIGTERM for itself
-            yield
-    except KeyboardInterrupt as error:  # a call into Ray may make a plain one of ours
-        if stop.signalled and not isinstance(error, Stopped):
-            raise Stopped(stop.number) from error
-        raise
+        yield
     finally:
         ray.shutdown()
 
