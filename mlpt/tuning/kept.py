@@ -36,8 +36,6 @@ class Keep(tune.Callback):
 
 def keep(state: Path) -> None:
     """Replace the copy of the folder `state` by what is there now, unless that is damaged."""
-    if not is_whole(state):
-        return
     kept = _kept(state)
     fresh, old = (kept.with_name(f"{kept.name}.{name}") for name in ("partial", "old"))
     for folder in (fresh, old):
@@ -45,7 +43,7 @@ def keep(state: Path) -> None:
     fresh.mkdir()
     for path in _files(state):
         shutil.copyfile(path, fresh / path.name)
-    if is_whole(fresh):  # Tune may have written meanwhile
+    if is_whole(fresh):
         if kept.exists():
             kept.rename(old)
         fresh.rename(kept)
