@@ -50,10 +50,11 @@ def keep(state: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def mend(state: Path, trials: Path) -> None:
+def mend(state: Path) -> None:
     """Make `state` one to go on from, where it was cut short: as the copy has it, or, without any, not there.
 
-    trials  the folders of trials; those that began after the copy was made go: they begin again by another name.
+    Trials that began after the copy was made begin again, in grids and random searches by their old names: they find
+    their folders, and what they finished is reported.
     """
     for name in _RESULTS:
         for path in state.glob(f"*/{name}"):
@@ -67,10 +68,6 @@ def mend(state: Path, trials: Path) -> None:
         path.unlink()
     for path in _files(_kept(state)):
         write_file(state / path.name, path.read_bytes())
-    known = "".join(path.read_text() for path in state.parent.glob("*/experiment_state*.json"))
-    for folder in trials.iterdir():
-        if folder.name not in known:
-            shutil.rmtree(folder)
 
 
 def is_whole(state: Path) -> bool:

@@ -215,7 +215,7 @@ def _tuned(sweep: Sweep, plan: Plan, phase: str, points: dict[str, Any], config:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # a killed sweep forgets no more than this
     trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), plan.resources)
     state = sweep.folder / "tune" / phase
-    mend(state, sweep.folder / "trials")
+    mend(state)
     if tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
     else:
