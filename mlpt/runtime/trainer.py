@@ -120,4 +120,4 @@ def why_failed(error: Exception, hub: Any, way_on: str) -> UserError:
         return UserError(said)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1].partition(" Worker exit type:")[0] if lines else type(error).__name__  # Ray's guesses follow
-    return CrashError(f"training failed: {reason}; {way_on}")
+    return CrashError(f"training failed: {reason.rstrip('.')}; {way_on}")
