@@ -84,17 +84,13 @@ class OurFinetuning:
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""
-        self._step()
+        self.cell.loop.train_step()
         wait_for_device()
         start = time.perf_counter()
         for _ in range(STEPS):
-            self._step()
+            self.cell.loop.train_step()
         wait_for_device()
         return (time.perf_counter() - start) / STEPS
-
-    def _step(self) -> None:
-        self.cell.one_step()
-        self.cell.step += 1
 
 
 def stock_finetuning(folder: Path, examples: list[Example], scratch: str, fixed: bool) -> StockTrainer:

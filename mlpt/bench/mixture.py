@@ -24,11 +24,11 @@ from mlpt.meta.policy import Evidence
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.randomness import numpy_generator
 from mlpt.settings import load_settings
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
 from mlpt.training.outer import Outer
-from mlpt.training.pretraining import Pretraining
 
 DOMAINS = 100
 TEXT_BYTES = 8 << 20
@@ -90,7 +90,7 @@ def seconds_to_draw(blocks: str) -> float:
     sources = Sources.open(blocks)
     arms = arms_of(["mlm"], sources.domains, LEARNED, texts=False)
     config = TrainConfig(batch_size=BATCH, micro_batch_size=1, draw="stratified")
-    work = Pretraining(config, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=0)  # type: ignore[arg-type]
+    work = ArmRows(config, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=0)  # type: ignore[arg-type]
     meta = load_settings(MetaConfig, {"rules": {"mixture": "uniform"}})
     outer = Outer(meta, arms.trained, None, Group())
     begun = time.perf_counter()

@@ -26,10 +26,10 @@ from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.question import question
 from mlpt.questioning.scoring import score_tokens
 from mlpt.randomness import torch_generator
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
-from mlpt.training.pretraining import Pretraining
 
 TEXT_BYTES = 4 << 20
 VOCABULARY, LENGTH, BATCH = 8192, 128, 32
@@ -143,7 +143,7 @@ def _online(blocks: Blocks) -> Row:
     sources = Sources(blocks, blocks, blocks)
     arms = arms_of(["guided"], [], None, texts=False)
     config = TrainConfig(steps=4 * INTERVAL, batch_size=BATCH)
-    work = Pretraining(config, training.model, sources, arms.every, arms.trained, {"guided": 1.0}, Group(), seed=0)
+    work = ArmRows(config, training.model, sources, arms.every, arms.trained, {"guided": 1.0}, Group(), seed=0)
     guided: Any = training.model.objectives["guided"]
     rows = work.rows(0, INTERVAL, 2 * INTERVAL, {"guided": 1.0})["all"]
     scores = torch.ones(len(rows), LENGTH, dtype=torch.float16)

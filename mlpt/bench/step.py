@@ -32,6 +32,8 @@ from mlpt.objectives import OBJECTIVES, make_objectives
 from mlpt.objectives.base import Objective
 from mlpt.randomness import torch_generator
 from mlpt.settings import load_settings
+from mlpt.storage.checkpoint import Checkpoints
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.config import TrainConfig
 from mlpt.training.group import Group, default_device
 from mlpt.training.loop import Loop
@@ -39,6 +41,7 @@ from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.outer import Outer
 from mlpt.training.pretraining import Pretraining
 from mlpt.training.schedule import ScheduleConfig
+from mlpt.training.tracker import Tracker
 
 VOCABULARY = 8192
 LAYERS, HIDDEN = 4, 256
@@ -106,8 +109,9 @@ class OurTraining:
         arms = arms_of(["mlm"], [], None, texts=False)
         meta = load_settings(MetaConfig, {"rules": {"mixture": "uniform"}})
         sources = Sources(blocks, blocks, blocks)
-        work = Pretraining(config, encoder, sources, arms.every, arms.trained, arms.selecting(), group, seed=0)
-        self.loop = Loop(config, work, Outer(meta, arms.trained, None, group), group, Path(folder))
+        rows = ArmRows(config, encoder, sources, arms.every, arms.trained, arms.selecting(), group, seed=0)
+        outer, checkpoints = Outer(meta, arms.trained, None, group), Checkpoints(Path(folder) / "checkpoints")
+        self.loop = Loop(Pretraining(config, rows, outer, group, checkpoints, Tracker(Path(folder), group)))
 
     def seconds(self) -> float:
         """Mean seconds of a step over STEPS steps."""

@@ -21,10 +21,10 @@ from mlpt.downstream.evaluate import (
 )
 from mlpt.downstream.fingerprint import NAMED
 from mlpt.downstream.loading import Base, apply_masks, build_model, quiet
-from mlpt.downstream.loop import Finetuning, Say, Shown
 from mlpt.downstream.losses import loss_of, word_loss
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
+from mlpt.downstream.work import Finetuning, Say, Shown
 from mlpt.downstream.written import WrittenTask
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.sparsity.artefacts import MaskFile, save_masks
@@ -66,8 +66,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch: its rows, and its share of what the step's rows weigh."""
+    """One micro-batch: its number in the step, its rows, and its share of what the step's rows weigh."""
 
+    slot: int
     rows: np.ndarray
     share: float
 
@@ -127,8 +128,8 @@ class CellRun(Finetuning[MicroBatch, Scores]):
         self.forget_checkpoints()
         return result
 
-    def micro_batches(self) -> list[MicroBatch]:
-        epoch, place = divmod(self.step, self.per_epoch)
+    def plan(self, step: int) -> list[MicroBatch]:
+        epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
             how, written = self.config, self.config.text_to_text
             shuffle = written is None or written.shuffle
@@ -137,9 +138,9 @@ class CellRun(Finetuning[MicroBatch, Scores]):
         rows = self._epoch[1][place]
         whole = max(1.0, self.weights[rows].sum())
         parts = passes(rows, self.lengths, self.config.tokens_per_batch, self.config.micro_batch_size)
-        return [MicroBatch(part, float(self.weights[part].sum() / whole)) for part in parts]
+        return [MicroBatch(slot, part, float(self.weights[part].sum() / whole)) for slot, part in enumerate(parts)]
 
-    def loss_of(self, micro_batch: MicroBatch) -> Tensor:
+    def loss_of(self, micro_batch: MicroBatch, after: MicroBatch | None) -> Tensor:
         with autocast(self.device, self.config.precision):
             outputs = self.model(**self.rows.batch(micro_batch.rows, self.device))
         targets = self.rows.targets(micro_batch.rows, self.device)
@@ -175,7 +176,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
             best=best,
             best_step=best_step,
             last=self.evaluations[-1][1],
-            steps=self.step,
+            steps=self.loop.step,
             majority={split: majority(self.task, data.splits["train"], data.splits[split]) for split in best},
             rows=self.rows.examples,
             windows=len(self.rows) if self.task.kind == "span" or self.prepared.written else None,

@@ -16,8 +16,8 @@ from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
 from mlpt.downstream.fingerprint import check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
-from mlpt.downstream.loop import Say, Shown, own_randomness
 from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
+from mlpt.downstream.work import Say, Shown, own_randomness
 from mlpt.downstream.written import WrittenTask
 from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens

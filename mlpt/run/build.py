@@ -24,8 +24,9 @@ from mlpt.objectives.labelled import FittedTask, Labelled
 from mlpt.objectives.prediction import TokenPrediction
 from mlpt.reporting.boards import Boards
 from mlpt.sparsity.config import mask_encoder, mask_hooks, masks_in_force, save_final_masks
-from mlpt.storage.mirror import Remote
+from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.tasks import whole_task
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop
 from mlpt.training.optimizer import make_optimizer
@@ -34,6 +35,7 @@ from mlpt.training.pretraining import Pretraining
 from mlpt.training.reference import AverageReference
 from mlpt.training.samples import Samples
 from mlpt.training.state import load_model_tensors, model_tensors, whole_tensors
+from mlpt.training.tracker import Tracker
 
 
 def open_sources(config: RunConfig, blocks: str) -> Sources:
@@ -149,34 +151,22 @@ def run_rank(
         source = LocalSource(build_learner(config, sources, group.device), threads_of(config.runtime.meta_cpus))
     target = arms.weights(config.meta.weights, "meta.target") if config.meta.target else arms.selecting()
     sampling, most = arms.sampling(config.train.sampling), config.data.max_repeats
-    work = Pretraining(
-        config.train, model, sources, arms.every, arms.trained, target, group, config.seed, most, sampling
-    )
+    rows = ArmRows(config.train, model, sources, arms.every, arms.trained, target, group, config.seed, most, sampling)
     hooks = step_hooks(config, model, sources, run_dir if group.leads else None)
     if group.leads and config.report.samples and not sharded:  # which are passes of one rank
         steps, times = config.train.total_steps(sources.block_size), config.report.samples
         hooks.append(Samples(run_dir, sources, arms.every.values(), steps, times, config.seed, group.device))
     outer = Outer(config.meta, arms.trained, source, group, sampling)
-    loop = Loop(
-        config.train,
-        work,
-        outer,
-        group,
-        run_dir,
-        hooks=hooks,
-        tell=tell,
-        must_save=must_save,
-        should_stop=should_stop,
-        boards=Boards(config.report, config.name, config.model_dump(mode="json")),
-        remote=remote,
-        replay_every=config.runtime.replay_every,
-        compare_ranks=config.runtime.compare_ranks,
-    )
-    summary = loop.run()
+    tracker = Tracker(run_dir, group, tell, Boards(config.report, config.name, config.model_dump(mode="json")))
+    checkpoints = run_checkpoints(run_dir, config.train.keep, remote, tracker.warn)
+    work = Pretraining(config.train, rows, outer, group, checkpoints, tracker, hooks, should_stop)
+    loop = Loop(work, must_save, config.runtime.replay_every, config.runtime.compare_ranks)
+    loop.run()
+    summary = work.summary(loop.step, loop.resumed_at)
     summary["first_mixture"] = dict(first_mixture(config, arms))
     if config.meta.target:
         before, after = summary["held_out_before"], summary["held_out"]
-        losses = {"before": work.target_loss(before), "after": work.target_loss(after)}
+        losses = {"before": rows.target_loss(before), "after": rows.target_loss(after)}
         summary["target"] = {"weights": target, **losses}
     trained = whole_tensors(model_tensors(model)) if sharded else {}
     if group.leads and sharded:
@@ -184,9 +174,9 @@ def run_rank(
         load_model_tensors(model, trained)
     if group.leads:
         if config.masks is not None:
-            with all_as_saved(loop.hooks, model):
+            with all_as_saved(hooks, model):
                 save_final_masks(config.masks, model, run_dir / "model", loop.step, config.seed)
                 summary["masks"] = masks_in_force(config.masks, model)
         model.save(run_dir / "model", sources.train.tokenizer())
-        loop.checkpoints.finish()
+        checkpoints.finish()
     return summary

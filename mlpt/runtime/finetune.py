@@ -19,12 +19,12 @@ from mlpt.downstream.cell_run import Prepared
 from mlpt.downstream.config import DownstreamConfig, FinetuneCell, FinetuneConfig, cells
 from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell
 from mlpt.downstream.loading import say_masks
-from mlpt.downstream.loop import Say, Shown
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import read_tasks
 from mlpt.downstream.multitask.results import MultitaskResult
 from mlpt.downstream.multitask.run import read_finished, run_multitask
 from mlpt.downstream.results import CellResult, summarise, table, write_results
+from mlpt.downstream.work import Say, Shown
 from mlpt.errors import UserError
 from mlpt.run.saved import resolve_model
 from mlpt.runtime.cluster import check_cores, check_resources, ray_session

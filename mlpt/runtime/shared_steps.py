@@ -13,7 +13,7 @@ import torch
 from ray.train.torch import get_device
 
 from mlpt.config import RuntimeConfig
-from mlpt.downstream.loop import Say, Shown
+from mlpt.downstream.work import Say, Shown
 from mlpt.errors import UserError
 from mlpt.logs import Event
 from mlpt.runtime.hub import Relay, asked

@@ -46,7 +46,7 @@ class Checkpoint:
 class Checkpoints:
     """The `checkpoints/` folder of one run: keeps the last `keep` and the best, and writes in the background.
 
-    begin_again  what to do where all are damaged, for people; None: the command that begins a pretraining again.
+    begin_again  what to do where none is any good, for people; None: the command that begins a pretraining again.
     """
 
     def __init__(self, folder: Path, keep: int = 3, begin_again: str | None = None):
@@ -138,10 +138,14 @@ class Checkpoints:
                 raise  # it says nothing about the checkpoint
             except UserError as error:
                 if step == steps[0]:
-                    again = self._begin_again or f"begin again by `{resume_command(self.run, '--restart')}`"
-                    raise UserError(f"{error}; there is none to fall back to: {again}") from error
+                    raise UserError(f"{error}; there is none to fall back to: {self.begin_again}") from error
                 say(f"{error}; falling back to the checkpoint before it")
         return None
+
+    @property
+    def begin_again(self) -> str:
+        """What to do, for people, where none is any good."""
+        return self._begin_again or f"begin again by `{resume_command(self.run, '--restart')}`"
 
     def load(self, step: int, mark: str | None = None) -> Checkpoint:
         """Checkpoint `step`, verified against its digests and, if given, against its mark.

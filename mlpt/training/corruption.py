@@ -66,26 +66,26 @@ class Replay:
         self._warn = warn
         self._weights = torch.zeros(0)
 
-    def is_due(self, step: int) -> bool:
-        """Whether this step is repeated."""
-        return self._every is not None and step % self._every == 0
-
     def begin(self, step: int) -> None:
         """Remember the weights that the step's passes start from."""
-        if self.is_due(step):
+        if self._is_due(step):
             self._weights = digests(self._model.parameters())
 
-    def check(self, step: int, losses: list[Tensor], again: Callable[[], list[Tensor]]) -> bool:
-        """Compare the passes of `step` with those that `again` makes; False if what `again` left is to be taken.
+    def check(self, step: int, losses: list[Tensor], again: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Compare the passes of `step`, where it is one that is repeated, with those that `again` makes.
 
-        losses  the passes' losses; `again` returns those of its own, and leaves its gradients in the model.
+        losses  the passes' losses; `again` returns those of its own, and leaves its gradients in the model. Returns
+                those of the last passes that were made: they and their gradients are right.
         """
-        first = self._bits(losses)
-        second = self._bits(again())
+        if not self._is_due(step):
+            return losses
+        first, made = self._bits(losses), again()
+        second = self._bits(made)
         self._check_weights(step)
         if not self._group.any(not first.equal(second))[0]:
-            return True
-        third = self._bits(again())
+            return made
+        made = again()
+        third = self._bits(made)
         self._check_weights(step)
         if self._group.any(not third.equal(second))[0]:
             raise UserError(
@@ -96,7 +96,10 @@ class Replay:
             f"the gradients of step {step} were corrupted on {platform.node()}, and are made anew; should this come "
             "again, its memory or processor is broken"
         )
-        return False
+        return made
+
+    def _is_due(self, step: int) -> bool:
+        return self._every is not None and step % self._every == 0
 
     def _bits(self, losses: list[Tensor]) -> Tensor:
         gradients = [one.grad for one in self._model.parameters() if one.grad is not None]

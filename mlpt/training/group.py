@@ -28,6 +28,10 @@ class Group:
         """True on rank 0, which writes files and talks to the meta-learner."""
         return self.rank == 0
 
+    def makes(self, slot: int) -> bool:
+        """Whether this rank makes the micro-batch number `slot` of a step."""
+        return slot % self.world == self.rank
+
     def share(self, value: T | None) -> T:
         """Rank 0's `value` on every rank. Values only: an ObjectRef sent this way would hang the receiver."""
         if self.world == 1:

@@ -57,9 +57,9 @@ class Meter:
         """Summed losses of the step under way, by objective: scalars on the device."""
         return {name: row.loss for name, row in self._open.items()}
 
-    def replace_open(self, other: "Meter") -> None:
-        """Take the losses of the step under way from another meter."""
-        self._open = other._open
+    def reopen(self) -> None:
+        """The step under way begins anew."""
+        self._open = {}
 
     def close(self, skipped: bool = False) -> None:
         """End the step. Of a `skipped` one the draws count and the losses don't."""

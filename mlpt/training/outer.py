@@ -39,7 +39,7 @@ class PolicySource(Protocol):
 
 
 class Plans(Protocol):
-    """What is known of the steps to come (`mlpt.training.pretraining.Pretraining` is the real one)."""
+    """What is known of the steps to come (`mlpt.training.arm_rows.ArmRows` is the real one)."""
 
     def exhausted(self) -> Collection[str]:
         """Arms that may not be drawn any more."""

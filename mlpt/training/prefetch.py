@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mlpt.objectives.base import Inputs
-from mlpt.training.pretraining import MicroBatch
+from mlpt.training.arm_rows import MicroBatch
 
 Address = tuple[int, MicroBatch]  # of inputs: the step, and which of its micro-batches
 

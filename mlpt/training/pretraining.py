@@ -1,221 +1,258 @@
-"""What a pretraining run trains on: each micro-batch belongs to an arm that the policy's mixture drew.
+"""Pretraining, as work for the step loop: arms that the policy draws, the policy's updates, and held-out losses."""
 
-A source hands out its rows in a seeded order of its own, epoch after epoch; its position counts the rows that were
-drawn from it, by whichever arm, so that it is the same at any world size and a resumed run need not replay it.
-"""
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import torch
+from torch import Tensor
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mlpt.data.batch import Arm, Split
-from mlpt.data.sources import ALL, Sources
-from mlpt.errors import UserError
-from mlpt.meta.policy import Planned
-from mlpt.models.encoder import Encoder
-from mlpt.objectives.base import Inputs
-from mlpt.objectives.capacity import with_capacity
-from mlpt.randomness import training_noise
+from mlpt.meta.policy import MIXTURE
+from mlpt.models.hooks import StepHook, all_as_saved
+from mlpt.randomness import address
+from mlpt.storage.checkpoint import Checkpoints
 from mlpt.storage.state import State
+from mlpt.training.arm_rows import ArmRows, MicroBatch
+from mlpt.training.compiling import exchanging, wrapped
 from mlpt.training.config import TrainConfig
-from mlpt.training.draw import draw_arms, sampled
-from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
+from mlpt.training.meter import Meter, Seen, add_up, from_json, to_json
+from mlpt.training.nonfinite import NonfiniteSteps
+from mlpt.training.optimizer import make_optimizer
+from mlpt.training.outer import Outer
+from mlpt.training.prefetch import Prefetch
+from mlpt.training.speed import MachineUse, flops_per_token
+from mlpt.training.tracker import Tracker
+from mlpt.training.work import Pace, Tensors, Work
+
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """One forward and backward pass of a global step, whichever rank does it.
+class Pretraining(Work[MicroBatch]):
+    """One rank's training on `rows` by the policy of `outer`.
 
-    slot    its number in the step; rows, noise and dropout are addressed by (seed, step, slot).
-    arm     what it trains.
-    rows    (n,) int64, row numbers in the arm's source.
-    weight  what its loss is multiplied by.
-    share   how much of a step it is; sums to 1 over a step.
-    """
-
-    slot: int
-    arm: Arm
-    rows: NDArray[np.int64]
-    weight: float
-    share: float
-
-
-class Pretraining:
-    """Arms over sources of text: which rows are trained by which objective at each step, and how they are measured.
-
-    arms    every arm by name; `trained` names those that the mixture may draw, the others are only measured.
-    target  weights, summing to 1, of the held-out losses that say how good a step is.
-    max_repeats  how often the text of a domain may be gone through; None: any number of times.
-    sampling  probabilities, above 0, by which arms of `trained` are drawn; None: by the mixture.
-
-    Raises `UserError` for fewer micro-batches than ranks, too little text for a batch, or for the run with its cap.
+    should_stop  asked on every rank after every step; one rank that says so is enough.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        model: Encoder,
-        sources: Sources,
-        arms: Mapping[str, Arm],
-        trained: Sequence[str],
-        target: Mapping[str, float],
+        rows: ArmRows,
+        outer: Outer,
         group: Group,
-        seed: int,
-        max_repeats: float | None = None,
-        sampling: Mapping[str, float] | None = None,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+        hooks: Sequence[StepHook] = (),
+        should_stop: Callable[[], bool] = lambda: False,
     ):
-        self.config, self.model, self.group, self.seed = config, model, group, seed
-        self.arms, self.trained, self.sources, self.target = dict(arms), list(trained), sources, dict(target)
-        self.micro_batches = config.micro_batches
-        if self.micro_batches < group.world:
-            raise UserError(
-                f"{group.world} workers need as many micro-batches a step, and there are {self.micro_batches}; "
-                "lower train.micro_batch_size or raise train.batch_size"
-            )
-        self.block_size = sources.block_size
-        self._walks = {name: sources.walk(name, config.batch_size, seed) for name in self._sources_of(trained)}
-        self._taken = dict.fromkeys(self._walks, 0)  # rows that each source has given
-        self.max_repeats, self.sampling = max_repeats, sampling
-        if max_repeats is not None:
-            self._check_enough(max_repeats)
+        self.config, self.rows, self.outer, self.group = config, rows, outer, group
+        self.checkpoints, self.tracker, self.hooks, self.should_stop = checkpoints, tracker, hooks, should_stop
+        self.model = rows.model.to(group.device)
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        self._altered = [name for name in frozen if any(hook.alters(name) for hook in hooks)]
+        if config.precision != "float32":
+            # With dropout the CPU's attention takes its plain path, which without this flag (it is not only for CUDA)
+            # casts to float32 and back.
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
+        steps, every = config.total_steps(rows.block_size), (config.log_every, config.evaluate_every)
+        saves = config.checkpoint_every
+        self.pace = Pace(steps, config.optimizer.lr, config.schedule, config.clip, *every, saves, "checkpoint")
+        flops = flops_per_token(self.model.backbone.base_model, self.model.config, rows.block_size)
+        self._use = MachineUse(flops, group.device, _DTYPES[config.precision])
+        self._nonfinite = NonfiniteSteps(config, group, checkpoints.run, self._saved_step, tracker.warn)
+        self._prefetch = Prefetch(rows.inputs, group.device)
+        self._forward = wrapped(self.model, config, group, tracker.warn)
+        self._meter, self._step = Meter(), 0
+        self._window: dict[str, Seen] = {}  # losses since the last log line
+        self._best: float | None = None
+        self._before: dict[str, float] = {}
+        self._after: dict[str, float] = {}
+        self._last_log = (0.0, 0)
 
-    def _sources_of(self, names: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(self.arms[name].source for name in names))
+    def start(self, step: int) -> None:
+        if self.outer.learns:
+            self._doing("starting the meta-learner")
+        self.outer.start(self.model)
+        self.tracker.busy.start()
+        if not self._before:
+            self._doing("measuring held-out losses before training")
+            self._before = self._test()
+            self.tracker.log(step, {"held_out_before": self._before})
+        if step == 0:
+            self.tracker.policy(self.outer.policy, 0)
+        self._last_log = (time.perf_counter(), step)
+        self._use.begin(self.tracker.training.seconds)
 
-    def _check_enough(self, most: float) -> None:
-        """Raise `UserError` where the run would have nothing left to draw."""
-        wanted = self.config.total_steps(self.block_size) * self.config.batch_size
-        shares = self.sources.mix or {} if list(self._walks) == [ALL] else {}
-        for name, share in shares.items():
-            repeats = wanted * share / max(1, len(self.sources[name].train))
-            if share and repeats > most:
-                raise UserError(
-                    f"data.mix would go through '{name}' {repeats:.1f} times, and data.max_repeats is {most:g}: give "
-                    "it a smaller share, more text, or train for fewer steps"
-                )
-        there = sum(int(most * self._rows(name)) // self.config.batch_size for name in self._walks)
-        left = there * self.config.batch_size
-        if left < wanted:
-            raise UserError(
-                f"the run draws {wanted:,} blocks, and data.max_repeats={most:g} leaves {left:,}: raise it, give more "
-                "text, or train for fewer steps"
-            )
+    def adopt(self, step: int) -> None:
+        report = self.outer.adopt_if_due(step, self.model)
+        if report is None:
+            return
+        policy = self.outer.policy
+        for text in report.get("warnings", ()):
+            self.tracker.warn(text)
+        self.tracker.policy(policy, step)
+        report = {"meta": dict(report), "mixture": dict(policy.values(MIXTURE)), "policy": policy.version}
+        self.tracker.log(step, report)
+        self.tracker.tell({"event": "policy", "step": step, **report})
 
-    def exhausted(self) -> set[str]:
-        """The arms whose text has been gone through as often as it may be."""
-        if self.max_repeats is None or len(self._walks) == 1:
-            return set()
-        spent = {
-            name
-            for name in self._walks
-            if self._taken[name] + self.config.batch_size > self.max_repeats * self._rows(name)
+    def evaluate(self, step: int) -> bool:
+        """Measure the losses of meta-dev; the target's decides."""
+        losses = self.rows.losses("dev")
+        self.tracker.log(step, {"dev": losses, "seconds": self.tracker.training.seconds})
+        self.tracker.tell({"event": "evaluation", "step": step, "dev": losses})
+        score = self.rows.target_loss(losses)
+        is_best = math.isfinite(score) and (self._best is None or score < self._best)
+        self._best = score if is_best else self._best
+        return is_best
+
+    def state(self, step: int) -> tuple[Mapping[str, Any], Tensors]:
+        self._nonfinite.check_weights(step, self.model.parameters())
+        self._flush()
+        self.outer.settle()
+        outer = self.outer.state()
+        values = {
+            "tokens": self.rows.tokens(step),
+            "outer": outer.values,
+            "work": self.rows.state().values,
+            "window": to_json(self._window),
+            "best": self._best,
+            "before": self._before,
+            "nonfinite": self._nonfinite.state(),
         }
-        return {name for name in self.trained if self.arms[name].source in spent}
+        return values, {"outer": outer.tensors}
 
-    def _rows(self, source: str) -> int:
-        return len(self.sources[source].train)
+    def load_state(self, values: Mapping[str, Any], tensors: Tensors) -> None:
+        self.outer.load_state(State(values["outer"], tensors.get("outer", {})))
+        self.rows.load_state(State(values["work"]))
+        self._window = from_json(values["window"])
+        self._best, self._before = values["best"], values["before"]
+        self._nonfinite.load_state(values["nonfinite"])
 
-    def plan(self, step: int, mixture: Mapping[str, float]) -> list[MicroBatch]:
-        """All micro-batches of global step `step`, the same on every rank. Asked for once a step, in order."""
-        by = sampled(mixture, self.sampling)
-        drawn = draw_arms(self.config.draw, by, self.seed, step, self.micro_batches)
-        rows = self._take([self._sources_of([name for name, _ in slot]) for slot in drawn])
-        return [
-            MicroBatch(
-                slot,
-                self.arms[name],
-                rows[slot][self.arms[name].source],
-                weight * (mixture[name] / by[name]),
-                weight / self.micro_batches,
-            )
-            for slot, arms in enumerate(drawn)
-            for name, weight in arms
-        ]
+    def launch(self, step: int, rate: float) -> None:
+        if self.outer.launch_due(step):
+            self._flush()
+            self.outer.launch(step, self.model, self.optimizer, rate, self._altered, self.rows)
+            self.adopt(step)  # lag 0: the answer counts from this very step
 
-    def coming(self, step: int, mixture: Mapping[str, float]) -> list[Planned]:
-        """What `plan` will say of the step to come, for the meta-learner; nothing is taken."""
-        size, planned = self.config.batch_size, self._foreseen(step, mixture)
-        return [Planned(one.arm.name, one.slot, one.rows, one.weight * len(one.rows) / size) for one in planned]
+    def plan(self, step: int) -> list[MicroBatch]:
+        self._step = step
+        return self.rows.plan(step, self.outer.draw(self.rows.exhausted()))
 
-    def own(self, planned: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """Those of this rank."""
-        return [one for one in planned if one.slot % self.group.world == self.group.rank]
+    def passes(self, step: int) -> contextlib.AbstractContextManager[None]:
+        return self.outer.made.step(step, self.model)
 
-    def first_of(self, step: int, mixture: Mapping[str, float]) -> tuple[int, MicroBatch]:
-        """The step to come and this rank's first micro-batch in it, should that be its mixture; nothing is taken."""
-        return step, self.own(self._foreseen(step, mixture))[0]
+    @contextlib.contextmanager
+    def one_pass(self, micro_batch: MicroBatch, last: bool) -> Iterator[None]:
+        """DDP averages gradients at the last pass."""
+        weight, scale = self._weight(micro_batch), self.scaler.get_scale()
+        with self.outer.made.passes(micro_batch.arm.name, weight, scale), exchanging(self._forward, last):
+            yield
 
-    def _foreseen(self, step: int, mixture: Mapping[str, float]) -> list[MicroBatch]:
-        taken = dict(self._taken)
-        planned = self.plan(step, mixture)
-        self._taken = taken
-        return planned
+    def _weight(self, micro_batch: MicroBatch) -> float:
+        share = len(micro_batch.rows) / self.config.batch_size * self.group.world
+        return micro_batch.weight * share
 
-    def rows(self, step: int, first: int, end: int, mixture: Mapping[str, float]) -> dict[str, NDArray[np.int64]]:
-        """By source, (n,) int64, the rows that `plan` will give to the steps from `first` to before `end` (and the
-        run's end), where `mixture` stays as it is from the coming step `step` on; nothing is taken."""
-        taken = dict(self._taken)
-        found: dict[str, list[NDArray[np.int64]]] = {}
-        for one in range(step, min(end, self.config.total_steps(self.block_size))):
-            for micro_batch in self.plan(one, mixture):
-                if one >= first:
-                    found.setdefault(micro_batch.arm.source, []).append(micro_batch.rows)
-        self._taken = taken
-        return {source: np.unique(np.concatenate(rows)) for source, rows in found.items()}
+    def noise(self, step: int, micro_batch: MicroBatch) -> int:
+        return address(self.rows.seed, f"dropout/{micro_batch.arm.name}", step, micro_batch.slot)
 
-    def _take(self, wanted: Sequence[Sequence[str]]) -> list[dict[str, NDArray[np.int64]]]:
-        """For each slot, the next rows of every source that it wants; a source's rows of a step are dealt in turn."""
-        found: list[dict[str, NDArray[np.int64]]] = [{} for _ in wanted]
-        for name, walk in self._walks.items():
-            slots = [slot for slot, sources in enumerate(wanted) if name in sources]
-            if not slots:
-                continue
-            count = sum(len(range(slot, self.config.batch_size, self.micro_batches)) for slot in slots)
-            rows = walk.take(self._taken[name], count)
-            self._taken[name] += count
-            for turn, slot in enumerate(slots):
-                found[slot][name] = rows[turn :: len(slots)]
-        return found
+    def loss_of(self, micro_batch: MicroBatch, after: MicroBatch | None) -> Tensor:
+        coming = self._first_of_next() if after is None else (self._step, after)
+        with self._use.making_batches():
+            inputs = self._prefetch.get((self._step, micro_batch), coming)
+        precision = self.config.precision
+        with torch.autocast(self.group.device.type, _DTYPES[precision], precision != "float32"):
+            loss: Tensor = self._forward(micro_batch.arm.objective, inputs)
+        self._meter.add(micro_batch.arm.name, loss, micro_batch.share)
+        return loss * self._weight(micro_batch)
 
-    def inputs(self, step: int, micro_batch: MicroBatch) -> Inputs:
-        """The inputs of one micro-batch, on the CPU; pure."""
-        arm = micro_batch.arm
-        batch = self.sources[arm.source].train.batch(micro_batch.rows).for_arm(arm.name)
-        noise = training_noise(self.seed, arm.name, step, micro_batch.slot)
-        objective = self.model.objectives[arm.objective]
-        inputs = objective.corrupt(batch, noise)
-        if batch.documents is not None and inputs.documents is None:
-            raise UserError(
-                f"objective '{arm.objective}' does not say which document its tokens belong to, which "
-                "model.attend_within=document asks for: give its Inputs documents=batch.documents, or leave that out"
-            )
-        capacity = objective.capacity(batch.tokens.numel()) if self.config.keeps_shapes else None
-        return inputs if capacity is None else with_capacity(inputs, capacity)
+    def _first_of_next(self) -> tuple[int, MicroBatch] | None:
+        following = self._step + 1
+        certain = following < self.pace.steps and self.outer.stays(following)
+        return self.rows.first_of(following, self.outer.mixture(self.rows.exhausted())) if certain else None
 
-    def tokens(self, steps: int) -> int:
-        """Tokens that `steps` steps train on."""
-        return steps * self.config.batch_size * self.block_size
+    def again(self) -> None:
+        self._meter.reopen()
 
-    def losses(self, split: Split) -> dict[str, float]:
-        """Held-out loss of every arm, in nats; the same on every rank."""
-        batches, size = self.config.evaluate_batches, self.config.batch_size
-        return held_out_losses(self.model, self.arms, self.sources, split, batches, size, self.seed, self.group)
+    def examine(self, step: int, losses: Sequence[Tensor], norm: Tensor) -> tuple[bool, bool]:
+        sound, stopping = self._nonfinite.examine(step, norm, self._meter.losses(), self.should_stop())
+        self.outer.made.close(step, self.model, sound, norm, self.config.clip)
+        self._meter.close(skipped=not sound)
+        return sound, stopping
 
-    def target_loss(self, losses: Mapping[str, float]) -> float:
-        """The weighted mean, in nats, of the target's losses."""
-        return sum(weight * losses[name] for name, weight in self.target.items())
+    def log(self, step: int, rate: float) -> None:
+        self._flush()
+        now = time.perf_counter()
+        since, earlier = self._last_log
+        self._last_log = (now, step)
+        values = {
+            "tokens": self.rows.tokens(step),
+            "loss": {name: seen.mean for name, seen in self._window.items() if seen.mean is not None},
+            "learning_rate": rate,
+            "mixture": dict(self.outer.policy.values(MIXTURE)),
+            **self._nonfinite.figures(),
+            "tokens_per_second": self.rows.tokens(step - earlier) / (now - since),
+            **self._use.lately(now - since),
+            "meta_stall_seconds": self.outer.stall_seconds + self.outer.launch_seconds,
+        }
+        self._window = {}
+        self.tracker.log(step, values)
+        self.tracker.tell({"event": "step", "step": step, "steps": self.pace.steps, **values})
 
-    def epochs(self) -> dict[str, float]:
-        """How many times the rows of each source that trains have been gone through."""
-        return {name: self._taken[name] / self._rows(name) for name in self._walks}
+    def _flush(self) -> None:
+        """Share the losses since the last flush: the next update's evidence, and the next log line."""
+        for seen in self._meter.take(self.rows.trained, self.group):
+            add_up(self._window, seen)
+            self.outer.observe(seen)
 
-    def state(self) -> State:
-        """What a checkpoint must hold."""
-        return State({"taken": dict(self._taken)})
+    def finish(self, step: int) -> None:
+        self._doing("measuring held-out losses after training")
+        self._after = self._test()
+        self.tracker.log(step, {"held_out": self._after})
+        self.tracker.busy.stop()
 
-    def load_state(self, state: State) -> None:
-        """The inverse of `state`."""
-        self._taken = {name: int(rows) for name, rows in state.values["taken"].items()}
+    def _test(self) -> dict[str, float]:
+        with all_as_saved(self.hooks, self.model):
+            return self.rows.losses("test")
+
+    def close(self) -> None:
+        self._prefetch.close()
+        self._forward = self.model  # DDP must not outlive its process group, whose destructor could then hang
+
+    def summary(self, step: int, resumed_at: int) -> dict[str, Any]:
+        """Of a run that has come to its end, plain JSON values.
+
+        Its `seconds` are those of training, `busy_seconds` also those of the evaluations before and after; both are of
+        the whole run, over all resumes.
+        """
+        seconds = self.tracker.training.seconds
+        rate = self.rows.tokens(step) / seconds
+        return {
+            "steps": step,
+            "tokens": self.rows.tokens(step),
+            "block_size": self.rows.block_size,
+            "resumed_at": resumed_at,
+            "seconds": seconds,
+            "busy_seconds": self.tracker.busy.seconds,
+            "tokens_per_second": rate,
+            **self._use.figures(rate / self.group.world, seconds),
+            "skipped_steps": self._nonfinite.skipped,
+            "held_out_before": self._before,
+            "held_out": self._after,
+            "unigram_entropy": self.rows.sources.test.unigram_entropy(),
+            "epochs": self.rows.epochs(),
+            "mixture": dict(self.outer.policy.values(MIXTURE)),
+            "policy_version": self.outer.policy.version,
+            "meta": self.outer.seconds(),
+        }
+
+    def _saved_step(self) -> int | None:
+        """The step of this machine's newest checkpoint."""
+        self.checkpoints.join()
+        return max(self.checkpoints.steps(), default=None)
+
+    def _doing(self, text: str) -> None:
+        self.tracker.tell({"event": "doing", "text": text})

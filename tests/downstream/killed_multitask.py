@@ -6,7 +6,8 @@ import pytest
 
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.results import MultitaskResult
-from mlpt.downstream.multitask.run import MultitaskRun, run_multitask
+from mlpt.downstream.multitask.run import run_multitask
+from mlpt.training.loop import Loop
 
 
 def whole_and_killed(
@@ -14,14 +15,14 @@ def whole_and_killed(
 ) -> tuple[MultitaskResult, MultitaskResult, list[str]]:
     """Results of `config("whole")` and of `config("killed")`, killed before step 8; what that said as it went on."""
     whole = run_multitask(config("whole"), lambda text: None)
-    one_step = MultitaskRun.one_step
+    train_step = Loop.train_step
 
-    def killed(run):
-        if run.step == 8:
+    def killed(loop):
+        if loop.step == 8:
             raise KeyboardInterrupt
-        return one_step(run)
+        train_step(loop)
 
-    monkeypatch.setattr(MultitaskRun, "one_step", killed)
+    monkeypatch.setattr(Loop, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         run_multitask(config("killed"), lambda text: None)
     monkeypatch.undo()

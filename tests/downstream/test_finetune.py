@@ -78,14 +78,14 @@ def test_results_predictions_and_a_stock_model_are_left_behind(settings, tmp_pat
 
 KILLED_AT_STEP_17 = """
 import os, pickle, signal, sys
-from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.finetune import run_cell
-one_step = CellRun.one_step
-def until_killed(run):
-    if run.step == 17:
+from mlpt.training.loop import Loop
+train_step = Loop.train_step
+def until_killed(loop):
+    if loop.step == 17:
         os.kill(os.getpid(), signal.SIGKILL)
-    return one_step(run)
-CellRun.one_step = until_killed
+    train_step(loop)
+Loop.train_step = until_killed
 run_cell(pickle.load(sys.stdin.buffer))
 """
 
@@ -185,6 +185,15 @@ def test_few_samples_are_drawn_by_the_seed(settings, tmp_path):
     assert runs[0].rows.tokens.tolist() != runs[1].rows.tokens.tolist()
 
 
+def losses_of(run, steps):
+    """The losses of so many steps from here on."""
+    losses = []
+    for _ in range(steps):
+        run.loop.train_step()
+        losses.append(float(run.last_loss))
+    return losses
+
+
 def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
     def run(out, tokens):
         config = settings(tmp_path / out, tokens_per_batch=tokens)
@@ -192,7 +201,7 @@ def test_a_token_budget_changes_the_passes_but_not_the_step(settings, tmp_path):
         for module in (shared.base.config,):
             module.hidden_dropout_prob = module.attention_probs_dropout_prob = 0.0
         made = CellRun(FinetuneCell(config, config.tasks[0], 1e-3, 1), shared, Group(), quiet)
-        losses = [float(made.one_step()) for _ in range(2)]
+        losses = losses_of(made, 2)
         return losses, [p.detach().double() for p in made.model.parameters()]
 
     (losses, whole), (split_losses, split) = run("a", 10**6), run("b", 30)

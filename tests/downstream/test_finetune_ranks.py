@@ -12,12 +12,13 @@ from tiny_tasks import own_tasks, saved_encoder
 
 from mlpt.downstream.config import FinetuneConfig, cells
 from mlpt.downstream.finetune import run_cell
-from mlpt.downstream.loop import Finetuning, sum_gradients
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.run import run_multitask
+from mlpt.downstream.work import sum_gradients
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
 from mlpt.training.group import Group
+from mlpt.training.loop import Loop
 from mlpt.training.tracker import read_metrics
 
 COMMON = {
@@ -63,20 +64,20 @@ def two_ranks(group: Group, folder: Path) -> None:
     sum_gradients([*linear.parameters(), unreached], group)
     assert linear.weight.grad.tolist() == [[1.0, 2.0]]
     assert unreached.grad is None
-    one_step = Finetuning.one_step
+    train_step = Loop.train_step
 
-    def killed(run: Finetuning) -> torch.Tensor:
-        if run.step == KILLED_AT:
-            run.checkpoints.wait()
+    def killed(loop: Loop) -> None:
+        if loop.step == KILLED_AT:
+            loop.checkpoints.wait()
             raise KeyboardInterrupt
-        return one_step(run)
+        train_step(loop)
 
     for kind in KINDS:
         fine_tune(kind, folder, "two", group)
-        Finetuning.one_step = killed
+        Loop.train_step = killed
         with pytest.raises(KeyboardInterrupt):
             fine_tune(kind, folder, "killed", group)
-        Finetuning.one_step = one_step
+        Loop.train_step = train_step
         fine_tune(kind, folder, "killed", group)
 
 

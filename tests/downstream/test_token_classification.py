@@ -22,6 +22,7 @@ from mlpt.tasks import OwnTask, TaskSource, load_task
 from mlpt.tasks.features import NO_LABEL, SpanConfig, make_features, words_begun
 from mlpt.tasks.metrics import entity_scores
 from mlpt.training.group import Group
+from mlpt.training.loop import Loop
 
 CPU = torch.device("cpu")
 NAMES = {"ann", "bob", "zoe"}
@@ -165,20 +166,23 @@ def test_how_a_step_is_split_into_passes_does_not_matter(configured, tmp_path):
         config = configured(tmp_path / str(tokens), tokens_per_batch=tokens)
         run = CellRun(cells(config)[0], prepare(config, "ner"), Group(), quiet)
         run.model.eval()  # without dropout, which differs with the passes
-        losses.append([run.one_step().item() for _ in range(3)])
+        losses.append([])
+        for _ in range(3):
+            run.loop.train_step()
+            losses[-1].append(float(run.last_loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def broken_off_after(monkeypatch, steps):
     """From here on, fine-tuning ends as by Ctrl-C once it has made so many steps."""
-    one_step = CellRun.one_step
+    train_step = Loop.train_step
 
-    def broken_off(run):
-        if run.step == steps:
+    def broken_off(loop):
+        if loop.step == steps:
             raise KeyboardInterrupt
-        return one_step(run)
+        train_step(loop)
 
-    monkeypatch.setattr(CellRun, "one_step", broken_off)
+    monkeypatch.setattr(Loop, "train_step", broken_off)
 
 
 def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, monkeypatch):

@@ -134,7 +134,9 @@ def test_a_fine_tuned_model_is_scored_alike_when_it_is_read_back(model, data, tm
 def test_rows_are_shuffled_and_as_published_taken_as_they_are_listed(model, data, tmp_path, monkeypatch, shuffle):
     # ML-2: the published code shuffles what it evaluates and not what it trains on.
     seen = []
-    monkeypatch.setattr(CellRun, "loss_of", lambda self, part: seen.append(part.rows) or loss_of(self, part))
+    monkeypatch.setattr(
+        CellRun, "loss_of", lambda self, part, after: seen.append(part.rows) or loss_of(self, part, after)
+    )
     written = {"max_length": 32, "overlap": 8, "shuffle": shuffle}
     finetune(config(model, data, tmp_path / "out", text_to_text=written, max_steps=2), lambda text: None)
     assert (np.concatenate(seen).tolist() == list(range(12))) is not shuffle

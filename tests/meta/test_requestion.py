@@ -24,10 +24,10 @@ from mlpt.randomness import torch_generator
 from mlpt.run.build import arms_in, build_learner, build_model, open_sources, run_rank
 from mlpt.settings import load_settings, merge
 from mlpt.storage.state import State
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.group import Group
 from mlpt.training.optimizer import make_optimizer
 from mlpt.training.outer import Outer
-from mlpt.training.pretraining import Pretraining
 from mlpt.training.tracker import read_metrics
 
 TINY = {
@@ -148,7 +148,7 @@ def test_the_rows_that_a_learner_is_told_of_are_those_that_training_takes(small_
     sources = open_sources(config, small_blocks)
     arms = arms_in(config, sources)
     target = arms.selecting()
-    work = Pretraining(
+    work = ArmRows(
         config.train, build_model(config, sources), sources, arms.every, arms.trained, target, Group(), config.seed
     )
     mixture = {"mlm": 0.5, "guided": 0.5}

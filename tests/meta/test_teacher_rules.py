@@ -21,9 +21,9 @@ from mlpt.randomness import torch_generator, training_noise
 from mlpt.run.build import arms_in, build_learner, build_model, open_sources
 from mlpt.tasks import TaskSource
 from mlpt.tasks.episodes import EpisodeConfig
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.group import Group
 from mlpt.training.optimizer import OptimizerConfig, make_optimizer
-from mlpt.training.pretraining import Pretraining
 from mlpt.training.schedule import learning_rate
 from mlpt.training.state import model_tensors
 
@@ -162,7 +162,7 @@ def test_the_learner_redraws_what_a_worker_trains_on(moons_blocks):
     sources = open_sources(config, moons_blocks)
     learner, model = build_learner(config, sources, torch.device("cpu")), build_model(config, sources)
     arms = arms_in(config, sources)
-    work = Pretraining(config.train, model, sources, arms.every, arms.trained, {}, Group(), config.seed)
+    work = ArmRows(config.train, model, sources, arms.every, arms.trained, {}, Group(), config.seed)
     mixture = {"teacher_made": 1.0}
     for step in range(3):
         coming, planned = work.coming(step, mixture), work.plan(step, mixture)

@@ -71,9 +71,10 @@ def warnings_of(told: list[dict]) -> list[str]:
 
 
 def flips_a_gradient(loop, run, place, draw):
-    run()
+    losses = run()
     gradients = [one.grad for one in loop.model.parameters() if one.grad is not None]
     flip(draw.choice(gradients), place, draw.randrange(32))
+    return losses
 
 
 def flips_an_activation(loop, run, place, draw):
@@ -90,9 +91,10 @@ def flips_an_activation(loop, run, place, draw):
             return tensor + (copy - tensor.detach())
 
     handle = draw.choice(layers[: len(layers) // 2]).register_forward_hook(hook)
-    run()
+    losses = run()
     handle.remove()
     assert done
+    return losses
 
 
 @pytest.mark.parametrize("flips", [flips_a_gradient, flips_an_activation])
@@ -110,7 +112,7 @@ def test_a_hundred_flips_in_weights_are_noticed(small_blocks, tmp_path, flipping
     noticed = []
 
     def flips_a_weight(loop, run, place, draw):
-        run()
+        losses = run()
         for _ in range(FLIPS):
             weight, bit = parameter_of(loop, draw), draw.randrange(32)
             flip(weight, place, bit)
@@ -119,6 +121,7 @@ def test_a_hundred_flips_in_weights_are_noticed(small_blocks, tmp_path, flipping
             noticed.append(str(error.value))
             flip(weight, place, bit)
         flip(parameter_of(loop, draw), place, 0)
+        return losses
 
     flipping(flips_a_weight)
     with pytest.raises(UserError, match="has changed by itself in step 1"):
@@ -130,8 +133,9 @@ def test_steps_that_come_out_differently_each_time_end_the_run(small_blocks, tmp
     run_passes, places = Loop._run_passes, iter(range(10**6))
 
     def broken(loop, passes):
-        run_passes(loop, passes)
+        losses = run_passes(loop, passes)
         flip(next(one.grad for one in loop.model.parameters() if one.grad is not None), next(places), 20)
+        return losses
 
     monkeypatch.setattr(Loop, "_run_passes", broken)
     with pytest.raises(UserError, match="step 0 gives other gradients each time on"):

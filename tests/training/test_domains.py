@@ -22,8 +22,8 @@ from mlpt.run.build import arms_in, open_sources, run_rank
 from mlpt.run.launch import pretrain
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
+from mlpt.training.arm_rows import ArmRows
 from mlpt.training.group import Group
-from mlpt.training.pretraining import Pretraining
 from mlpt.training.tracker import read_metrics
 
 WORDS = {
@@ -218,9 +218,7 @@ def test_arms_that_are_drawn_by_other_probabilities_weigh_what_the_mixture_says(
     arms = arms_in(config, sources)
     sampling = arms.sampling(config.train.sampling)
     target = arms.selecting()
-    work = Pretraining(
-        config.train, None, sources, arms.every, arms.trained, target, Group(), seed=3, sampling=sampling
-    )
+    work = ArmRows(config.train, None, sources, arms.every, arms.trained, target, Group(), seed=3, sampling=sampling)
     mixture = {"mlm@code": 0.1, "mlm@legal": 0.2, "mlm@sea": 0.7}
     weights, draws = dict.fromkeys(mixture, 0.0), dict.fromkeys(mixture, 0.0)
     steps = 4000
@@ -330,7 +328,7 @@ def test_rows_of_a_step_are_dealt_out_among_its_micro_batches(blocks):
     config = config_of(blocks, train={"micro_batch_size": 2})
     sources = Sources.open(blocks["domains"])
     arms = arms_of(["mlm"], sources.domains, "learned", texts=False)
-    work = Pretraining(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
+    work = ArmRows(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
     seen = {name: [] for name in sources.domains}
     for step in range(40):
         for one in work.plan(step, dict.fromkeys(arms.trained, 1 / 3)):
@@ -365,7 +363,7 @@ def test_a_step_has_all_its_rows_however_it_is_cut(blocks):
     config = config_of(blocks, train={"batch_size": 9, "draw": "stratified"})
     sources = Sources.open(blocks["domains"])
     arms = arms_of(["mlm"], sources.domains, "learned", texts=False)
-    work = Pretraining(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
+    work = ArmRows(config.train, None, sources, arms.every, arms.trained, arms.selecting(), Group(), seed=3)
     for draw_step in range(20):
         planned = work.plan(draw_step, dict.fromkeys(arms.trained, 1 / 3))
         assert sum(len(one.rows) for one in planned) == 9

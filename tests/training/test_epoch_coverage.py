@@ -15,7 +15,7 @@ from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
 from mlpt.storage.checkpoint import COMMITTED
 from mlpt.training.group import Group
-from mlpt.training.loop import Loop
+from mlpt.training.pretraining import Pretraining
 
 BLOCKS, BATCH = 48, 8
 EPOCH = BLOCKS // BATCH  # steps
@@ -49,12 +49,12 @@ def rank_main(rank: int, world: int, phase: int, end: int | None, blocks: str, f
     torch.set_num_threads(1)
     if world > 1:
         torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-    micro_batch = Loop._micro_batch
+    loss_of = Pretraining.loss_of
     with open(f"{folder}/rows-{phase}-{rank}.jsonl", "w", buffering=1) as file:
 
-        def recorded(loop, part, after, last):
-            file.write(json.dumps([loop.step, part.rows.tolist()]) + "\n")
-            micro_batch(loop, part, after, last)
+        def recorded(work, part, after):
+            file.write(json.dumps([work._step, part.rows.tolist()]) + "\n")
+            return loss_of(work, part, after)
 
         def must_save(step: int) -> bool:
             if step == end:
@@ -62,7 +62,7 @@ def rank_main(rank: int, world: int, phase: int, end: int | None, blocks: str, f
                 os._exit(9)
             return False
 
-        Loop._micro_batch = recorded
+        Pretraining.loss_of = recorded
         run_rank(
             load_settings(RunConfig, CONFIG), blocks, Path(folder) / "run", Group(rank, world), must_save=must_save
         )

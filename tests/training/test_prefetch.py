@@ -13,9 +13,9 @@ from mlpt.objectives.base import Inputs
 from mlpt.run.build import run_rank
 from mlpt.settings import load_settings
 from mlpt.storage.checkpoint import Checkpoints
+from mlpt.training.arm_rows import ArmRows, MicroBatch
 from mlpt.training.group import Group
 from mlpt.training.prefetch import Prefetch
-from mlpt.training.pretraining import MicroBatch, Pretraining
 from mlpt.training.tracker import read_metrics
 
 CPU = torch.device("cpu")
@@ -91,14 +91,14 @@ def test_a_run_is_the_same_with_and_without_and_no_policy_changes_under_what_was
         return [{key: line[key] for key in kept if key in line} for line in read_metrics(folder)]
 
     by_thread: list[tuple[int, int]] = []
-    inputs = Pretraining.inputs
+    inputs = ArmRows.inputs
 
     def noted(work, step, one):
         if threading.current_thread() is not threading.main_thread():
             by_thread.append((step, one.slot))
         return inputs(work, step, one)
 
-    monkeypatch.setattr(Pretraining, "inputs", noted)
+    monkeypatch.setattr(ArmRows, "inputs", noted)
     ahead = run(tmp_path / "ahead")
     # Two micro-batches a step. Updates begin at 0, 4 and 8, and new policies come at 2, 6 and 10.
     firsts = [(step, 0) for step in range(12) if step % 2]

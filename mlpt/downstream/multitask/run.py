@@ -5,7 +5,7 @@ would have had. Optimiser, schedule, checkpoints, tracker, features and metrics 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
 from mlpt.downstream.fingerprint import NAMED, check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import load_tokenizer, masks_of, model_folder, quiet, say_masks
-from mlpt.downstream.loop import Finetuning, Say, own_randomness
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask.learner import TaskLearner
@@ -29,6 +28,7 @@ from mlpt.downstream.multitask.saving import build_multitask_model, export_stock
 from mlpt.downstream.multitask.scoring import Scorer
 from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
 from mlpt.downstream.submission import write_predictions, write_submission
+from mlpt.downstream.work import Finetuning, Say, own_randomness
 from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import load_stock_config
 from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
@@ -38,6 +38,7 @@ from mlpt.storage.state import State
 from mlpt.tasks import TaskData
 from mlpt.tasks.features import Features
 from mlpt.training.group import Group, default_device
+from mlpt.training.work import Tensors
 
 Tell = Callable[[int, dict[str, float]], None]
 Show = Callable[[str, int, int, str], None]  # what is done, steps done, steps of all, how it goes
@@ -83,8 +84,10 @@ def read_finished(config: MultitaskConfig, tasks: list[TaskData]) -> MultitaskRe
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch: rows of tasks, the share of each task's rows that they are, and the tasks of the whole step."""
+    """One micro-batch: its number in the step, rows of tasks, of each task's rows the share that they are, and how many
+    tasks the whole step has."""
 
+    slot: int
     rows: list[Row]
     shares: dict[int, float]
     tasks: int
@@ -124,6 +127,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         self.rows_trained = dict.fromkeys(self.tasks.names, 0)
         self.losses: dict[str, tuple[float, int]] = {}  # sum and count of each task's losses since the last update
         self._seen = torch.zeros(len(self.tasks.names), dtype=torch.float64)  # losses of the step, by task id
+        self._drawn: list[int] = []  # the tasks of the step
 
     def _tokenised(self, tasks: list[TaskData]) -> TaskSet:
         cache = None if self.config.feature_cache is None else Path(self.config.feature_cache)
@@ -176,20 +180,31 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         self.forget_checkpoints()
         return result
 
-    def micro_batches(self) -> list[MicroBatch]:
+    def launch(self, step: int, rate: float) -> None:
+        """Update the policy, which counts from this very step."""
+        if self.learner is None:
+            return
+        losses = {name: total / count for name, (total, count) in self.losses.items()}
+        report = self.learner.update_if_due(step, losses)
+        if report is not None:
+            self.losses = {}
+            self.tracker.log(step, {"policy": report})
+
+    def plan(self, step: int) -> list[MicroBatch]:
         """The rows that the sampler chooses, in parts."""
-        self._update_policy()
-        torch.manual_seed(address(self.seed, "multitask/score dropout", self.step))
-        rows = self.sampler.batch(self.step, self.scorer)
+        torch.manual_seed(address(self.seed, "multitask/score dropout", step))
+        rows = self.sampler.batch(step, self.scorer)
         self.model.train()
         for task, _ in rows:
             self.rows_trained[self.tasks.names[task]] += 1
         whole = self._weights(rows)
+        self._drawn = sorted(whole)
         parts = []
-        for places in self.collate.chunks(rows, self.config.tokens_per_batch, self.config.micro_batch_size):
+        chunks = self.collate.chunks(rows, self.config.tokens_per_batch, self.config.micro_batch_size)
+        for slot, places in enumerate(chunks):
             own = [rows[place] for place in places]
             shares = {task: weight / max(1.0, whole[task]) for task, weight in self._weights(own).items()}
-            parts.append(MicroBatch(own, shares, len(whole)))
+            parts.append(MicroBatch(slot, own, shares, len(whole)))
         return parts
 
     def _weights(self, rows: list[Row]) -> dict[int, float]:
@@ -199,7 +214,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
             weights[task] = weights.get(task, 0.0) + float(self.weights[task][row])
         return weights
 
-    def loss_of(self, micro_batch: MicroBatch) -> Tensor:
+    def loss_of(self, micro_batch: MicroBatch, after: MicroBatch | None) -> Tensor:
         batch = self.collate(micro_batch.rows).to(self.device)
         with autocast(self.device, self.config.precision):
             logits = self.model.logits(batch)
@@ -209,26 +224,15 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
                 self._seen[task] += float(loss.detach())
         return torch.stack(list(losses.values())).sum() / micro_batch.tasks
 
-    def one_step(self) -> Tensor:
-        before = dict(self.rows_trained)
-        loss = super().one_step()
+    def examine(self, step: int, losses: Sequence[Tensor], norm: Tensor) -> tuple[bool, bool]:
         if self.learner is not None:
             self.group.sum(self._seen)
-            for name, seen in zip(self.tasks.names, self._seen.tolist(), strict=True):
-                if self.rows_trained[name] > before[name]:
-                    total, count = self.losses.get(name, (0.0, 0))
-                    self.losses[name] = (total + seen, count + 1)
+            for task in self._drawn:
+                name, seen = self.tasks.names[task], float(self._seen[task])
+                total, count = self.losses.get(name, (0.0, 0))
+                self.losses[name] = (total + seen, count + 1)
             self._seen.zero_()
-        return loss
-
-    def _update_policy(self) -> None:
-        if self.learner is None:
-            return
-        losses = {name: total / count for name, (total, count) in self.losses.items()}
-        report = self.learner.update_if_due(self.step, losses)
-        if report is not None:
-            self.losses = {}
-            self.record({"policy": report})
+        return super().examine(step, losses, norm)
 
     def figures(self, mean: float, last: Tensor) -> dict[str, Any]:
         return {"loss": float(last), "rows": dict(self.rows_trained)}
@@ -246,10 +250,11 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
     def value(self, scores: Scores) -> float:
         return mean_selected(scores, self.selects)
 
-    def evaluate(self) -> None:
-        super().evaluate()
-        self.tell(self.step, selected(self.evaluations[-1][1], self.selects))
+    def evaluate(self, step: int) -> bool:
+        keep = super().evaluate(step)
+        self.tell(step, selected(self.evaluations[-1][1], self.selects))
         self.model.eval()  # as published: candidates after an evaluation are scored without dropout
+        return keep
 
     def _predict(self, task: int, split: str) -> Predictions:
         data, features = self.tasks.data[task], self.tasks.features[task][split]
@@ -258,22 +263,23 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         outputs = outputs_of(view, features, tokens, self.device, config.precision, per_token, self.group)
         return predict(data.task, data.splits[split], features, outputs, config.span)
 
-    def state(self) -> State:
+    def state(self, step: int) -> tuple[Mapping[str, Any], Tensors]:
         learner = State() if self.learner is None else self.learner.state()
-        values = {
+        values, tensors = super().state(step)
+        own = {
             "sampler": self.sampler.state(),
             "learner": learner.values,
             "losses": self.losses,
             "rows_trained": self.rows_trained,
             "training": self.model.training,
         }
-        return State(values, learner.tensors)
+        return {**values, **own}, {**tensors, "learner": learner.tensors}
 
-    def load_state(self, state: State) -> None:
-        values = state.values
+    def load_state(self, values: Mapping[str, Any], tensors: Tensors) -> None:
+        super().load_state(values, tensors)
         self.sampler.load_state(values["sampler"])
         if self.learner is not None:
-            self.learner.load_state(State(values["learner"], state.tensors))
+            self.learner.load_state(State(values["learner"], tensors.get("learner", {})))
         self.losses = {name: (total, count) for name, (total, count) in values["losses"].items()}
         self.rows_trained = values["rows_trained"]
         self.model.train(values["training"])
@@ -299,7 +305,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
                 for data in self.tasks.data
             },
             selects=self.selects,
-            steps=self.step,
+            steps=self.loop.step,
             rows={name: [self.rows_trained[name], size] for name, size in sizes.items()},
             parameters=parameter_counts(self.model),
             seconds=self.seconds,
