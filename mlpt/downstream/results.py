@@ -15,7 +15,7 @@ class CellResult:
     """One finished cell. `best` is the evaluation with the best `metric` on `select_split`, `last` the final one.
 
     `best_step` and `steps` count optimiser steps; `stopped` says why there are fewer than planned, if so.
-    `seconds` and `examples_per_second` (windows, of a span task) are of this process, evaluations included.
+    `seconds` and `examples_per_second` (windows, of a span task) are of the whole run, evaluations included.
     rows          examples trained on; `windows` of a span task: what they were cut into.
     max_length    tokens of the longest row that ran; `doc_stride`: the least distance of two windows that ran.
     lost_answers  spans: split -> share of the answers that are whole in no window.

@@ -210,6 +210,15 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(configured, tmp_path, mon
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
+def saved_again(folder, step, change):
+    """Write a checkpoint anew after `change` of its state."""
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.load(step)
+    change(found.state)
+    checkpoints.save(step, found.state, found.tensors)
+    checkpoints.wait()
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_way_on_is_said(configured, tmp_path, monkeypatch):
     changed = {"max_steps": 12, "evaluate_every": 6, "checkpoint_every": 3}
     (whole,) = finetune(configured(tmp_path / "whole", **changed), quiet)
@@ -225,10 +234,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_where_all_are_the_way_on_is_sai
         for step in steps:
             (state,) = (tmp_path / folder).rglob(f"step_{step:08d}/state.json")
             state.write_text("{")
+    (copied,) = (tmp_path / "damaged from 6 on").rglob("checkpoints")
+    saved_again(copied, 3, lambda state: state.update(seconds=[1000.0, 0.0]))
     (resumed,) = finetune(configured(tmp_path / "damaged from 6 on", **changed), quiet)
     assert resumed.best == whole.best
+    assert resumed.seconds > 1000 > whole.seconds  # of the whole run
     with pytest.raises(UserError, match=r"remove .*checkpoints and run the same command again"):
         finetune(configured(tmp_path / "damaged from 3 on", **changed), quiet)
+    saved_again(written, 6, lambda state: state.pop("evaluations"))
+    with pytest.raises(UserError, match=r"has no 'evaluations': another version of mlpt wrote it; .* or remove"):
+        finetune(configured(tmp_path / "killed", **changed), quiet)
 
 
 def test_words_beyond_the_longest_row_are_told_and_count_as_wrong(configured, source, tokenizer, tmp_path):
