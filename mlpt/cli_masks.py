@@ -20,7 +20,7 @@ ByPosition = Annotated[bool, typer.Option("--by-position", help="pair matrices b
 def prune(
     model: Model,
     sparsity: Annotated[float, typer.Option(help="fraction to prune, in [0, 1)")],
-    out: Annotated[str, typer.Option(help="a folder, a .safetensors file, or .pt for the published format")],
+    out: Annotated[str, typer.Option(help="a folder, a .safetensors file, or published: .pt, with --structured .npy")],
     method: Annotated[str, typer.Option(help="magnitude or random")] = "magnitude",
     scope: Annotated[str, typer.Option(help="local: each matrix to the sparsity; global: all together")] = "local",
     modules: Annotated[str, typer.Option(help="tamt, encoder, or a regular expression over module names")] = "tamt",
@@ -102,11 +102,15 @@ def show(
 @masks_app.command()
 def convert(
     file: Annotated[str, typer.Argument(help="a mask file, of this project or a published mask.pt")],
-    out: Annotated[str, typer.Argument(help="mask.pt for the published format; a .safetensors or a folder for ours")],
+    out: Annotated[
+        str, typer.Argument(help="published: mask.pt, or .npy with --model; ours: a .safetensors or a folder")
+    ],
     suffix: Annotated[str, typer.Option(help="of a .pt's keys: weight (mask training) or weight_mask (pruning)")] = (
         "weight"
     ),
-    model: Annotated[str | None, typer.Option(help="the base model, whose hash a file of ours then carries")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="the base model, whose hash a file of ours then carries; a .npy needs it")
+    ] = None,
     another_base: Annotated[
         bool, typer.Option("--another-base", help="with --model: the masks were made for other weights of these shapes")
     ] = False,
@@ -210,7 +214,10 @@ def export(
     ],
     out: Annotated[str, typer.Option(help="the new folder")],
     masks: Annotated[
-        str | None, typer.Option(help="mask file: a dense folder with zeros; default: those beside the weights")
+        str | None,
+        typer.Option(
+            help="mask file: zeros, or of heads and neurons: a smaller model; default: those beside the weights"
+        ),
     ] = None,
     heads: Annotated[str | None, typer.Option(help="head mask (.npy): a smaller model")] = None,
     neurons: Annotated[str | None, typer.Option(help="neuron mask (.npy): a smaller model")] = None,

@@ -12,6 +12,9 @@ from transformers import (
 )
 
 from mlpt.data.vocabulary import Vocabulary
+from mlpt.models.masked import attach_scores
+from mlpt.sparsity.scores import scores_of_mask
+from mlpt.sparsity.structured import by_weight
 
 VOCABULARY = Vocabulary(size=101, pad=0, mask=4, cls=2, sep=3, unk=1)
 SIZES = {
@@ -63,3 +66,9 @@ def token_batch(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     tokens = torch.randint(5, VOCABULARY.size, (rows, length), generator=generator)
     tokens[:, 0], tokens[:, -1] = VOCABULARY.cls, VOCABULARY.sep
     return tokens
+
+
+def mask_groups(model: nn.Module, **kept: torch.Tensor) -> None:
+    """Mask heads or neurons, (layers, groups) bool, by scores that reproduce them."""
+    for kind, mask in kept.items():
+        attach_scores(model, {name: scores_of_mask(row) for name, row in by_weight(model, kind, mask).items()})

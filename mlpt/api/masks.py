@@ -39,7 +39,7 @@ def prune(
     """One-shot masks of a model. Trained and iterative ones: `mlpt.pretrain("tamt_mlm", ...)`.
 
     sparsity    fraction to prune, in [0, 1).
-    out         a folder, a .safetensors file, or .pt for the published format.
+    out         a folder, a .safetensors file, or published: .pt, with `structured` .npy.
     method      magnitude or random (with `seed`). scope: each matrix to the sparsity, or all together.
     modules     tamt, encoder, or a regular expression over module names.
     structured  prune whole heads or neurons instead of weights.
@@ -83,9 +83,9 @@ def convert_masks(
 ) -> dict[str, Any]:
     """Masks from one format to the other: bits with a description, or a published dict of bool tensors.
 
-    out     mask.pt for the published format; a .safetensors or a folder for this project's.
-    suffix  of a .pt's keys. model: the base, whose hash a file of this project's then carries; `another_base`: the
-            masks were made for other weights of these shapes.
+    out     mask.pt or, of heads or neurons, .npy as published; a .safetensors or a folder for this project's format.
+    suffix  of a .pt's keys. model: the base, whose hash a file of this project's then carries, and which a .npy needs;
+            `another_base`: the masks were made for other weights of these shapes.
     Returns {file, density, matrices}. Raises `UserError` where the masks are of another model.
     """
     if another_base and model is None:
@@ -109,7 +109,8 @@ def export(
 ) -> dict[str, Any]:
     """A new folder that other programs load, with a model card.
 
-    masks    a mask file: a dense folder with zeros; default: those beside the model's weights, unless `dense`.
+    masks    a mask file: a dense folder with zeros, or of heads and neurons: a smaller model; default: those
+             beside the model's weights, unless `dense`.
     heads    a head mask (.npy), neurons likewise: a smaller model.
 
     Returns {folder, loader, masks, ...}. Raises `UserError` where `out` holds anything else than an earlier export.

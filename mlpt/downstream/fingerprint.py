@@ -16,15 +16,13 @@ from transformers.utils.hub import extract_commit_hash
 from mlpt.downstream.loading import model_folder
 from mlpt.errors import UserError
 from mlpt.outputs import read_json
-from mlpt.sparsity.artefacts import MASKS_FILE
-from mlpt.sparsity.structured import GROUP_FILES
+from mlpt.sparsity.artefacts import MASK_FILES
 from mlpt.tasks import TaskData
 
 # What a model's folder is read for: its shape, its weights, its tokenizer.
 _MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.*", "merges.txt")
 NAMED = "named"  # in a written identity: how model, masks and rows were named
 _RENAMED = {"eval_steps": "evaluate_every", "eval_epochs": "evaluate_epochs"}
-_MASK_FILES = (MASKS_FILE, "mask.pt", *GROUP_FILES.values())
 
 
 def rows_digests(data: TaskData, splits: Iterable[str] | None = None) -> dict[str, str]:
@@ -89,7 +87,7 @@ def _other(before: Mapping[str, Any], now: Mapping[str, Any], split: str) -> boo
 
 
 def _masks_in(folder: Path) -> list[Path]:
-    return [folder / name for name in _MASK_FILES if (folder / name).is_file()]
+    return [folder / name for name in MASK_FILES if (folder / name).is_file()]
 
 
 def _digest(files: Iterable[Path]) -> str:

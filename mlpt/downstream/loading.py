@@ -26,8 +26,7 @@ from mlpt.downstream.config import DownstreamConfig
 from mlpt.errors import UserError
 from mlpt.models.config import register_metalmo
 from mlpt.randomness import address
-from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
-from mlpt.sparsity.beside import masks_beside, read_masks
+from mlpt.sparsity.artefacts import MaskFile, fit, load_masks, masks_beside, zero_pruned
 from mlpt.storage.store import is_uri
 from mlpt.tasks import Task
 
@@ -152,10 +151,9 @@ def build_model(base: Base, task: Task, seed: int) -> nn.Module:
 def apply_masks(path: str, model: nn.Module) -> tuple[dict[str, Tensor], MaskFile]:
     """Prune `model` by the masks at `path`; the masks (bool, True: kept) by its own parameter names, and their file.
 
-    Pruned heads and neurons become pruned columns (`read_masks`). Raises `UserError` where the masks are of another
-    model.
+    Raises `UserError` where the masks are of another model.
     """
-    file = read_masks(path, model)
+    file = load_masks(path, model)
     masks = fit(file, model)
     zero_pruned(model, masks)
     return masks, file

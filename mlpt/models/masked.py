@@ -2,10 +2,11 @@
 
 TAMT (Liu et al., NAACL 2022): a weight W acts as W * M with M = [S > theta]; the gradient passes the step function
 as if it were the identity, dL/dS = dL/d(W M) * W. Bias, LayerNorm, position and type embeddings are never masked.
+What a score stands for is told by its tensor's shape: see `over_weight`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -77,13 +78,30 @@ class _MaskedLinearFunction(torch.autograd.Function):
         return to_x, to_weight, to_scores, None, rows.sum(0) if of_bias else None
 
 
+def over_features(values: Tensor, features: int) -> Tensor:
+    """(features,) from (groups,): each group is as many input features of a linear layer, in their order."""
+    return values.repeat_interleave(features // values.numel())
+
+
+def over_weight(values: Tensor, weight: Tensor) -> Tensor:
+    """Scores, or a mask, for each entry of `weight`, in its shape.
+
+    values  in that shape themselves; or (groups,), one for each group of the columns of an (out, in) weight, such as
+            those that read an attention head or an FFN neuron (structured TAMT). The rows are then views of one.
+    """
+    return values if values.shape == weight.shape else over_features(values, weight.shape[1]).expand(weight.shape)
+
+
 class MaskedLinear(nn.Linear):
-    """nn.Linear with `scores` (out, in) and a scalar buffer `threshold`; the weight itself stays dense."""
+    """nn.Linear with `scores`, (out, in) or (groups,), and a scalar buffer `threshold`; the weight stays dense."""
 
     scores: nn.Parameter
     threshold: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.scores.dim() == 1:  # to mask the features costs less than to mask the columns that read them
+            mask = over_features(binarise(self.scores, self.threshold), self.in_features)
+            return F.linear(input * mask.to(input.dtype), self.weight, self.bias)
         return _MaskedLinearFunction.apply(input, self.weight, self.scores, self.threshold, self.bias)
 
     def unmask(self) -> None:
@@ -106,29 +124,27 @@ class MaskedEmbedding(nn.Embedding):
         _drop_scores(self, nn.Embedding)
 
 
-class GroupMaskedLinear(nn.Linear):
-    """nn.Linear whose input features are masked in groups, one score an attention head or FFN neuron (structured TAMT).
+class MaskedDecoder(MaskedLinear):
+    """The language-modelling decoder tied to masked embeddings: its scores and its threshold are theirs."""
 
-    `scores` (groups,); group g covers the input features [g * in / groups, (g + 1) * in / groups).
-    """
+    embeddings: tuple[MaskedEmbedding]  # in a tuple, so that they are no part of the decoder
 
-    scores: nn.Parameter
-    threshold: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        mask = binarise(self.scores, self.threshold).repeat_interleave(self.in_features // self.scores.numel())
-        return F.linear(input * mask.to(input.dtype), self.weight, self.bias)
+    @property
+    def threshold(self) -> Tensor:  # type: ignore[override]
+        return self.embeddings[0].threshold
 
     def unmask(self) -> None:
-        """Become the plain nn.Linear again."""
-        _drop_scores(self, nn.Linear)
+        """Become the plain nn.Linear again, with the dense weight."""
+        super().unmask()
+        del self.embeddings
 
 
 Masked = MaskedLinear | MaskedEmbedding
 
 
 def _drop_scores(module: nn.Module, plain: type[nn.Module]) -> None:
-    del module._parameters["scores"], module._buffers["threshold"]
+    del module._parameters["scores"]
+    module._buffers.pop("threshold", None)  # a decoder has none of its own
     module.__class__ = plain
 
 
@@ -201,7 +217,7 @@ def attach_scores(
     threshold: float = THETA,
     decoder: Literal["dense", "masked"] = "dense",
 ) -> None:
-    """Mask the weights named in `scores` (float, each of its weight's shape), in place; parameters keep their state.
+    """Mask the weights named in `scores` (float, see `over_weight`), in place; parameters keep their state.
 
     decoder  "dense" (as published): the language-modelling decoder, tied to the word embeddings, keeps the dense
              matrix; "masked": it shares scores and threshold with the embeddings.
@@ -213,12 +229,13 @@ def attach_scores(
         module = modules.get(name.removesuffix(".weight"))
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise UserError(f"masks do not fit this model: it has no weight '{name}'")
-        if module.weight.shape != values.shape:
+        in_groups = values.dim() == 1 and isinstance(module, nn.Linear) and module.in_features % values.numel() == 0
+        if module.weight.shape != values.shape and not in_groups:
             theirs, ours = tuple(values.shape), tuple(module.weight.shape)
             raise UserError(f"masks do not fit this model: '{name}' is {theirs} in the masks and {ours} in the model")
         kind = MaskedEmbedding if isinstance(module, nn.Embedding) else MaskedLinear
         on_device = values.detach().to(module.weight).clone()
-        if isinstance(module, MaskedLinear | MaskedEmbedding):
+        if isinstance(module, Masked):
             module.unmask()
         _add_scores(module, kind, on_device, threshold)
     if decoder == "masked":
@@ -230,50 +247,25 @@ def _share_with_decoder(backbone: nn.Module) -> None:
     for module in backbone.modules():
         if type(module) in (nn.Linear, PaddedDecoder) and id(module.weight) in owners:
             owner = owners[id(module.weight)]
-            module.__class__ = MaskedLinear
-            module.scores, module.threshold = owner.scores, owner.threshold
-
-
-def attach_group_scores(model: nn.Module, scores: Mapping[str, Tensor], threshold: float = THETA) -> None:
-    """Mask the input features of linear layers in groups, in place: `scores` maps weight names to (groups,) tensors."""
-    modules = dict(backbone_of(model).named_modules())
-    for name, values in scores.items():
-        module = modules.get(name.removesuffix(".weight"))
-        if not isinstance(module, nn.Linear) or module.in_features % values.numel():
-            raise UserError(f"structured masks do not fit this model: '{name}' cannot take {values.numel()} groups")
-        if isinstance(module, GroupMaskedLinear):
-            module.unmask()
-        _add_scores(module, GroupMaskedLinear, values.detach().to(module.weight).clone(), threshold)
+            module.__class__ = MaskedDecoder
+            module.scores, module.embeddings = owner.scores, (owner,)  # type: ignore[assignment]
 
 
 def remove_scores(model: nn.Module) -> None:
     """Drop scores and thresholds, in place: the untouched dense model remains."""
     for module in list(model.modules()):
-        if isinstance(module, MaskedLinear | MaskedEmbedding | GroupMaskedLinear):
+        if isinstance(module, Masked):
             module.unmask()
 
 
 def masked_modules(model: nn.Module) -> dict[str, Masked]:
     """Modules with a mask of their own by weight name, in module order; a decoder that shares its mask is left out."""
-    seen: set[int] = set()
-    found: dict[str, Masked] = {}
-    for name, module in _all_masked(model):
-        if id(module.scores) not in seen:
-            seen.add(id(module.scores))
-            found[f"{name}.weight"] = module
-    return found
-
-
-def group_masked_modules(model: nn.Module) -> dict[str, GroupMaskedLinear]:
-    """Linear layers with masked groups by weight name, in module order."""
     named = backbone_of(model).named_modules()
-    return {f"{name}.weight": module for name, module in named if isinstance(module, GroupMaskedLinear)}
-
-
-def _all_masked(model: nn.Module) -> Iterator[tuple[str, Masked]]:
-    for name, module in backbone_of(model).named_modules():
-        if isinstance(module, MaskedLinear | MaskedEmbedding):
-            yield name, module
+    return {
+        f"{name}.weight": module
+        for name, module in named
+        if isinstance(module, Masked) and not isinstance(module, MaskedDecoder)
+    }
 
 
 def scores_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -283,17 +275,11 @@ def scores_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def current_masks(model: nn.Module) -> dict[str, Tensor]:
-    """The masks that act now, bool on the CPU, by weight name in module order."""
-    return {name: (module.scores > module.threshold).cpu() for name, module in masked_modules(model).items()}
-
-
-@torch.no_grad()
-def set_threshold(model: nn.Module, name: str, threshold: Tensor | float) -> None:
-    """Set theta of the weight `name`, and of a decoder that shares its scores."""
-    owner = masked_modules(model)[name]
-    for _, module in _all_masked(model):
-        if module.scores is owner.scores:
-            module.threshold.fill_(threshold)
+    """The masks that act now, bool on the CPU, each in its weight's shape, by weight name in module order."""
+    return {
+        name: over_weight((module.scores > module.threshold).cpu(), module.weight)
+        for name, module in masked_modules(model).items()
+    }
 
 
 def set_trainable(model: nn.Module, *, weights: bool, scores: bool, heads: bool) -> None:
@@ -320,7 +306,7 @@ def dense_state(module: nn.Module) -> dict[str, Tensor]:
     own = {
         f"{name}.{kind}" if name else kind
         for name, one in module.named_modules()
-        if isinstance(one, MaskedLinear | MaskedEmbedding | GroupMaskedLinear)
+        if isinstance(one, Masked)
         for kind in ("scores", "threshold")
     }
     return {name: value for name, value in module.state_dict().items() if name not in own}

@@ -1,6 +1,7 @@
-"""Masks on disk: `masks.safetensors` (one bit a weight) with `sparsity.json`, and TAMT's published `mask.pt`.
+"""Masks on disk: `masks.safetensors` (one bit a weight) with `sparsity.json`, and TAMT's published files.
 
 A mask is a small artefact for an untouched base model: the file names that model by a hash and is refused by any other.
+Pruned heads and neurons are pruned columns of the layer that reads them: nothing they compute gets any further.
 """
 
 import hashlib
@@ -24,8 +25,20 @@ from mlpt.models.masked import backbone_of
 from mlpt.outputs import write_file
 from mlpt.settings import Settings
 from mlpt.sparsity.making import density, layer_density
+from mlpt.sparsity.structured import (
+    GRANULARITIES,
+    Kind,
+    by_weight,
+    group_count,
+    load_group_mask,
+    over_weights,
+    save_group_mask,
+    whole_groups,
+)
 
 MASKS_FILE = "masks.safetensors"
+GROUP_FILES = {groups.file: kind for kind, groups in GRANULARITIES.items()}  # the published names
+MASK_FILES = (MASKS_FILE, "mask.pt", *GROUP_FILES)  # what a folder may hold; the first that is there counts
 FORMAT = "mlpt-masks-1"  # bits of the flattened mask, 1 = kept, first weight in the lowest bit of the first byte
 
 
@@ -129,28 +142,51 @@ def _prefix(model: nn.Module) -> str:
 
 @torch.no_grad()
 def zero_pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Write zeros where `masks` (by the model's own weight names) prune, in place; a tied decoder changes with it."""
+    """Write zeros where `masks` (by the model's own weight names) prune, in place.
+
+    A decoder that is tied to masked embeddings is untied and stays dense, as in mask training.
+    """
+    _untie_decoder(backbone_of(model), masks)
     parameters = _weights(model)
     for name, mask in masks.items():
         parameters[name].mul_(mask.to(parameters[name]))
 
 
+def _untie_decoder(backbone: Any, masks: Mapping[str, Tensor]) -> None:
+    decoder, weights = backbone.get_output_embeddings(), _weights(backbone)
+    if decoder is None or decoder.weight is not backbone.get_input_embeddings().weight:
+        return
+    if not any(weights[name] is decoder.weight for name in masks):
+        return
+    # Its bias is tied too, and would not be saved under the name that an untied decoder reads.
+    decoder.weight = nn.Parameter(decoder.weight.detach().clone())
+    if decoder.bias is not None:
+        decoder.bias = nn.Parameter(decoder.bias.detach().clone())
+    backbone.config.tie_word_embeddings = False
+
+
 # ---------------------------------------------------------------- masks.safetensors
 
 
-def save_masks(file: MaskFile, path: str | Path) -> Path:
+def save_masks(file: MaskFile, path: str | Path, model: nn.Module | None = None) -> Path:
     """Write `path` (a `.safetensors` file, or a folder for `masks.safetensors`) and its `sparsity.json`; atomic.
 
     Each weight is one uint8 tensor of ceil(n / 8) bytes. The description is in the file's header too, so that the file
     alone can be checked. An interrupted save leaves the old file. Returns the mask file's path.
+
+    model  whose masks they are, to write the published `head_mask.npy` and `ffn_mask.npy` of heads and neurons too,
+           into a folder.
     """
-    target = Path(path)
+    target, groups = Path(path), {}
     if target.suffix != ".safetensors":
+        groups = whole_groups(model, file.masks) if model is not None else {}
         target = target / MASKS_FILE
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = file.description.model_dump_json(indent=1)
         packed = {name: pack(mask) for name, mask in file.masks.items()}
+        for kind, kept in groups.items():
+            save_group_mask(kept, target.with_name(GRANULARITIES[kind].file))
         write_file(description_path(target), f"{text}\n".encode())
         write_file(target, save(packed, metadata={"sparsity": text}))  # last: what is not whole has none
     except OSError as error:
@@ -172,20 +208,42 @@ def is_description(path: str | Path) -> bool:
     return Path(path).name == "sparsity.json" or Path(path).name.endswith(".sparsity.json")
 
 
-def load_masks(path: str | Path) -> MaskFile:
-    """Read a `.safetensors` mask file, a folder that holds one, or a published `.pt`.
+def masks_beside(folder: str | Path) -> str | None:
+    """`folder` itself if it holds a model's own masks, as a masked run leaves them; else, and for a hub name, None."""
+    return str(folder) if any((Path(folder) / name).is_file() for name in (MASKS_FILE, *GROUP_FILES)) else None
 
+
+def load_masks(path: str | Path, model: nn.Module | None = None) -> MaskFile:
+    """Read a `.safetensors` mask file, a published `.pt` or `.npy`, or a folder that holds one (see `MASK_FILES`).
+
+    model  the masked one, which gives the masks in a `.npy` their weights' names and shapes.
     Raises `UserError` for anything missing, damaged, or not a mask file.
     """
-    source = Path(path)
-    if source.is_dir():
-        inside = [source / MASKS_FILE, source / "mask.pt"]
-        source = next((one for one in inside if one.is_file()), inside[0])
+    sources = [Path(path)]
+    if sources[0].is_dir():
+        there = [file for name in MASK_FILES if (file := sources[0] / name).is_file()] or [sources[0] / MASKS_FILE]
+        sources = there if there[0].name in GROUP_FILES else there[:1]
+    source = sources[0]
     if not source.is_file():
         raise UserError(f"there is no mask file at {source}; `mlpt prune` makes one")
     if source.suffix == ".npy":
-        raise UserError(f"{source} is a mask of heads or neurons; this takes masks of single weights")
+        if model is None:
+            raise UserError(
+                f"{source} is a mask of heads or neurons without their names; `mlpt masks convert` adds them"
+            )
+        return _load_groups(sources, model)
     return _load_published(source) if source.suffix in (".pt", ".bin", ".pth") else _load_packed(source)
+
+
+def _load_groups(sources: list[Path], model: nn.Module) -> MaskFile:
+    masks: dict[str, Tensor] = {}
+    kinds: list[Kind] = []
+    for source in sources:
+        kept = load_group_mask(source)
+        alike: Kind = "heads" if kept.shape[1] == group_count(model, "heads") else "neurons"
+        kinds.append(GROUP_FILES.get(source.name, alike))
+        masks |= over_weights(model, by_weight(model, kinds[-1], kept))
+    return MaskFile.of(masks, f"structured: {' and '.join(kinds)}")
 
 
 def _load_packed(source: Path) -> MaskFile:
@@ -221,7 +279,9 @@ def save_published(
     masks: Mapping[str, Tensor], path: str | Path, suffix: Literal[".weight", ".weight_mask"] = ".weight"
 ) -> None:
     """Write TAMT's `mask.pt`: a dict of bool tensors; `.weight` keys as mask training, `.weight_mask` as pruning."""
-    renamed = {name.removesuffix(".weight") + suffix: mask.detach().cpu().bool() for name, mask in masks.items()}
+    renamed = {
+        name.removesuffix(".weight") + suffix: mask.detach().cpu().bool().contiguous() for name, mask in masks.items()
+    }
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from mlpt.data.blocks import Blocks
@@ -20,23 +21,23 @@ from mlpt.sparsity.artefacts import (
     fit,
     is_description,
     load_masks,
+    masks_beside,
     save_masks,
     save_published,
 )
-from mlpt.sparsity.beside import groups_beside, masks_beside, read_masks
 from mlpt.sparsity.compare import Comparison, Pairing, compare, distances
 from mlpt.sparsity.config import pretrained_pooler
 from mlpt.sparsity.evaluate import evaluate_pretraining
 from mlpt.sparsity.export import export_compact, export_dense, latency_before_and_after, load_compact
-from mlpt.sparsity.making import Rounding, Scope, magnitude_masks, random_masks
+from mlpt.sparsity.making import Rounding, Scope, largest, magnitude_masks, random_masks
 from mlpt.sparsity.structured import (
-    GROUP_FILES,
     Kind,
-    group_mask,
+    drawn_importance,
     importance,
     load_group_mask,
-    random_group_mask,
+    over_weights,
     save_group_mask,
+    whole_groups,
 )
 
 Method = Literal["magnitude", "random"]
@@ -56,8 +57,8 @@ def prune(
 ) -> dict[str, Any]:
     """One-shot masks of the model (folder or hub name) written to `out`.
 
-    out       a `.safetensors` file or a folder; a `.pt` file for the published format; with `structured` an `.npy` file
-              or a folder (head_mask.npy, ffn_mask.npy).
+    out       a `.safetensors` file or a folder; a `.pt` file for the published format; with `structured` also the
+              published `.npy` file, which a folder then has too (head_mask.npy, ffn_mask.npy).
     rounding  `floor`, or `round` as torch.nn.utils.prune and so the published one-shot script.
     Returns {file, method, density, layers}. Raises `UserError` for bad input.
     """
@@ -65,38 +66,28 @@ def prune(
         hint = "; iterative pruning trains: mlpt pretrain tamt_imp" if method in ("imp", "iterative") else ""
         raise UserError(f"there is no one-shot method '{method}'; there are magnitude and random{hint}")
     encoder = load_encoder(model, {})
-    if structured is not None:
-        return _prune_groups(encoder, method, sparsity, Path(out), seed, structured)
-    if modules == "tamt":
+    if structured is None and modules == "tamt":
         add_pooler(encoder, pretrained_pooler(model))
-    weights = maskable_weights(encoder, modules)
-    if method == "magnitude":
-        masks = magnitude_masks(weights, sparsity, scope, rounding)
+    if structured is not None:
+        masks = _group_masks(encoder, method, sparsity, seed, structured)
+    elif method == "magnitude":
+        masks = magnitude_masks(maskable_weights(encoder, modules), sparsity, scope, rounding)
     else:
-        masks = random_masks(weights, sparsity, seed, rounding)
+        masks = random_masks(maskable_weights(encoder, modules), sparsity, seed, rounding)
     known = {"sparsity": sparsity, "seed": seed if method == "random" else None, "base": model}
     file = MaskFile.of(masks, method, base_hash=base_hash(encoder, list(masks)), **known)
-    target = Path(out)
-    if target.suffix == ".pt":
-        save_published(masks, target, ".weight_mask")
-    else:
-        target = save_masks(file, target)
+    target = _write(file, out, encoder, ".weight_mask")
     layers = {name: layer.density for name, layer in file.description.layers.items()}
     return {"file": str(target), "method": method, "density": file.description.density, "layers": layers}
 
 
-def _prune_groups(encoder: Encoder, method: str, sparsity: float, out: Path, seed: int, kind: Kind) -> dict[str, Any]:
-    scores = importance(encoder, kind)
+def _group_masks(encoder: Encoder, method: str, sparsity: float, seed: int, kind: Kind) -> dict[str, Tensor]:
+    """In their weights' shapes, by weight name."""
     if method == "magnitude":
-        mask = group_mask(scores, sparsity)
+        values = importance(encoder, kind)
     else:
-        layers, groups = scores.shape
-        mask = random_group_mask((layers, groups), sparsity, torch_generator(seed, f"random {kind} mask"))
-    target = out if out.suffix == ".npy" else out / GROUP_FILES[kind]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_group_mask(mask, target)
-    kept = {f"layer {at}": float(row.float().mean()) for at, row in enumerate(mask)}
-    return {"file": str(target), "method": method, "density": float(mask.float().mean()), "layers": kept}
+        values = drawn_importance(encoder, kind, torch_generator(seed, f"random {kind} mask"))
+    return over_weights(encoder, largest(values, sparsity, "global"))
 
 
 def show(files: Sequence[str]) -> list[dict[str, Any]]:
@@ -108,30 +99,41 @@ def show(files: Sequence[str]) -> list[dict[str, Any]]:
 def convert(
     file: str, out: str, suffix: Suffix = ".weight", model: str | None = None, another_base: bool = False
 ) -> dict[str, Any]:
-    """Write the masks in `file` to `out`: a published `.pt`, or this project's format (a `.safetensors` or a folder).
+    """Write the masks in `file` to `out`: a published `.pt` or `.npy`, or ours (a `.safetensors` or a folder).
 
     suffix  of the keys in a `.pt`: `.weight` as the published mask training writes them, `.weight_mask` as its pruning.
     model   the base model (folder or hub name) whose hash a file of this project's format then carries; a published
-            file names none.
+            file names none. A `.npy` is read and written with it alone.
     another_base  the masks were made for other weights of the same shapes, such as those that trained along with them.
     Returns {file, density, matrices}. Raises `UserError` where the masks are of another model.
     """
-    source, target = load_masks(file), Path(out)
+    encoder = None
     if model is not None:
-        source = _of_base(source, model, another_base)
-    if target.suffix == ".pt":
-        save_published(source.masks, target, suffix)
-    else:
-        target = save_masks(source, target)
+        encoder = load_encoder(model, {})
+        add_pooler(encoder, pretrained_pooler(model))
+    source = load_masks(file, encoder)
+    if encoder is not None:
+        fit(source, encoder, check_base=not another_base)
+        known = source.description.model_dump(include={"method", "sparsity", "seed", "step"})
+        hashed = base_hash(encoder, list(source.masks))
+        source = MaskFile.of(source.masks, base=model, base_hash=hashed, **known)
+    target = _write(source, out, encoder, suffix)
     return {"file": str(target), "density": source.description.density, "matrices": len(source.masks)}
 
 
-def _of_base(file: MaskFile, model: str, another_base: bool) -> MaskFile:
-    encoder = load_encoder(model, {})
-    add_pooler(encoder, pretrained_pooler(model))
-    fit(file, encoder, check_base=not another_base)
-    known = file.description.model_dump(include={"method", "sparsity", "seed", "step"})
-    return MaskFile.of(file.masks, base=model, base_hash=base_hash(encoder, list(file.masks)), **known)
+def _write(file: MaskFile, out: str, model: Encoder | None, suffix: Suffix) -> Path:
+    target = Path(out)
+    if target.suffix == ".pt":
+        save_published(file.masks, target, suffix)
+    elif target.suffix == ".npy":
+        groups = {} if model is None else whole_groups(model, fit(file, model, check_base=False))
+        if len(groups) != 1:
+            raise UserError(f"{out} would be a mask of heads, or of neurons, of a model that is named; these are not")
+        (kept,) = groups.values()
+        save_group_mask(kept, target)
+    else:
+        target = save_masks(file, target, model)
+    return target
 
 
 def _mask_files(files: Sequence[str]) -> list[str]:
@@ -195,7 +197,7 @@ def evaluate_files(
     rows = Blocks.open(blocks, split, tells_documents=attends_within_documents(encoder.config))
     rows.require_tokenizer_of(model)
     check_pretrained(encoder.config, rows.vocabulary, rows.block_size, model)
-    file = read_masks(masks, encoder) if masks is not None else None
+    file = load_masks(masks, encoder) if masks is not None else None
     found = evaluate_pretraining(encoder, rows, rows.vocabulary, file, batches, batch_size, seed, padding, token_types)
     return {**found, "masks": masks, "split": split}
 
@@ -208,37 +210,33 @@ def export_files(
     neurons: str | None = None,
     dense: bool = False,
 ) -> dict[str, Any]:
-    """Write a folder for other programs: dense with zeros (`masks`), or physically smaller (`heads`, `neurons`: .npy).
+    """Write a folder for other programs: dense with zeros, or physically smaller where whole heads or neurons go.
 
-    Without any of them the masks beside the model's weights are taken, if there are any and it is not to be `dense`.
+    masks           a mask file, or a folder that holds one; by default the one beside the model's weights, if there is
+                    one and the model is not to be `dense`.
+    heads, neurons  published masks of them (.npy) instead.
     Returns {folder, loader, masks, ...}; for the smaller model with `latency` before and after, measured here and now.
     """
-    encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
     if masks is not None and (heads or neurons):
         raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
     if dense and (masks or heads or neurons):
         raise UserError("--dense leaves masks aside; give either it or the masks to export")
-    chosen: dict[Kind, Any] = {}
-    if heads is not None:
-        chosen["heads"] = load_group_mask(heads)
-    if neurons is not None:
-        chosen["neurons"] = load_group_mask(neurons)
-    own = None if masks or chosen or dense else masks_beside(model)
-    if own is not None:
-        chosen = groups_beside(own)
-        masks = None if chosen else own
-    used = own or masks
-    if masks is not None:
-        add_pooler(encoder, pretrained_pooler(model))
-        file = load_masks(masks)
-        fit(file, encoder)
-        folder = export_dense(encoder, file, out, tokenizer)
-        known = {"density": file.description.density, "masks": used}
-        return {"folder": str(folder), "loader": "transformers.AutoModel", **known}
+    encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
+    given: dict[Kind, str | None] = {"heads": heads, "neurons": neurons}
+    chosen = {kind: load_group_mask(file) for kind, file in given.items() if file is not None}
+    used = masks or (None if chosen or dense else masks_beside(model))
+    if used is not None:
+        file = load_masks(used, encoder)
+        chosen = whole_groups(encoder, fit(file, encoder))
+        if not chosen:
+            add_pooler(encoder, pretrained_pooler(model))
+            folder = export_dense(encoder, file, out, tokenizer)
+            known = {"density": file.description.density, "masks": used}
+            return {"folder": str(folder), "loader": "transformers.AutoModel", **known}
     if not chosen:
         encoder.save(out, tokenizer)
         return {"folder": out, "loader": "transformers.AutoModel", "density": 1.0, "masks": None}
-    made = export_compact(encoder, out, chosen.get("heads"), chosen.get("neurons"), tokenizer)
+    made = export_compact(encoder, out, chosen, tokenizer)
     is_stock = made["loader"].startswith("transformers")
     smaller = load_encoder(out, {}).backbone if is_stock else load_compact(out)
     return made | {"masks": used, "latency": latency_before_and_after(encoder.backbone, smaller)}

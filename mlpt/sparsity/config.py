@@ -19,11 +19,11 @@ from mlpt.models.masked import (
 )
 from mlpt.settings import Settings
 from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks
-from mlpt.sparsity.hooks import IterativePruning, MaskKeeper, MaskSaver, StructuredReset, ThresholdReset
-from mlpt.sparsity.making import Ties, density, magnitude_masks
+from mlpt.sparsity.hooks import IterativePruning, MaskKeeper, MaskSaver, ThresholdReset
+from mlpt.sparsity.making import Ties, density, largest, magnitude_masks
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import Init, initial_scores, scores_of_mask
-from mlpt.sparsity.structured import attach_group_mask, current_group_mask, group_mask, importance, save_groups
+from mlpt.sparsity.structured import importance, kind_of
 
 Part = Literal["scores", "weights", "heads"]
 
@@ -44,7 +44,7 @@ class MaskConfig(Settings):
     train       what gradients reach: TAMT trains `scores` and `heads`; IMP, and masks that are only applied, `weights`
                 and `heads`; plain joint training all three.
     ties        `exact`: every reset and save has exactly the target; `published`: tied scores fall together.
-    reset       when thresholds go back to the exact sparsity.
+    reset       when thresholds go back to the exact sparsity; those of heads and neurons at every step, as published.
     iterative   iterative magnitude pruning instead of trained scores; `sparsity` and `init` then play no part.
     """
 
@@ -76,6 +76,8 @@ class MaskConfig(Settings):
             raise ValueError("iterative pruning trains weights, not scores: set train: [weights, heads]")
         if self.iterative is not None and self.structured != "none":
             raise ValueError("iterative pruning is unstructured; leave structured at none")
+        if self.init != "magnitude" and self.structured != "none":
+            raise ValueError("the masks of heads and neurons start from norms; leave init at magnitude")
 
     @property
     def kinds(self) -> list[Literal["heads", "neurons"]]:
@@ -89,19 +91,18 @@ def mask_encoder(config: MaskConfig, model: Any, pretrained: str | None, seed: i
 
     pretrained  the folder or hub name the model came from, which may hold a pooler that its stock class left out.
     """
-    if config.structured != "none":
-        for kind in config.kinds:
-            attach_group_mask(model, kind, group_mask(importance(model, kind), config.sparsity))
-    else:
-        if config.pooler and config.modules == "tamt":
-            add_pooler(model, pretrained_pooler(pretrained) if pretrained else None)
-        attach_scores(model, starting_scores(config, model, seed), decoder=config.decoder)
+    if config.structured == "none" and config.pooler and config.modules == "tamt":
+        add_pooler(model, pretrained_pooler(pretrained) if pretrained else None)
+    attach_scores(model, starting_scores(config, model, seed), decoder=config.decoder)
     parts = set(config.train)
     set_trainable(model, weights="weights" in parts, scores="scores" in parts, heads="heads" in parts)
 
 
 def starting_scores(config: MaskConfig, model: Any, seed: int) -> dict[str, Tensor]:
     """Scores by weight name for a dense `model`."""
+    if config.structured != "none":
+        cuts = [largest(importance(model, kind), config.sparsity, "global") for kind in config.kinds]
+        return {name: scores_of_mask(mask) for cut in cuts for name, mask in cut.items()}
     weights = maskable_weights(model, config.modules)
     if config.iterative is not None:
         return initial_scores(weights, 0.0)
@@ -125,44 +126,37 @@ def mask_hooks(
     out   the folder for masks (rank 0); None on the other ranks.
     base  name of the base model for `sparsity.json`.
     """
-    if config.structured != "none":
-        return [StructuredReset(config.kinds, config.sparsity, out)]
     moves = "weights" in config.train and config.iterative is None
     save = MaskSaver(model, out, config.method, base_moves=moves, seed=seed, sparsity=config.sparsity, base=base)
     if config.iterative is not None:
         return [IterativePruning(config.iterative, model, save)]
     if "scores" not in config.train:
         return [MaskKeeper(save)]
-    counts = pruned_counts(config, model)
-    return [ThresholdReset(config.reset, counts, config.ties, steps_per_epoch, save)]
+    reset = config.reset if config.structured == "none" else ResetConfig(interval=1)
+    return [ThresholdReset(reset, pruned_counts(config, model), config.ties, steps_per_epoch, save)]
 
 
 def save_final_masks(config: MaskConfig, model: Any, folder: Path, step: int, seed: int) -> None:
     """Write the masks in force beside the final dense model, whose hash they carry; call it before saving the model."""
-    if config.structured != "none":
-        save_groups(model, config.kinds, folder)
-        return
     masks = current_masks(model)
     sparsity = 1 - density(masks) if config.iterative is not None else config.sparsity
     known = {"sparsity": sparsity, "seed": seed, "step": step, "base_hash": base_hash(model, list(masks))}
-    save_masks(MaskFile.of(masks, config.method, **known), folder)
+    save_masks(MaskFile.of(masks, config.method, **known), folder, model)
 
 
 def masks_in_force(config: MaskConfig, model: Any) -> dict[str, Any]:
     """For the summary of a run: method, target sparsity, and the fraction of weights (or heads, neurons) kept."""
+    masks = current_masks(model)
+    kept = {f"the weights of {len(masks)} matrices": density(masks)}
     if config.structured != "none":
-        groups = {kind: current_group_mask(model, kind) for kind in config.kinds}
-        kept = {str(kind): float(mask.float().mean()) for kind, mask in groups.items() if mask is not None}
-    else:
-        masks = current_masks(model)
-        kept = {f"the weights of {len(masks)} matrices": density(masks)}
+        kept = {kind: density({n: m for n, m in masks.items() if kind_of(n) == kind}) for kind in config.kinds}
     target = config.iterative.levels[-1] if config.iterative is not None else config.sparsity
     return {"method": config.method, "sparsity": target, "kept": kept}
 
 
 def pruned_counts(config: MaskConfig, model: Any) -> float | dict[str, int]:
     """The target of resets: the sparsity, or each matrix's own count where a file or a global cut gave it."""
-    if config.init != "file" and config.scope == "local":
+    if config.structured != "none" or (config.init != "file" and config.scope == "local"):
         return config.sparsity
     return {name: int((scores <= 0).sum()) for name, scores in scores_of(model).items()}
 

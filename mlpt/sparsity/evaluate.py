@@ -3,6 +3,7 @@
 TAMT, section 5: the two losses that are to predict how well a subnetwork transfers.
 """
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -10,13 +11,12 @@ import numpy as np
 import torch
 
 from mlpt.data.batch import Rows
-from mlpt.models.masked import attach_scores, backbone_of, remove_scores
-from mlpt.objectives.distill import Distillation, dense_copy, hidden_distance
+from mlpt.models.masked import backbone_of
+from mlpt.objectives.distill import Distillation, hidden_distance
 from mlpt.objectives.mlm import MaskedLM
 from mlpt.randomness import numpy_generator, torch_generator
-from mlpt.sparsity.artefacts import MaskFile, fit
+from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
 from mlpt.sparsity.making import layer_density
-from mlpt.sparsity.scores import scores_of_mask
 
 
 @torch.no_grad()
@@ -45,17 +45,15 @@ def evaluate_pretraining(
     """
     was_training = model.training
     masks = fit(file, model, check_base) if file is not None else {}
-    teacher = dense_copy(backbone_of(model)).base_model.eval() if masks else None
+    student, teacher = model.eval(), None
     if masks:
-        attach_scores(model, {name: scores_of_mask(mask) for name, mask in masks.items()})
-    model.eval()
+        student, teacher = copy.deepcopy(model), backbone_of(model).base_model
+        zero_pruned(student, masks)
     order = _rows(len(blocks), batches, batch_size, seed)
     distill = Distillation(Distillation.Config(padding=padding, token_types=token_types), vocabulary)
     try:
-        means = _means(model, teacher, blocks, order, MaskedLM(MaskedLM.Config(), vocabulary), distill, seed)
+        means = _means(student, teacher, blocks, order, MaskedLM(MaskedLM.Config(), vocabulary), distill, seed)
     finally:
-        if masks:
-            remove_scores(model)
         model.train(was_training)
     layers = layer_density(masks)
     overall = file.description.density if file is not None else 1.0

@@ -21,9 +21,8 @@ from mlpt.models.encoder import load_encoder
 from mlpt.models.masked import backbone_of, remove_scores
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.outputs import read_json
-from mlpt.sparsity.artefacts import MaskFile, fit, save_masks, zero_pruned
-from mlpt.sparsity.beside import groups_beside
-from mlpt.sparsity.structured import shrink
+from mlpt.sparsity.artefacts import MaskFile, fit, load_masks, masks_beside, save_masks, zero_pruned
+from mlpt.sparsity.structured import GRANULARITIES, Kind, group_count, shrink, whole_groups
 
 COMPACT_FILE = "compact.json"
 
@@ -33,14 +32,11 @@ def export_dense(
 ) -> Path:
     """Write a folder with zeros where `file` prunes, for stock `AutoModel...`; the masks lie beside the weights.
 
-    model  the untouched base (a stock `...ForMaskedLM` or an `Encoder`); it is not changed. Where the word embeddings
-    are masked and a decoder is tied to them, the decoder is untied and stays dense, as in mask training.
+    model  the untouched base (a stock `...ForMaskedLM` or an `Encoder`); it is not changed.
     """
     smaller = copy.deepcopy(backbone_of(model))
     remove_scores(smaller)
-    masks = fit(file, smaller, check_base)
-    _untie_decoder(smaller, masks)
-    zero_pruned(smaller, masks)
+    zero_pruned(smaller, fit(file, smaller, check_base))
     folder = Path(out)
     smaller.save_pretrained(folder)
     save_masks(file, folder)
@@ -49,26 +45,8 @@ def export_dense(
     return folder
 
 
-def _untie_decoder(backbone: Any, masks: Mapping[str, Tensor]) -> None:
-    decoder, embeddings = backbone.get_output_embeddings(), backbone.get_input_embeddings()
-    if decoder is None or decoder.weight is not embeddings.weight:
-        return
-    names = {f"{name}.weight" for name, module in backbone.named_modules() if module is embeddings}
-    if not names & masks.keys():
-        return
-    # Its bias is tied too, and would not be saved under the name that an untied decoder reads.
-    decoder.weight = nn.Parameter(decoder.weight.detach().clone())
-    if decoder.bias is not None:
-        decoder.bias = nn.Parameter(decoder.bias.detach().clone())
-    backbone.config.tie_word_embeddings = False
-
-
 def export_compact(
-    model: nn.Module,
-    out: str | Path,
-    heads: Tensor | None = None,
-    neurons: Tensor | None = None,
-    tokenizer: Any = None,
+    model: nn.Module, out: str | Path, kept: Mapping[Kind, Tensor], tokenizer: Any = None
 ) -> dict[str, Any]:
     """Write a folder whose matrices lack the pruned heads and neurons (bool (layers, groups), True = kept).
 
@@ -78,7 +56,7 @@ def export_compact(
     """
     full = backbone_of(model)
     smaller = copy.deepcopy(full)
-    shrink(smaller, heads, neurons)
+    shrink(smaller, kept)
     sizes = _sizes(smaller)
     is_stock = set(sizes["heads"]) == {full.config.num_attention_heads} and len(set(sizes["neurons"])) == 1
     if is_stock:
@@ -107,10 +85,7 @@ def load_compact(folder: str | Path) -> Any:
         raise UserError(f"{source} has no {COMPACT_FILE}; load it with transformers.AutoModelForMaskedLM")
     sizes = read_json(source / COMPACT_FILE)
     model = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(source))
-    config = model.config
-    kept = {"heads": config.num_attention_heads, "neurons": config.intermediate_size}
-    first = {kind: _first(sizes[kind], total) for kind, total in kept.items()}
-    shrink(model, first["heads"], first["neurons"])
+    shrink(model, {kind: _first(sizes[kind], group_count(model, kind)) for kind in GRANULARITIES})
     missing, unexpected = model.load_state_dict(load_file(source / "model.safetensors"), strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or {})
     if unexpected or set(missing) - tied:
@@ -153,10 +128,11 @@ def latency(model: nn.Module, batch_size: int = 1, length: int = 128, rounds: in
 
 
 def as_exported(folder: str | Path) -> Any:
-    """The stock model in `folder` as `mlpt export` would write it: physically smaller if structured masks lie beside
-    its weights, else the dense one, as zeros alone make nothing faster."""
+    """The stock model in `folder` as `mlpt export` would write it: physically smaller if masks of heads or neurons lie
+    beside its weights, else the dense one, as zeros alone make nothing faster."""
     backbone = load_encoder(folder, {}).backbone
-    shrink(backbone, **groups_beside(folder))
+    if masks_beside(folder) is not None:
+        shrink(backbone, whole_groups(backbone, fit(load_masks(folder, backbone), backbone)))
     return backbone.eval()
 
 

@@ -3,7 +3,7 @@
 Both keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.models.hooks import NoHook
-from mlpt.models.masked import (
-    THETA,
-    MaskedEmbedding,
-    MaskedLinear,
-    backbone_of,
-    current_masks,
-    masked_modules,
-    set_threshold,
-)
+from mlpt.models.masked import THETA, backbone_of, current_masks, masked_modules
 from mlpt.sparsity.artefacts import MaskFile, base_hash, save_masks
 from mlpt.sparsity.making import Ties
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig, fraction_of_remaining, prune_further
 from mlpt.sparsity.scores import reset_thresholds, scores_of_mask
-from mlpt.sparsity.structured import Kind, reset_group_thresholds, save_groups
 
 
 class MaskSaver:
@@ -43,7 +34,7 @@ class MaskSaver:
         if self._out is not None:
             belongs_to = _hash(model) if self._base_moves else self._base_hash
             known = self._known | {"step": step, "base_hash": belongs_to} | known
-            save_masks(MaskFile.of(current_masks(model), self._method, **known), self._out / label)
+            save_masks(MaskFile.of(current_masks(model), self._method, **known), self._out / label, model)
 
 
 def _hash(model: nn.Module) -> str:
@@ -109,29 +100,6 @@ class MaskKeeper(NoHook):
         self._save(f"step_{step}", model, step)
 
 
-class StructuredReset(_MaskHook):
-    """Structured masks: exactly the target of heads or neurons is pruned, at every step and after it."""
-
-    name = "structured_reset"
-
-    def __init__(self, kinds: Sequence[Kind], sparsity: float, out: Path | None = None):
-        self.kinds, self.sparsity, self._out = list(kinds), sparsity, out
-
-    def before_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._reset(model)  # a policy may have brought other scores
-
-    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._reset(model)
-
-    def _reset(self, model: nn.Module) -> None:
-        for kind in self.kinds:
-            reset_group_thresholds(model, kind, self.sparsity)
-
-    def save(self, step: int, model: nn.Module) -> None:
-        if self._out is not None:
-            save_groups(model, self.kinds, self._out / f"step_{step}")
-
-
 class IterativePruning(_MaskHook):
     """Iterative magnitude pruning: the first level before any update, one more after every `interval` updates.
 
@@ -170,10 +138,10 @@ class IterativePruning(_MaskHook):
     def _prune(self, level: int, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         before = self.config.levels[level - 1] if level else 0.0
         fraction = fraction_of_remaining(before, self.config.levels[level])
-        for name, module in masked_modules(model).items():
+        for module in masked_modules(model).values():
             kept = module.scores > module.threshold if level else torch.ones_like(module.scores, dtype=torch.bool)
             module.scores.copy_(scores_of_mask(prune_further(module.weight, kept, fraction)))
-            set_threshold(model, name, THETA)
+            module.threshold.fill_(THETA)
         for name, parameter in backbone_of(model).named_parameters():
             if name in self._start:
                 parameter.copy_(self._start[name])
@@ -188,9 +156,8 @@ class IterativePruning(_MaskHook):
 @contextmanager
 def _put_back(model: nn.Module) -> Iterator[None]:
     """Give the masked modules of `model` their scores and thresholds back after the block."""
-    modules = [one for one in model.modules() if isinstance(one, MaskedLinear | MaskedEmbedding)]
-    tensors = {id(tensor): tensor for one in modules for tensor in (one.scores, one.threshold)}  # a decoder shares both
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    tensors = [tensor for one in masked_modules(model).values() for tensor in (one.scores, one.threshold)]
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:

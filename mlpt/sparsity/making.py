@@ -65,19 +65,21 @@ def magnitude_masks(
     scope  "local" (as published): `sparsity` in each matrix; "global": over all of them together.
     Raises `UserError` for a bad sparsity, weights that are not finite, or a matrix that would be emptied.
     """
-    check_sparsity(sparsity)
     magnitudes = {name: _magnitude(name, weight) for name, weight in weights.items()}
-    if scope == "global":
-        sizes = [magnitude.numel() for magnitude in magnitudes.values()]
-        joined = torch.cat([magnitude.reshape(-1) for magnitude in magnitudes.values()])
-        parts = (~lowest(joined, pruned_count(len(joined), sparsity, rounding), ties)).split(sizes)
-        masks = {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
-    else:
-        masks = {
-            name: ~lowest(magnitude, pruned_count(magnitude.numel(), sparsity, rounding), ties)
-            for name, magnitude in magnitudes.items()
-        }
-    return refuse_empty(masks, sparsity)
+    return refuse_empty(largest(magnitudes, sparsity, scope, rounding, ties), sparsity)
+
+
+def largest(
+    values: Mapping[str, Tensor], sparsity: float, scope: Scope, rounding: Rounding = "floor", ties: Ties = "exact"
+) -> dict[str, Tensor]:
+    """Bool masks by name, True at the largest `values`: of magnitudes, or of the importance of heads or neurons."""
+    if scope == "local":
+        counts = {name: pruned_count(one.numel(), sparsity, rounding) for name, one in values.items()}
+        return {name: ~lowest(one, counts[name], ties) for name, one in values.items()}
+    joined = torch.cat([one.reshape(-1) for one in values.values()])
+    parts = ~lowest(joined, pruned_count(len(joined), sparsity, rounding), ties)
+    split = parts.split([one.numel() for one in values.values()])
+    return {name: part.view(one.shape) for (name, one), part in zip(values.items(), split, strict=True)}
 
 
 def random_masks(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
-from mlpt.models.masked import THETA, masked_modules, set_threshold
+from mlpt.models.masked import THETA, Masked, masked_modules
 from mlpt.randomness import numpy_generator
 from mlpt.sparsity.making import Ties, check_sparsity, lowest, magnitude_masks, pruned_count, random_masks
+from mlpt.sparsity.structured import kind_of
 
 Init = Literal["magnitude", "random", "magnitude_and_random", "double_uniform", "free"]
 
@@ -102,12 +103,22 @@ def at_threshold(scores: Tensor, count: int, threshold: float) -> Tensor:
 def reset_thresholds(model: nn.Module, sparsity: float | Mapping[str, int], ties: Ties = "exact") -> None:
     """Bring every masked matrix back to its sparsity, in place, by its own threshold (local, as published).
 
+    Heads compete with those of all layers, and so do neurons: they have one threshold (global, as published).
+
     sparsity  one for all matrices, or the count of pruned weights of each by name (what a mask file or a global cut
               gave them). Raises `UserError` when ties empty a matrix.
     """
+    competing: dict[str, list[Masked]] = {}
     for name, module in masked_modules(model).items():
-        size = module.scores.numel()
-        count = sparsity[name] if isinstance(sparsity, Mapping) else pruned_count(size, sparsity)
-        set_threshold(model, name, exact_threshold(module.scores, count, ties, module.weight.abs()))
-        if not bool((module.scores > module.threshold).any()):
-            raise UserError(f"tied scores leave no weight of '{name}'; set mask.ties=exact, or lower the sparsity")
+        in_groups = kind_of(name) if module.scores.dim() == 1 else None
+        competing.setdefault(in_groups or name, []).append(module)
+    for name, modules in competing.items():
+        scores = torch.cat([module.scores.reshape(-1) for module in modules])
+        magnitude = modules[0].weight.abs().reshape(-1) if modules[0].scores.dim() > 1 else None
+        count = sparsity[name] if isinstance(sparsity, Mapping) else pruned_count(len(scores), sparsity)
+        theta = exact_threshold(scores, count, ties, magnitude)
+        if not bool((scores > theta).any()):
+            raise UserError(f"tied scores leave no weight of '{name}'; set masks.ties=exact, or lower the sparsity")
+        for module, own in zip(modules, scores.split([module.scores.numel() for module in modules]), strict=True):
+            module.scores.copy_(own.view_as(module.scores))
+            module.threshold.fill_(theta)

@@ -1,4 +1,4 @@
-"""Structured masks: whole attention heads and FFN neurons (TAMT's structured path), and a physically smaller model.
+"""Heads and FFN neurons as what is masked (TAMT's structured path), and a physically smaller model.
 
 A head or neuron is masked at the input of the linear layer that reads it. The cut is global: over the heads, or over
 the neurons, of all layers together, as in the published code.
@@ -6,7 +6,8 @@ the neurons, of all layers together, as in the published code.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,33 +16,55 @@ import torch
 from torch import Tensor, nn
 
 from mlpt.errors import UserError
-from mlpt.models.masked import (
-    THETA,
-    GroupMaskedLinear,
-    attach_group_scores,
-    backbone_of,
-    group_masked_modules,
-    remove_scores,
-)
+from mlpt.models.masked import backbone_of, over_features, over_weight, remove_scores
 from mlpt.outputs import write_file
-from mlpt.sparsity.making import check_sparsity, lowest, pruned_count
-from mlpt.sparsity.scores import scores_of_mask
 
 Kind = Literal["heads", "neurons"]
-GROUP_FILES: dict[Kind, str] = {"heads": "head_mask.npy", "neurons": "ffn_mask.npy"}  # the published names
-_READS = {
-    "heads": re.compile(r".*layer\.\d+\.attention\.output\.dense"),
-    "neurons": re.compile(r".*layer\.\d+\.output\.dense"),
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Groups of features with one score each: which linear layer of an encoder layer reads them, and which write them.
+
+    reader   whose input features they are; its columns are masked.
+    writers  whose output features they are; the last one's outputs are what is read.
+    count    what the model's configuration calls the number of groups in a layer.
+    file     the published name of a mask file.
+    """
+
+    reader: str
+    writers: tuple[str, ...]
+    count: str
+    file: str
+
+    def matches(self, weight: str) -> bool:
+        """Whether the weight of that name is a reader's."""
+        return re.fullmatch(rf".*layer\.\d+\.{re.escape(self.reader)}\.weight", weight) is not None
+
+
+GRANULARITIES: dict[Kind, Granularity] = {
+    "heads": Granularity(
+        "attention.output.dense",
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "num_attention_heads",
+        "head_mask.npy",
+    ),
+    "neurons": Granularity("output.dense", ("intermediate.dense",), "intermediate_size", "ffn_mask.npy"),
 }
 
 
-def readers(model: nn.Module, kind: Kind) -> dict[str, nn.Linear]:
-    """The linear layer of each encoder layer that reads the heads (or neurons), by module name, in layer order.
+def kind_of(weight: str) -> Kind | None:
+    """The kind of groups that the weight of that name reads; None: none."""
+    return next((kind for kind, groups in GRANULARITIES.items() if groups.matches(weight)), None)
+
+
+def readers(model: nn.Module, kind: Kind) -> dict[str, Tensor]:
+    """The weight in each encoder layer that reads the heads (or neurons), by its name, in layer order.
 
     Raises `UserError` for a model that is not built like BERT or RoBERTa.
     """
-    named = backbone_of(model).named_modules()
-    found = {name: m for name, m in named if isinstance(m, nn.Linear) and _READS[kind].fullmatch(name)}
+    named = ((f"{name}.weight", m) for name, m in backbone_of(model).named_modules() if isinstance(m, nn.Linear))
+    found = {name: module.weight for name, module in named if GRANULARITIES[kind].matches(name)}
     if not found:
         raise UserError(f"{kind} can be pruned in BERT- and RoBERTa-like models only")
     return found
@@ -49,72 +72,59 @@ def readers(model: nn.Module, kind: Kind) -> dict[str, nn.Linear]:
 
 def group_count(model: nn.Module, kind: Kind) -> int:
     """Heads, or FFN neurons, of a layer."""
-    config = backbone_of(model).config
-    return config.num_attention_heads if kind == "heads" else config.intermediate_size
+    count: int = getattr(backbone_of(model).config, GRANULARITIES[kind].count)
+    return count
 
 
 @torch.no_grad()
-def importance(model: nn.Module, kind: Kind) -> Tensor:
-    """(layers, groups) float32: norm of what writes a head (its values) or neuron times the norm of what reads it."""
-    modules, rows = dict(backbone_of(model).named_modules()), []
+def importance(model: nn.Module, kind: Kind) -> dict[str, Tensor]:
+    """(groups,) float32 by reader's weight: norm of a head's (values') or neuron's writer times norm of its reader."""
+    modules, found = dict(backbone_of(model).named_modules()), {}
     groups = group_count(model, kind)
-    for name, reader in readers(model, kind).items():
-        layer = name.removesuffix(".attention.output.dense").removesuffix(".output.dense")
-        writer = modules[f"{layer}.attention.self.value" if kind == "heads" else f"{layer}.intermediate.dense"]
+    for name, weight in readers(model, kind).items():
+        writer = modules[name.replace(f"{GRANULARITIES[kind].reader}.weight", GRANULARITIES[kind].writers[-1])]
         written = writer.weight.view(groups, -1).norm(dim=1)
-        read = reader.weight.t().reshape(groups, -1).norm(dim=1)  # (in, out) rows of a group, joined
-        rows.append(written * read)
-    return torch.stack(rows).float().cpu()
+        read = weight.t().reshape(groups, -1).norm(dim=1)  # (in, out) rows of a group, joined
+        found[name] = (written * read).float().cpu()
+    return found
 
 
-def group_mask(scores: Tensor, sparsity: float) -> Tensor:
-    """(layers, groups) bool: the floor(n * sparsity) smallest `scores` over all layers are pruned; ties by position."""
-    check_sparsity(sparsity)
-    return ~lowest(scores, pruned_count(scores.numel(), sparsity))
+def drawn_importance(model: nn.Module, kind: Kind, generator: torch.Generator) -> dict[str, Tensor]:
+    """The same in [0, 1) at random, so that a cut through it is one at random."""
+    names = readers(model, kind)
+    return dict(zip(names, torch.rand((len(names), group_count(model, kind)), generator=generator), strict=True))
 
 
-def random_group_mask(shape: tuple[int, int], sparsity: float, generator: torch.Generator) -> Tensor:
-    """(layers, groups) bool with floor(n * sparsity) groups pruned at random over all layers."""
-    return group_mask(torch.rand(shape, generator=generator), sparsity)
+def by_weight(model: nn.Module, kind: Kind, kept: Tensor) -> dict[str, Tensor]:
+    """The rows of `kept` (layers, groups) by reader's weight. Raises `UserError` for another number of either."""
+    names = readers(model, kind)
+    expected = (len(names), group_count(model, kind))
+    if tuple(kept.shape) != expected:
+        raise UserError(f"the {kind} mask is {tuple(kept.shape)} and the model has {expected} (layers, {kind})")
+    return dict(zip(names, kept, strict=True))
 
 
-def attach_groups(model: nn.Module, kind: Kind, scores: Tensor, threshold: float = THETA) -> None:
-    """Mask heads or neurons by `scores` (layers, groups), trainable and straight-through; in place."""
-    named = readers(model, kind)
-    expected = (len(named), group_count(model, kind))
-    if tuple(scores.shape) != expected:
-        raise UserError(f"the {kind} mask is {tuple(scores.shape)} and the model has {expected} (layers, {kind})")
-    attach_group_scores(model, {f"{n}.weight": row for n, row in zip(named, scores.float(), strict=True)}, threshold)
+def over_weights(model: nn.Module, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`rows` (groups,) of scores or masks, each in the shape of its weight."""
+    named = {f"{name}.weight": module for name, module in backbone_of(model).named_modules()}
+    return {name: over_weight(row, named[name].weight) for name, row in rows.items()}
 
 
-def attach_group_mask(model: nn.Module, kind: Kind, mask: Tensor) -> None:
-    """Mask heads or neurons by a bool (layers, groups) `mask`: kept 0.02, pruned 0, threshold 0.01, as published."""
-    attach_groups(model, kind, scores_of_mask(mask))
+def whole_groups(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[Kind, Tensor]:
+    """(layers, groups) bool of each kind, True = kept, where `masks` prune whole heads and neurons alone; else {}.
 
-
-@torch.no_grad()
-def current_group_mask(model: nn.Module, kind: Kind) -> Tensor | None:
-    """(layers, groups) bool on the CPU; None when this kind is not masked."""
-    masked = _masked(model, kind)
-    return torch.stack([m.scores > m.threshold for m in masked]).cpu() if masked else None
-
-
-@torch.no_grad()
-def reset_group_thresholds(model: nn.Module, kind: Kind, sparsity: float) -> None:
-    """One threshold for all layers, so that exactly floor(n * sparsity) heads or neurons are pruned, in place."""
-    masked = _masked(model, kind)
-    scores = torch.stack([m.scores for m in masked])
-    pruned = lowest(scores, pruned_count(scores.numel(), sparsity))
-    theta = scores[pruned].max() if pruned.any() else scores.new_tensor(-torch.inf)
-    above = torch.nextafter(theta, torch.full_like(theta, torch.inf))
-    for module, gone in zip(masked, pruned, strict=True):
-        module.scores.copy_(torch.where(gone, module.scores, module.scores.clamp(min=above)))
-        module.threshold.fill_(theta)
-
-
-def _masked(model: nn.Module, kind: Kind) -> list[GroupMaskedLinear]:
-    named = group_masked_modules(model)
-    return [module for name, module in named.items() if _READS[kind].fullmatch(name.removesuffix(".weight"))]
+    masks  bool in their weights' shapes, by `model`'s own weight names.
+    """
+    found: dict[Kind, Tensor] = {}
+    for kind in {kind_of(name): None for name in masks}:
+        names = readers(model, kind) if kind is not None else {}
+        if kind is None or not masks.keys() >= names.keys():
+            return {}
+        parts = torch.stack([masks[name].unflatten(1, (group_count(model, kind), -1)) for name in names])
+        found[kind] = parts.all(dim=(1, 3))  # of (layers, out, groups, features)
+        if not torch.equal(found[kind], parts.any(dim=(1, 3))):
+            return {}
+    return found
 
 
 def save_group_mask(mask: Tensor, path: str | Path) -> None:
@@ -122,15 +132,6 @@ def save_group_mask(mask: Tensor, path: str | Path) -> None:
     content = io.BytesIO()
     np.save(content, mask.float().numpy(), allow_pickle=False)
     write_file(Path(path), content.getvalue())
-
-
-def save_groups(model: nn.Module, kinds: Sequence[Kind], folder: Path) -> None:
-    """Write the structured masks in force, one file a kind, into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in kinds:
-        mask = current_group_mask(model, kind)
-        if mask is not None:
-            save_group_mask(mask, folder / GROUP_FILES[kind])
 
 
 def load_group_mask(path: str | Path) -> Tensor:
@@ -156,46 +157,26 @@ def load_group_mask(path: str | Path) -> Tensor:
 
 
 @torch.no_grad()
-def shrink(model: nn.Module, heads: Tensor | None = None, neurons: Tensor | None = None) -> None:
+def shrink(model: nn.Module, kept: Mapping[Kind, Tensor]) -> None:
     """Cut pruned heads and neurons out of a dense model's weights, in place: the same function, smaller matrices.
 
-    heads, neurons  bool (layers, groups), True = kept. A layer that loses all its heads (or neurons) keeps one whose
-    output is zero, because stock attention needs one.
+    kept  bool (layers, groups), True = kept. A layer that loses all its heads (or neurons) keeps one whose output is
+          zero, because stock attention needs one.
     """
     remove_scores(model)
-    backbone = backbone_of(model)
-    modules = dict(backbone.named_modules())
-    for kind, mask in (("heads", heads), ("neurons", neurons)):
-        if mask is None:
-            continue
-        named = readers(backbone, kind)  # type: ignore[arg-type]
-        expected = (len(named), group_count(backbone, kind))  # type: ignore[arg-type]
-        if tuple(mask.shape) != expected:
-            raise UserError(f"the {kind} mask is {tuple(mask.shape)} and the model has {expected} (layers, {kind})")
-        for name, kept in zip(named, mask, strict=True):
-            layer = modules[name.removesuffix(".attention.output.dense").removesuffix(".output.dense")]
-            _shrink_heads(layer, kept) if kind == "heads" else _shrink_neurons(layer, kept)
-
-
-def _shrink_heads(layer: Any, kept: Tensor) -> None:
-    attention, reader = layer.attention.self, layer.attention.output.dense
-    size = attention.attention_head_size
-    rows = _rows(kept).repeat_interleave(size) * size + torch.arange(size).repeat(max(1, int(kept.sum())))
-    for part in (attention.query, attention.key, attention.value):
-        _keep_outputs(part, rows)
-    _keep_inputs(reader, rows, silent=not bool(kept.any()))
-    attention.num_attention_heads = len(rows) // size
-    attention.all_head_size = len(rows)
-
-
-def _shrink_neurons(layer: Any, kept: Tensor) -> None:
-    rows = _rows(kept)
-    _keep_outputs(layer.intermediate.dense, rows)
-    _keep_inputs(layer.output.dense, rows, silent=not bool(kept.any()))
-
-
-def _rows(kept: Tensor) -> Tensor:
-    return kept.nonzero().squeeze(1) if kept.any() else torch.zeros(1, dtype=torch.int64)
+    modules: dict[str, Any] = dict(backbone_of(model).named_modules())
+    for kind, mask in kept.items():
+        groups = GRANULARITIES[kind]
+        for name, row in by_weight(model, kind, mask).items():
+            layer, reader = name.removesuffix(f".{groups.reader}.weight"), modules[name.removesuffix(".weight")]
+            staying = row if row.any() else torch.arange(len(row)) == 0
+            features = over_features(staying, reader.in_features).nonzero().squeeze(1)
+            for writer in groups.writers:
+                _keep_outputs(modules[f"{layer}.{writer}"], features)
+            _keep_inputs(reader, features, silent=not bool(row.any()))
+            if kind == "heads":
+                attention = modules[f"{layer}.attention.self"]
+                attention.num_attention_heads, attention.all_head_size = int(staying.sum()), len(features)
 
 
 def _keep_outputs(linear: nn.Linear, rows: Tensor) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_bert import mask_groups
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from mlpt.downstream.finetune import finetune
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.run import run_multitask
 from mlpt.errors import UserError
-from mlpt.sparsity.artefacts import fit, zero_pruned
-from mlpt.sparsity.beside import groups_beside, read_masks
+from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
 from mlpt.sparsity.commands import prune
-from mlpt.sparsity.structured import attach_group_mask
+from mlpt.sparsity.structured import load_group_mask
 from mlpt.tasks import OwnTask, TaskSource
 
 
@@ -156,13 +156,13 @@ def test_a_model_is_fine_tuned_under_the_masks_beside_it_unless_it_is_to_be_dens
     (result,) = finetune(settings(tmp_path / "out", model=str(model), max_steps=4), said.append)
     assert any("under the masks beside the model" in line for line in said)
     backbone = AutoModelForMaskedLM.from_pretrained(model)
-    masks = {name: m for name, m in fit(read_masks(model, backbone), backbone).items() if ".output.dense" in name}
+    masks = {name: m for name, m in fit(load_masks(model), backbone).items() if ".output.dense" in name}
     tuned = weights_of(Path(result.folder) / "model")
     assert not any(tuned[name][~mask].any() for name, mask in masks.items())
     assert any(tuned[name].any() for name in masks)
     # The fine-tuned folder keeps its masks, so that going on from it keeps the zeros too.
     again = AutoModelForSequenceClassification.from_pretrained(Path(result.folder) / "model")
-    kept = fit(read_masks(Path(result.folder) / "model", again), again)
+    kept = fit(load_masks(Path(result.folder) / "model"), again)
     assert all(torch.equal(kept[name], mask) for name, mask in masks.items())
     (dense,) = finetune(settings(tmp_path / "dense", model=str(model), max_steps=4, dense=True), quiet)
     assert dense.masks is None
@@ -173,8 +173,9 @@ def test_a_model_is_fine_tuned_under_the_masks_beside_it_unless_it_is_to_be_dens
 def test_pruned_columns_compute_what_a_structured_mask_computes(tiny_model, tmp_path, structured):
     model = pruned_model(tiny_model, tmp_path / "model", structured)
     columns, grouped = (AutoModelForMaskedLM.from_pretrained(model).eval() for _ in range(2))
-    zero_pruned(columns, fit(read_masks(model, columns), columns))
-    attach_group_mask(grouped, structured, groups_beside(model)[structured])
+    zero_pruned(columns, fit(load_masks(model), columns))
+    published = {"heads": "head_mask.npy", "neurons": "ffn_mask.npy"}[structured]
+    mask_groups(grouped, **{structured: load_group_mask(model / published)})
     tokens = torch.arange(5, 25).view(2, 10)
     torch.testing.assert_close(columns(tokens).logits, grouped(tokens).logits)
 

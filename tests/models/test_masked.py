@@ -1,5 +1,7 @@
 """Masked weights. Vectors: specs/self-evolution_tamt.md, B1, B2."""
 
+import copy
+
 import higher
 import pytest
 import torch
@@ -18,7 +20,6 @@ from mlpt.models.masked import (
     masked_modules,
     remove_scores,
     scores_of,
-    set_threshold,
     set_trainable,
 )
 from mlpt.sparsity.scores import initial_scores
@@ -147,8 +148,22 @@ def test_the_tied_decoder_stays_dense_by_default_and_is_masked_by_the_switch():
     mask = current_masks(masked)["bert.embeddings.word_embeddings.weight"]
     torch.testing.assert_close(masked.cls.predictions.decoder(hidden), hidden @ (table * mask).t() + decoder.bias)
     assert len(masked_modules(masked)) == len(masked_modules(dense)) == 14
-    set_threshold(masked, "bert.embeddings.word_embeddings.weight", 1.0)
+    masked_modules(masked)["bert.embeddings.word_embeddings.weight"].threshold.fill_(1.0)
     torch.testing.assert_close(masked.cls.predictions.decoder(hidden), decoder.bias.expand(3, -1))
+
+
+def test_the_decoder_s_threshold_is_the_embeddings_wherever_the_model_goes():
+    """Another dtype or device makes new buffers, and a checkpoint fills those of the embeddings."""
+    model = masked_bert(decoder="masked").double()
+    state = model.state_dict()
+    state["bert.embeddings.word_embeddings.threshold"].fill_(1.0)
+    model.load_state_dict(state)
+    decoder = model.cls.predictions.decoder
+    bias = decoder.bias.expand(3, -1)
+    torch.testing.assert_close(decoder(torch.randn(3, 32, dtype=torch.float64)), bias)
+    moved = copy.deepcopy(model)
+    moved.bert.embeddings.word_embeddings.threshold.fill_(0)
+    assert not torch.equal(moved.cls.predictions.decoder(torch.ones(3, 32, dtype=torch.float64)), bias)
 
 
 def test_only_scores_and_the_head_change_in_mlm_mask_training():
@@ -179,8 +194,9 @@ def test_weights_scores_and_heads_are_separately_trainable():
                 assert parameter.requires_grad == (kind == chosen), name
 
 
-def test_removing_scores_brings_the_dense_model_back():
-    model, plain = masked_bert(), tiny_bert()
+@pytest.mark.parametrize("decoder", ["dense", "masked"])
+def test_removing_scores_brings_the_dense_model_back(decoder):
+    model, plain = masked_bert(decoder=decoder), tiny_bert()
     remove_scores(model)
     tokens = token_batch()
     assert torch.equal(model(tokens).logits, plain(tokens).logits)
@@ -248,6 +264,10 @@ def test_a_pattern_without_a_match_and_scores_of_another_model_are_refused_in_on
         attach_scores(model, {"bert.absent.weight": torch.zeros(2, 2)})
     with pytest.raises(UserError, match="in the masks and"):
         attach_scores(model, {"bert.encoder.layer.0.output.dense.weight": torch.zeros(2, 2)})
+    with pytest.raises(UserError, match="in the masks and"):
+        attach_scores(model, {"bert.encoder.layer.0.output.dense.weight": torch.zeros(5)})  # of 64 input features
+    with pytest.raises(UserError, match="in the masks and"):
+        attach_scores(model, {"bert.embeddings.word_embeddings.weight": torch.zeros(8)})  # read by nothing
 
 
 @pytest.mark.parametrize(

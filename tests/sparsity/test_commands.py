@@ -49,8 +49,8 @@ def test_exports_are_loadable_and_say_how(model, tmp_path):
     zeros = AutoModelForMaskedLM.from_pretrained(tmp_path / "dense").bert.encoder.layer[0].output.dense.weight == 0
     assert float(zeros.float().mean()) == 0.5
     assert load_masks(tmp_path / "dense").description.method == "magnitude"
-    neurons = prune(model, "magnitude", 0.5, str(tmp_path / "groups"), structured="neurons")["file"]
-    heads = prune(model, "random", 0.5, str(tmp_path / "groups"), structured="heads")["file"]
+    neurons = prune(model, "magnitude", 0.5, str(tmp_path / "neurons.npy"), structured="neurons")["file"]
+    heads = prune(model, "random", 0.5, str(tmp_path / "heads.npy"), structured="heads")["file"]
     assert int(np.load(heads).sum()) == 4
     made = export_files(model, str(tmp_path / "small"), heads=heads, neurons=neurons)
     assert made["loader"].endswith("load_compact")
@@ -139,14 +139,61 @@ def test_a_model_is_exported_with_the_masks_beside_it_unless_it_is_to_be_dense(m
     assert torch.equal(AutoModelForMaskedLM.from_pretrained(tmp_path / "again").get_parameter(name), sparse)
 
 
-def test_masked_heads_and_neurons_beside_a_model_make_the_exported_one_smaller(model, tmp_path):
-    own = masked(model, tmp_path / "own", structured="heads")
-    prune(own, "magnitude", 0.5, own, structured="neurons")
-    made = export_files(own, str(tmp_path / "small"))
+@pytest.mark.parametrize("given", ["the artefact", "files of an earlier version", "named"])
+def test_masked_heads_make_the_exported_model_smaller(model, tmp_path, given):
+    heads = prune(model, "magnitude", 0.5, str(tmp_path / "heads.npy"), structured="heads")["file"]
+    if given == "named":
+        own, chosen = model, {"masks": prune(model, "magnitude", 0.5, str(tmp_path / "m"), structured="heads")["file"]}
+    elif given == "the artefact":
+        own, chosen = masked(model, tmp_path / "own", structured="heads"), {}
+    else:
+        own, chosen = str(shutil.copytree(model, tmp_path / "own")), {}
+        shutil.copy(heads, Path(own, "head_mask.npy"))
+    made = export_files(own, str(tmp_path / "small"), **chosen)
     assert made["parameters"] < made["parameters_before"]
-    assert load_compact(tmp_path / "small")(token_batch()).logits.shape[-1] == 101
+    export_files(model, str(tmp_path / "same"), heads=heads)
+    found, expected = (load_compact(tmp_path / one)(token_batch()).logits for one in ("small", "same"))
+    assert torch.equal(found, expected)
     whole = export_files(own, str(tmp_path / "whole"), dense=True)
     assert whole["density"] == 1.0
+
+
+def test_heads_and_neurons_of_an_earlier_version_act_together(model, tmp_path):
+    own = str(shutil.copytree(model, tmp_path / "own"))
+    prune(model, "magnitude", 0.5, str(Path(own, "head_mask.npy")), structured="heads")
+    prune(model, "magnitude", 0.25, str(Path(own, "ffn_mask.npy")), structured="neurons")
+    masks = load_masks(own, tiny_bert()).masks
+    assert [mask.shape for mask in masks.values()] == [(32, 32)] * 2 + [(32, 64)] * 2
+    pruned = [
+        sum(int((~mask[0]).sum()) for mask in pair) for pair in (list(masks.values())[:2], list(masks.values())[2:])
+    ]
+    assert pruned == [4 * 8, 32]  # 4 of 8 heads of 8 features, a quarter of 128 neurons
+    assert export_files(own, str(tmp_path / "small"))["parameters"] < 30_000
+
+
+def test_masks_of_heads_are_an_artefact_like_those_of_weights(model, tmp_path):
+    """With a hash, a place in comparisons and the published forms, there and back."""
+    file = prune(model, "magnitude", 0.5, str(tmp_path / "heads"), structured="heads")["file"]
+    other = prune(model, "random", 0.5, str(tmp_path / "other"), structured="heads")["file"]
+    published = prune(model, "magnitude", 0.5, str(tmp_path / "heads.npy"), structured="heads")["file"]
+    assert np.array_equal(np.load(tmp_path / "heads" / "head_mask.npy"), np.load(published))
+    kept = [np.load(tmp_path / one / "head_mask.npy") > 0 for one in ("heads", "other")]
+    shared = [(a & b).sum() / (a | b).sum() for a, b in zip(*kept, strict=True)]
+    assert compare_files([file, other]).means[0][1] == pytest.approx(sum(shared) / 2)
+    (shown,) = show([file])
+    assert shown["density"] == 0.5
+    tiny_bert(seed=1).save_pretrained(tmp_path / "stranger")
+    with pytest.raises(UserError, match="another base model"):
+        export_files(str(tmp_path / "stranger"), str(tmp_path / "out"), masks=file)
+
+    convert(published, str(tmp_path / "again"), model=model)
+    convert(str(tmp_path / "again"), str(tmp_path / "mask.pt"))
+    convert(str(tmp_path / "mask.pt"), str(tmp_path / "back.npy"), model=model)
+    assert np.array_equal(np.load(tmp_path / "back.npy"), np.load(published))
+    assert load_masks(tmp_path / "again").description.base_hash == shown["base_hash"]
+    weights = prune(model, "magnitude", 0.5, str(tmp_path / "weights"))["file"]
+    with pytest.raises(UserError, match=r"no\.npy would be a mask of heads, or of neurons"):
+        convert(weights, str(tmp_path / "no.npy"), model=model)
 
 
 def test_evaluation_takes_the_masks_beside_the_model_and_may_take_every_block(small_blocks, tmp_path):
@@ -190,7 +237,7 @@ def test_a_head_mask_that_cannot_be_read_says_why(model, tmp_path, content, says
 
 
 def test_a_head_mask_among_masks_of_weights_is_said_to_be_one(model, tmp_path):
-    heads = prune(model, "magnitude", 0.5, str(tmp_path), structured="heads")["file"]
+    heads = prune(model, "magnitude", 0.5, str(tmp_path / "heads.npy"), structured="heads")["file"]
     with pytest.raises(UserError, match="is a mask of heads or neurons"):
         compare_files([heads, heads])
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_bert import VOCABULARY, tiny_bert, tiny_encoder_of, tiny_roberta, token_batch
+from tiny_bert import VOCABULARY, mask_groups, tiny_bert, tiny_encoder_of, tiny_roberta, token_batch
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from mlpt.data.batch import Batch
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
-from mlpt.models.masked import attach_scores, maskable_weights, masked_modules
+from mlpt.models.masked import attach_scores, current_masks, maskable_weights, masked_modules
 from mlpt.objectives import make_objectives
 from mlpt.objectives.distill import Distillation
 from mlpt.objectives.mlm import MaskedLM
 from mlpt.randomness import torch_generator
-from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, zero_pruned
+from mlpt.sparsity.artefacts import MaskFile, base_hash, fit, load_masks, save_masks, zero_pruned
 from mlpt.sparsity.evaluate import evaluate_pretraining
 from mlpt.sparsity.export import (
     as_exported,
@@ -30,7 +30,6 @@ from mlpt.sparsity.export import (
 )
 from mlpt.sparsity.making import magnitude_masks
 from mlpt.sparsity.scores import scores_of_mask
-from mlpt.sparsity.structured import attach_group_mask, random_group_mask, save_groups
 
 
 def masks_of(model, sparsity=0.7) -> MaskFile:
@@ -72,12 +71,12 @@ def test_a_dense_export_refuses_masks_of_another_model(tmp_path):
 
 def test_equal_neuron_counts_give_a_folder_for_stock_transformers(tmp_path):
     neurons = torch.arange(64).expand(2, 64) % 2 == 0
-    made = export_compact(tiny_bert(), tmp_path, neurons=neurons)
+    made = export_compact(tiny_bert(), tmp_path, {"neurons": neurons})
     assert made["loader"] == "transformers.AutoModelForMaskedLM"
     assert made["parameters"] < made["parameters_before"]
     assert json.loads((tmp_path / "config.json").read_text())["intermediate_size"] == 32
     masked = tiny_bert()
-    attach_group_mask(masked, "neurons", neurons)
+    mask_groups(masked, neurons=neurons)
     tokens = token_batch()
     torch.testing.assert_close(AutoModelForMaskedLM.from_pretrained(tmp_path)(tokens).logits, masked(tokens).logits)
     with pytest.raises(UserError, match="AutoModelForMaskedLM"):
@@ -86,12 +85,11 @@ def test_equal_neuron_counts_give_a_folder_for_stock_transformers(tmp_path):
 
 def test_other_shapes_give_a_folder_for_the_stated_loader(tmp_path):
     heads = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
-    neurons = random_group_mask((2, 64), 0.6, torch.Generator().manual_seed(1))
-    made = export_compact(tiny_bert(), tmp_path, heads, neurons)
+    neurons = torch.rand(2, 64, generator=torch.Generator().manual_seed(1)) > 0.6
+    made = export_compact(tiny_bert(), tmp_path, {"heads": heads, "neurons": neurons})
     assert made["loader"] == "mlpt.sparsity.export.load_compact"
     masked = tiny_bert()
-    attach_group_mask(masked, "heads", heads)
-    attach_group_mask(masked, "neurons", neurons)
+    mask_groups(masked, heads=heads, neurons=neurons)
     loaded, tokens = load_compact(tmp_path), token_batch()
     torch.testing.assert_close(loaded(tokens).logits, masked(tokens).logits)
     assert sum(parameter.numel() for parameter in loaded.parameters()) == made["parameters"]
@@ -106,11 +104,10 @@ def test_the_latency_of_a_run_is_that_of_the_smaller_model(tmp_path):
         "heads": torch.tensor([[1, 0, 0, 1], [0, 1, 1, 1]]).bool(),
         "neurons": torch.arange(128).view(2, 64) % 3 > 0,
     }
-    for kind, mask in kept.items():
-        attach_group_mask(masked, kind, mask)
+    mask_groups(masked, **kept)
     masked.save(tmp_path)
     dense = sum(parameter.numel() for parameter in as_exported(tmp_path).parameters())
-    save_groups(masked, ["heads", "neurons"], tmp_path)
+    save_masks(MaskFile.of(current_masks(masked), "trained"), tmp_path)
     smaller, tokens = as_exported(tmp_path), token_batch()
     torch.testing.assert_close(smaller(tokens).logits, masked.backbone.eval()(tokens).logits)
     gone = 3 * 8 * 32 * 4 + 3 * 8 * 3 + 43 * (2 * 32 + 1)  # 3 heads of 8 (biases but the output's), 43 neurons

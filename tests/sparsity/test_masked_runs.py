@@ -13,8 +13,9 @@ from transformers import AutoModelForMaskedLM
 
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.data.prepare import DataConfig, prepare
+from mlpt.errors import UserError
 from mlpt.meta.learner import MetaLearner
-from mlpt.models.masked import THETA, attach_scores, current_masks, scores_of, set_threshold
+from mlpt.models.masked import THETA, attach_scores, current_masks, masked_modules
 from mlpt.run.build import arms_in, build_model, open_sources, run_rank
 from mlpt.run.launch import pretrain
 from mlpt.run.saved import resolve_model
@@ -22,6 +23,7 @@ from mlpt.settings import load_settings
 from mlpt.sparsity.artefacts import base_hash, fit, load_masks
 from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.scores import scores_of_mask
+from mlpt.sparsity.structured import load_group_mask, whole_groups
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.evaluate import held_out_losses
 from mlpt.training.group import Group
@@ -126,6 +128,9 @@ def test_mask_training_leaves_the_base_untouched_and_masks_exact_beside_it(block
 WORD = "bert.encoder.layer.0.output.dense.weight"
 
 
+STRUCTURED = {"structured": "both", "sparsity": 0.5, "train": ["scores", "heads"]}
+
+
 @pytest.mark.parametrize("values", [{"masks": MASKS}, KD], ids=["tamt_mlm", "tamt_kd"])
 def test_a_killed_mask_training_resumes_bit_for_bit(blocks, dense, tmp_path, values):
     run(blocks, tmp_path / "whole", dense, **values)
@@ -173,6 +178,23 @@ def test_iterative_pruning_runs_in_the_loop_and_its_masks_belong_to_the_pretrain
         assert fit(saved, base)
         assert saved.description.density == pytest.approx(1 - float(level), abs=1e-3)
         assert saved.description.method == "imp"
+
+
+def test_trained_masks_of_heads_and_neurons_are_an_artefact_of_their_base(blocks, dense, tmp_path):
+    run(blocks, tmp_path, dense, masks=STRUCTURED, train={"optimizer": {"lr": 2e-2}})
+    base, stranger = (AutoModelForMaskedLM.from_pretrained(dense) for _ in range(2))
+    with torch.no_grad():
+        stranger.bert.encoder.layer[0].output.dense.weight.add_(1)
+    found = []
+    for folder in (tmp_path / "model", tmp_path / "masks" / "step_5"):
+        saved = load_masks(folder)
+        with pytest.raises(UserError, match="another base model"):
+            fit(saved, stranger)
+        found.append(whole_groups(base, fit(saved, base)))
+        for kind, name in (("heads", "head_mask.npy"), ("neurons", "ffn_mask.npy")):
+            assert torch.equal(found[-1][kind], load_group_mask(folder / name))
+            assert int((~found[-1][kind]).sum()) == found[-1][kind].numel() // 2
+    assert not torch.equal(found[0]["neurons"], found[1]["neurons"])
 
 
 @pytest.mark.parametrize("lag", [0, 3])
@@ -263,9 +285,9 @@ def test_the_best_is_measured_on_the_masks_that_are_saved_with_it(blocks, dense,
     trained = {name: mask.clone() for name, mask in current_masks(model).items()}
     saved = load_masks(tmp_path / "masks" / f"step_{best}").masks
     assert any(not torch.equal(mask, trained[name]) for name, mask in saved.items())
-    for name, mask in saved.items():
-        scores_of(model)[name].data.copy_(scores_of_mask(mask))
-        set_threshold(model, name, THETA)
+    for name, module in masked_modules(model).items():
+        module.scores.data.copy_(scores_of_mask(saved[name]))
+        module.threshold.fill_(THETA)
     arms = arms_in(config, sources).every
     losses = held_out_losses(model, arms, sources, "dev", 2, 8, config.seed, Group())
     assert losses["mlm"] == pytest.approx(measured, rel=1e-6)
@@ -297,7 +319,7 @@ LEARNED = {"interval": 3, "lag": 2, "rules": {"mixture": {"rule": "mometas", "de
     [
         {**MASKS, "reset": {"interval": 2}},
         {"method": "imp", "train": ["weights", "heads"], "iterative": {"interval": 4, "levels": [0.2, 0.4, 0.6]}},
-        {"structured": "both", "sparsity": 0.5, "train": ["scores", "heads"]},
+        STRUCTURED,
     ],
     ids=["threshold reset", "tamt_imp", "structured"],
 )

@@ -3,34 +3,30 @@
 import numpy as np
 import pytest
 import torch
-from tiny_bert import tiny_bert, token_batch
+from tiny_bert import mask_groups, tiny_bert, token_batch
 
 from mlpt.errors import UserError
-from mlpt.models.masked import group_masked_modules, set_trainable
+from mlpt.models.masked import attach_scores, current_masks, masked_modules, scores_of
 from mlpt.sparsity.config import MaskConfig, mask_encoder, mask_hooks
-from mlpt.sparsity.structured import (
-    attach_group_mask,
-    current_group_mask,
-    group_mask,
-    importance,
-    load_group_mask,
-    random_group_mask,
-    reset_group_thresholds,
-    save_group_mask,
-    shrink,
-)
+from mlpt.sparsity.making import largest
+from mlpt.sparsity.scores import reset_thresholds
+from mlpt.sparsity.structured import importance, load_group_mask, save_group_mask, shrink, whole_groups
 
 HEADS = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
 
 
 def some_neurons() -> torch.Tensor:
-    return random_group_mask((2, 64), 0.5, torch.Generator().manual_seed(0))
+    return torch.rand(2, 64, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def pruned(model) -> dict[str, int]:
+    return {kind: int((~kept).sum()) for kind, kept in whole_groups(model, current_masks(model)).items()}
 
 
 def test_masking_a_head_silences_exactly_its_part_of_the_attention_output():
     model = tiny_bert()
     reference = tiny_bert()
-    attach_group_mask(model, "heads", HEADS)
+    mask_groups(model, heads=HEADS)
     with torch.no_grad():
         for layer, kept in zip(reference.bert.encoder.layer, HEADS, strict=True):
             layer.attention.output.dense.weight.mul_(kept.repeat_interleave(8).float())
@@ -39,29 +35,31 @@ def test_masking_a_head_silences_exactly_its_part_of_the_attention_output():
 
 
 def test_the_cut_is_global_over_the_layers():
-    scores = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
-    assert group_mask(scores, 0.5).tolist() == [[False] * 4, [True] * 4]
+    first, second = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    kept = largest({"first": first, "second": second}, 0.5, "global")
+    assert [kept["first"].tolist(), kept["second"].tolist()] == [[False] * 4, [True] * 4]
 
 
 def test_importance_is_the_norm_of_values_times_the_norm_of_their_reader():
     model = tiny_bert()
     layer = model.bert.encoder.layer[1]
     found = importance(model, "heads")
-    assert found.shape == (2, 4)
+    assert [values.shape for values in found.values()] == [(4,), (4,)]
     written = layer.attention.self.value.weight[8:16].norm()
     read = layer.attention.output.dense.weight[:, 8:16].norm()
-    torch.testing.assert_close(found[1, 1], (written * read).detach())
-    neurons = importance(model, "neurons")
+    reader = "bert.encoder.layer.1.attention.output.dense.weight"
+    torch.testing.assert_close(found[reader][1], (written * read).detach())
+    neurons = importance(model, "neurons")["bert.encoder.layer.1.output.dense.weight"]
     expected = layer.intermediate.dense.weight[5].norm() * layer.output.dense.weight[:, 5].norm()
-    torch.testing.assert_close(neurons[1, 5], expected.detach())
+    torch.testing.assert_close(neurons[5], expected.detach())
 
 
 def test_group_scores_train_straight_through_and_stay_exact():
     model = tiny_bert()
-    mask_encoder(MaskConfig(structured="both", sparsity=0.5), model, None, seed=0)
-    (hook,) = mask_hooks(MaskConfig(structured="both", sparsity=0.5), model, 0, None, None)
-    set_trainable(model, weights=False, scores=True, heads=False)
-    groups = group_masked_modules(model)
+    config = MaskConfig(structured="both", sparsity=0.5, train=("scores",))
+    mask_encoder(config, model, None, seed=0)
+    (hook,) = mask_hooks(config, model, 0, None, None)
+    groups = masked_modules(model)
     assert len(groups) == 4
     optimizer = torch.optim.SGD([module.scores for module in groups.values()], lr=1.0)
     tokens = token_batch()
@@ -71,14 +69,13 @@ def test_group_scores_train_straight_through_and_stay_exact():
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         hook.after_step(step + 1, model, optimizer)
-        assert int((~current_group_mask(model, "heads")).sum()) == 4
-        assert int((~current_group_mask(model, "neurons")).sum()) == 64
+        assert pruned(model) == {"heads": 4, "neurons": 64}
     assert all(module.scores.grad.abs().max() > 0 for module in groups.values())
 
 
 def test_the_gradient_of_a_group_score_is_that_of_its_gate():
     model = tiny_bert()
-    attach_group_mask(model, "heads", HEADS)
+    mask_groups(model, heads=HEADS)
     reader = model.bert.encoder.layer[0].attention.output.dense
     x = torch.randn(3, 32)
     gate = HEADS[0].float().requires_grad_()
@@ -89,9 +86,45 @@ def test_the_gradient_of_a_group_score_is_that_of_its_gate():
 
 def test_resets_break_ties_exactly():
     model = tiny_bert()
-    attach_group_mask(model, "neurons", torch.ones(2, 64, dtype=torch.bool))
-    reset_group_thresholds(model, "neurons", 0.3)
-    assert int((~current_group_mask(model, "neurons")).sum()) == 38
+    mask_groups(model, neurons=torch.ones(2, 64, dtype=torch.bool))
+    reset_thresholds(model, 0.3)
+    assert pruned(model) == {"neurons": 38}  # floor(128 * 0.3)
+
+
+def test_heads_of_all_layers_compete_and_matrices_do_not():
+    """Of scores 1 to 8 the lowest half goes: one layer's heads. A matrix loses its own half."""
+    model = tiny_bert()
+    readers = [f"bert.encoder.layer.{layer}.attention.output.dense.weight" for layer in (0, 1)]
+    word = "bert.encoder.layer.0.output.dense.weight"
+    low, high = torch.arange(1.0, 9).view(2, 4)
+    attach_scores(model, {readers[0]: low, readers[1]: high, word: torch.rand(32, 64)})
+    reset_thresholds(model, 0.5)
+    kept = {name: module.scores > module.threshold for name, module in masked_modules(model).items()}
+    assert [kept[name].tolist() for name in readers] == [[False] * 4, [True] * 4]
+    assert int(kept[word].sum()) == 1024
+
+
+def test_a_layer_may_lose_all_its_heads_and_a_model_may_not():
+    model = tiny_bert()
+    mask_groups(model, heads=HEADS)
+    for scores in scores_of(model).values():
+        scores.data.fill_(1)
+    with pytest.raises(UserError, match="tied scores leave no weight of 'heads'"):
+        reset_thresholds(model, 0.5, "published")
+
+
+def test_whole_groups_are_told_from_single_weights():
+    model = tiny_bert()
+    mask_groups(model, heads=HEADS, neurons=some_neurons())
+    masks = current_masks(model)
+    found = whole_groups(model, masks)
+    assert torch.equal(found["heads"], HEADS)
+    assert torch.equal(found["neurons"], some_neurons())
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert whole_groups(model, masks | {name: masks[name] ^ (torch.arange(64) == torch.arange(32)[:, None])}) == {}
+    assert whole_groups(model, {name: masks[name]}) == {}  # only one of the layers
+    assert whole_groups(model, masks | {"bert.embeddings.word_embeddings.weight": torch.ones(101, 32).bool()}) == {}
+    assert whole_groups(model, {}) == {}
 
 
 @pytest.mark.parametrize("empty_layer", [False, True])
@@ -100,9 +133,8 @@ def test_the_smaller_model_computes_the_same(empty_layer):
     if empty_layer:
         heads[0], neurons[1] = False, False
     model, smaller = tiny_bert(), tiny_bert()
-    attach_group_mask(model, "heads", heads)
-    attach_group_mask(model, "neurons", neurons)
-    shrink(smaller, heads, neurons)
+    mask_groups(model, heads=heads, neurons=neurons)
+    shrink(smaller, {"heads": heads, "neurons": neurons})
     tokens = token_batch()
     torch.testing.assert_close(smaller(tokens).logits, model(tokens).logits)
     kept = max(1, int(heads[0].sum()))
@@ -123,6 +155,6 @@ def test_published_npy_masks_are_read_and_pickles_refused(tmp_path):
 
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(UserError, match=r"\(layers, heads\)"):
-        attach_group_mask(tiny_bert(), "heads", torch.ones(2, 3, dtype=torch.bool))
+        mask_groups(tiny_bert(), heads=torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(UserError, match=r"\(layers, neurons\)"):
-        shrink(tiny_bert(), neurons=torch.ones(3, 64, dtype=torch.bool))
+        shrink(tiny_bert(), {"neurons": torch.ones(3, 64, dtype=torch.bool)})

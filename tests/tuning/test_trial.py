@@ -6,7 +6,7 @@ from ray import tune
 from mlpt.arms import arms_of
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
-from mlpt.models.masked import group_masked_modules, masked_modules
+from mlpt.models.masked import masked_modules
 from mlpt.run.build import build_model, first_mixture, open_sources, step_hooks
 from mlpt.tuning.placement import concurrency, trial_needs, trial_resources
 from mlpt.tuning.pretrain_trial import PretrainJob
@@ -46,8 +46,7 @@ def test_a_point_of_a_shipped_space_builds_its_model_masks_and_all(space, small_
         sources = open_sources(config, small_blocks)
         model = build_model(config, sources)
         hooks = step_hooks(config, model, sources, None)
-        masked = masked_modules(model) or group_masked_modules(model)
-        assert bool(masked) == (config.masks is not None)
+        assert bool(masked_modules(model)) == (config.masks is not None)
         assert all(hook.name for hook in hooks)
 
 
