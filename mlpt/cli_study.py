@@ -32,7 +32,7 @@ def study(
     from mlpt.studies.engine import run_study
     from mlpt.studies.moons.reading import read_moons
     from mlpt.studies.places import Places
-    from mlpt.studies.plan import Part, Plan
+    from mlpt.studies.plan import Plan, Selection
     from mlpt.studies.reading import read_study, shipped_studies
 
     names, settings = split_words(words or [])
@@ -49,7 +49,7 @@ def study(
     folder = Path(out or f"studies/{declared.name}")
     chosen = _names(cells)
     if check:
-        plan, part = Plan(declared, Places(folder)), Part.of(declared, chosen, _numbers(seeds))
+        plan, part = Plan(declared, Places(folder)), Selection.of(declared, chosen, _numbers(seeds))
         say(f"{declared.declared.question} Budget: {declared.declared.budget or 'each cell has its own'}. In {folder}:")
         for name in part.cells:
             say(f"  {name}: {plan.study.work(plan.works[name].cell)}, seeds {', '.join(map(str, part.seeds))}")

@@ -13,25 +13,24 @@ from mlpt.downstream.loading import quiet
 from mlpt.downstream.results import Scores
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
+from mlpt.outputs import StrPath
 from mlpt.reporting.steps import Steps
 from mlpt.run.result import Run, name_of
 from mlpt.run.saved import blocks_of_run, resolve_model
 from mlpt.settings import merge, nested
 from mlpt.sparsity.commands import evaluate_files
 
-Place = str | os.PathLike[str]
-
 
 def evaluate(
-    model: Run | Place | Sequence[Run | Place],
+    model: Run | StrPath | Sequence[Run | StrPath],
     *,
     suite: str | Sequence[str] = (),
     tasks: str | Sequence[str] = (),
-    data_dir: Place | None = None,
-    task_file: Place | Sequence[Place] = (),
+    data_dir: StrPath | None = None,
+    task_file: StrPath | Sequence[StrPath] = (),
     settings: Mapping[str, Any] | None = None,
-    blocks: Place | None = None,
-    masks: Place | None = None,
+    blocks: StrPath | None = None,
+    masks: StrPath | None = None,
     dense: bool = False,
     split: Literal["train", "dev", "test"] = "test",
     batches: int | None = 16,

@@ -11,7 +11,7 @@ from mlpt.downstream import command
 from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.results import CellResult
 from mlpt.errors import UserError
-from mlpt.outputs import FINE_TUNING, MULTITASK, growing_folder
+from mlpt.outputs import FINE_TUNING, MULTITASK, StrPath, growing_folder
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import plain_console, say
 from mlpt.run.result import name_of
@@ -21,19 +21,19 @@ from mlpt.settings import merge, nested
 if TYPE_CHECKING:
     from mlpt.downstream.multitask.results import MultitaskResult
 
-Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Files = StrPath | Sequence[StrPath]
 
 
 def finetune(
     model: Any,
     tasks: str | Sequence[str] | None = None,
     *,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: StrPath | None = None,
     task_file: Files = (),
     preset: str | None = None,
-    masks: str | os.PathLike[str] | None = None,
+    masks: StrPath | None = None,
     dense: bool = False,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     multitask: bool = False,
     workers: int = 1,
     overwrite: bool = False,
@@ -91,7 +91,7 @@ def finetune(
             return finetune_cells(cells, workers, say=tell, show=steps.show)
 
 
-def _words(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> list[str]:
+def _words(given: StrPath | Sequence[StrPath] | None) -> list[str]:
     """One or several, as a list."""
     if given is None:
         return []

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mlpt import outputs
 from mlpt.api.speaking import speaker
 from mlpt.errors import UserError
+from mlpt.outputs import StrPath
 from mlpt.reporting.card import run_of_model, write_card
 from mlpt.run.result import Run, name_of
 from mlpt.run.saved import Say, resolve_model
@@ -20,13 +21,11 @@ from mlpt.sparsity.structured import load_group_mask
 EXPORTED = "export.json"  # says what a folder was exported from; written last
 _FILES = (".safetensors", ".pt", ".npy")  # of masks; any other name is a folder's
 
-Place = str | os.PathLike[str]
-
 
 def prune(
-    model: Run | Place,
+    model: Run | StrPath,
     sparsity: float,
-    out: Place,
+    out: StrPath,
     *,
     method: str = "magnitude",
     scope: Literal["local", "global"] = "local",
@@ -52,7 +51,7 @@ def prune(
         return commands.prune(found, method, sparsity, str(place), seed, **chosen)
 
 
-def compare_masks(files: Sequence[Place], *, pairing: Pairing = "key") -> Comparison:
+def compare_masks(files: Sequence[StrPath], *, pairing: Pairing = "key") -> Comparison:
     """Jaccard similarity of kept weights of each pair of mask files, mean over matrices.
 
     pairing  matrices by their `key`, or by `position`, as published.
@@ -61,22 +60,22 @@ def compare_masks(files: Sequence[Place], *, pairing: Pairing = "key") -> Compar
     return commands.compare_files([os.fspath(file) for file in files], pairing)
 
 
-def mask_distances(reference: Place, files: Sequence[Place], *, pairing: Pairing = "key") -> list[dict[str, Any]]:
+def mask_distances(reference: StrPath, files: Sequence[StrPath], *, pairing: Pairing = "key") -> list[dict[str, Any]]:
     """{file, step, similarity, distance} of each mask file from the reference, by step; distance = 1 - similarity."""
     return commands.distance_files(os.fspath(reference), [os.fspath(file) for file in files], pairing)
 
 
-def describe_masks(files: Sequence[Place]) -> list[dict[str, Any]]:
+def describe_masks(files: Sequence[StrPath]) -> list[dict[str, Any]]:
     """What mask files say of themselves: {file, method, sparsity, density, layers, ...} of each."""
     return commands.show([os.fspath(file) for file in files])
 
 
 def convert_masks(
-    file: Place,
-    out: Place,
+    file: StrPath,
+    out: StrPath,
     *,
     suffix: Literal["weight", "weight_mask"] = "weight",
-    model: Run | Place | None = None,
+    model: Run | StrPath | None = None,
     another_base: bool = False,
     overwrite: bool = False,
     say: Say | None = None,
@@ -97,12 +96,12 @@ def convert_masks(
 
 
 def export(
-    model: Run | Place,
-    out: Place,
+    model: Run | StrPath,
+    out: StrPath,
     *,
-    masks: Place | None = None,
-    heads: Place | None = None,
-    neurons: Place | None = None,
+    masks: StrPath | None = None,
+    heads: StrPath | None = None,
+    neurons: StrPath | None = None,
     dense: bool = False,
     overwrite: bool = False,
     say: Say | None = None,
@@ -123,7 +122,7 @@ def export(
     return made
 
 
-def _path(place: Place | None) -> str | None:
+def _path(place: StrPath | None) -> str | None:
     return None if place is None else os.fspath(place)
 
 

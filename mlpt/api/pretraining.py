@@ -8,6 +8,7 @@ import yaml
 
 from mlpt.api.speaking import console_of
 from mlpt.config import RunConfig
+from mlpt.outputs import StrPath
 from mlpt.reporting.text import say
 from mlpt.run.callbacks import Callback, Listeners
 from mlpt.run.launch import pretrain as launch
@@ -17,11 +18,11 @@ from mlpt.stopping import Stopped
 
 
 def pretrain(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None = None,
+    recipe: StrPath | Mapping[str, Any] | RunConfig | None = None,
     settings: Mapping[str, Any] | None = None,
     *,
     callbacks: Callback | Sequence[Callback] = (),
-    resume: str | os.PathLike[str] | None = None,
+    resume: StrPath | None = None,
     restart: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -69,7 +70,7 @@ def pretrain(
     return run
 
 
-def _values(recipe: str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None) -> str | Mapping[str, Any] | None:
+def _values(recipe: StrPath | Mapping[str, Any] | RunConfig | None) -> str | Mapping[str, Any] | None:
     if isinstance(recipe, RunConfig):  # what another run resolved; its folder is not this one's
         values: dict[str, Any] = yaml.safe_load(recipe.model_copy(update={"run_dir": None}).to_yaml())
         return values

@@ -1,11 +1,11 @@
 """`mlpt push` and `mlpt.push`: a model's folder, with its card, to the Hugging Face hub."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from mlpt.api.speaking import speaker
 from mlpt.errors import UserError, one_line
+from mlpt.outputs import StrPath
 from mlpt.run.result import Run, name_of
 from mlpt.run.saved import Say, resolve_model
 
@@ -13,7 +13,7 @@ _READ = (".md", ".json", ".yaml", ".txt")  # looked through for folders of this 
 
 
 def push(
-    model: Run | str | os.PathLike[str],
+    model: Run | StrPath,
     repo: str,
     *,
     private: bool = False,

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mlpt.data.manifest import MANIFEST, ShardEntry
-from mlpt.data.token_scores import QUESTION, Part, Question, ScoresManifest, parse
+from mlpt.data.token_scores import QUESTION, Question, ScorePart, ScoresManifest, parse
 from mlpt.errors import UserError
 from mlpt.outputs import SCORES, check_folder, check_names, growing_folder, leased, named
 from mlpt.storage.files import filesystem, is_local
@@ -51,7 +51,7 @@ def scores_place(out: str, overwrite: bool = False) -> Iterator[Store]:
             yield Store(out)
 
 
-def begin(store: Store, question: Question) -> dict[int, Part]:
+def begin(store: Store, question: Question) -> dict[int, ScorePart]:
     """Write down what is asked, or go on with it: the committed parts, by number; damaged ones are not among them.
 
     Raises UserError where the folder holds the answer to another question.
@@ -70,7 +70,7 @@ def begin(store: Store, question: Question) -> dict[int, Part]:
     return {part.number: part for part in committed if part is not None}
 
 
-def write_part(store: Store, question: Question, number: int, scores: Scores, tokens: int) -> Part:
+def write_part(store: Store, question: Question, number: int, scores: Scores, tokens: int) -> ScorePart:
     """Write part `number` at once. `scores`: (rows, block_size) float16 of each metric; `tokens`: without padding."""
     length = question.block_size
     columns = [pa.FixedSizeListArray.from_arrays(pa.array(scores[name].reshape(-1)), length) for name in scores]
@@ -84,7 +84,7 @@ def write_part(store: Store, question: Question, number: int, scores: Scores, to
     return _part(number, tokens, len(columns[0]), content)
 
 
-def read_part(store: Store, question: Question, number: int) -> Part | None:
+def read_part(store: Store, question: Question, number: int) -> ScorePart | None:
     """Part `number` of the folder, None where it isn't there, not whole, or the answer to another question."""
     content = store.read(_file(number))
     if content is None:
@@ -102,7 +102,7 @@ def read_part(store: Store, question: Question, number: int) -> Part | None:
     return _part(number, tokens, rows, content)
 
 
-def finish(store: Store, question: Question, parts: Iterable[Part]) -> ScoresManifest:
+def finish(store: Store, question: Question, parts: Iterable[ScorePart]) -> ScoresManifest:
     """Write the manifest over all `parts`, in any order: from now on the folder opens."""
     ordered = sorted(parts, key=lambda part: part.number)
     if [part.number for part in ordered] != list(range(question.parts)):
@@ -116,9 +116,9 @@ def _file(number: int) -> str:
     return f"parts/{number:06d}.arrow"
 
 
-def _part(number: int, tokens: int, rows: int, content: bytes) -> Part:
+def _part(number: int, tokens: int, rows: int, content: bytes) -> ScorePart:
     digest = hashlib.sha256(content).hexdigest()
-    return Part(
+    return ScorePart(
         number=number,
         tokens=tokens,
         entry=ShardEntry(file=_file(number), rows=rows, bytes=len(content), sha256=digest),

@@ -90,7 +90,7 @@ class Question(Settings):
         return np.arange(part * self.part_rows, min(self.rows, (part + 1) * self.part_rows), dtype=np.int64)
 
 
-class Part(Settings):
+class ScorePart(Settings):
     """One committed part: its file, and how many of its tokens are no padding."""
 
     number: int
@@ -102,7 +102,7 @@ class ScoresManifest(Settings):
     """`manifest.json`, written last: a folder without one holds no scores yet."""
 
     question: Question
-    parts: list[Part]
+    parts: list[ScorePart]
 
     @property
     def tokens(self) -> int:

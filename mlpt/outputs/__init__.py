@@ -18,7 +18,7 @@ from mlpt.outputs.folders import (
 from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MOONS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
 from mlpt.outputs.lease import PREFIX as LEASE
 from mlpt.outputs.lease import leased
-from mlpt.outputs.places import named
+from mlpt.outputs.places import StrPath, named
 
 __all__ = [
     "BLOCKS",
@@ -33,6 +33,7 @@ __all__ = [
     "STUDY",
     "SWEEP",
     "Kind",
+    "StrPath",
     "alone_in",
     "check_file",
     "check_folder",

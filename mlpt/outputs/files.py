@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlpt.errors import UserError, one_line
-from mlpt.outputs.places import absolute, check_writable, said
+from mlpt.outputs.places import StrPath, absolute, check_writable, said
 
 
-def check_file(
-    place: str | os.PathLike[str], overwrite: bool = False, is_ours: Callable[[Path], bool] = lambda path: False
-) -> Path:
+def check_file(place: StrPath, overwrite: bool = False, is_ours: Callable[[Path], bool] = lambda path: False) -> Path:
     """The absolute path of a file that may be written; nothing is made or changed.
 
     is_ours  whether a file is an earlier result of the same kind, which alone may be overwritten.

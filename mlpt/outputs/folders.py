@@ -14,14 +14,14 @@ from mlpt.errors import CrashError, UserError
 from mlpt.outputs.files import write_file
 from mlpt.outputs.kinds import Kind
 from mlpt.outputs.lease import PREFIX, Folder, leased, refusal
-from mlpt.outputs.places import absolute, check_writable, said
+from mlpt.outputs.places import StrPath, absolute, check_writable, said
 
 _ASIDE = ".replaced"  # all that was there before, until the new result is
 _MOVING = ".replacing"  # a part of it, on its way there or back
 _UNNAMED_S = 2.0  # in which who holds a lock has written its lease
 
 
-def check_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool = False, resumes: bool = False) -> Path:
+def check_folder(place: StrPath, kind: Kind, overwrite: bool = False, resumes: bool = False) -> Path:
     """The absolute path of a folder that may take a result of `kind`; nothing is made yet.
 
     What an attempt that was killed has set aside comes back first.
@@ -72,7 +72,7 @@ def check_names(
 
 
 @contextlib.contextmanager
-def new_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool, mark: str | None = None) -> Iterator[Path]:
+def new_folder(place: StrPath, kind: Kind, overwrite: bool, mark: str | None = None) -> Iterator[Path]:
     """`check_folder` and `taken_folder` in one, for a result that is made at once."""
     with taken_folder(check_folder(place, kind, overwrite), kind, overwrite, mark) as path:
         yield path
@@ -80,7 +80,7 @@ def new_folder(place: str | os.PathLike[str], kind: Kind, overwrite: bool, mark:
 
 @contextlib.contextmanager
 def growing_folder(
-    place: str | os.PathLike[str], kind: Kind, overwrite: bool, files: Mapping[str, str] | None = None
+    place: StrPath, kind: Kind, overwrite: bool, files: Mapping[str, str] | None = None
 ) -> Iterator[Path]:
     """The folder of a result that the same command may go on with later; with `overwrite` it begins anew. For this
     process alone.

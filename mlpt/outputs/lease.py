@@ -26,7 +26,7 @@ LASTS_S = 60.0  # after the last renewal; clocks of machines that share a place 
 _RENEWED_EVERY_S = 15.0
 
 
-class Place(Protocol):
+class LeaseStore(Protocol):
     """Where leases lie: a folder (`Folder`) or a URI (`mlpt.storage.store.Store`)."""
 
     def names(self, folder: str) -> list[str]:
@@ -84,7 +84,7 @@ class Folder:
 
 
 @contextlib.contextmanager
-def leased(place: Place, named: str, instead: str = "name another", locked: bool = False) -> Iterator[None]:
+def leased(place: LeaseStore, named: str, instead: str = "name another", locked: bool = False) -> Iterator[None]:
     """Hold `place` for this process while the block lasts. Raises `UserError` that names another owner.
 
     named    the place, for people.
@@ -104,14 +104,14 @@ def leased(place: Place, named: str, instead: str = "name another", locked: bool
         lease.give_back()
 
 
-def refusal(place: Place, named: str, instead: str) -> UserError | None:
+def refusal(place: LeaseStore, named: str, instead: str) -> UserError | None:
     """The error that names who holds `place`; None if there is no lease."""
     found = _newest(place)
     return None if found is None else _refused(found[1], named, instead)
 
 
 class _Lease:
-    def __init__(self, place: Place, named: str):
+    def __init__(self, place: LeaseStore, named: str):
         self._place = place
         self._named = named
         self._owner = _this_process()
@@ -155,7 +155,7 @@ class _Lease:
         return f"{PREFIX}{number:06d}.json"
 
 
-def _newest(place: Place) -> tuple[int, dict[str, Any]] | None:
+def _newest(place: LeaseStore) -> tuple[int, dict[str, Any]] | None:
     """Number and owner of the newest lease. Of one that is being written this very moment the owner is empty."""
     stems = [name.removeprefix(PREFIX).removesuffix(".json") for name in place.names("") if name.startswith(PREFIX)]
     numbers = [int(stem) for stem in stems if stem.isdigit()]

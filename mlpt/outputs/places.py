@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mlpt.errors import UserError, one_line, reason
 
+StrPath = str | os.PathLike[str]
+
 
 def named(place: str) -> str:
     """`place`. Raises `UserError` for a name that no output can have."""
@@ -17,7 +19,7 @@ def named(place: str) -> str:
     return place
 
 
-def absolute(place: str | os.PathLike[str]) -> Path:
+def absolute(place: StrPath) -> Path:
     """The absolute path of an output, links and ~ resolved. Raises `UserError` for what is no path."""
     text = named(os.fspath(place))
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlpt.data.blocks import Blocks
 from mlpt.data.position_pickle import Positions, read_positions, write_positions
 from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
-from mlpt.data.token_scores import Part, Question, TokenScores
+from mlpt.data.token_scores import Question, ScorePart, TokenScores
 from mlpt.errors import UserError
 from mlpt.storage.files import file_sha256
 from mlpt.storage.store import Store
@@ -76,7 +76,7 @@ def _lengths(blocks: Blocks, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _parts(
     store: Store, question: Question, blocks: Blocks, fitting: Mapping[int, NDArray[np.int64]]
-) -> Iterator[Part]:
+) -> Iterator[ScorePart]:
     for number in range(question.parts):
         rows = question.rows_of(number)
         marked = np.zeros((len(rows), question.block_size), dtype=np.float16)

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.score_parts import begin, check_place, finish, scores_place, write_part
-from mlpt.data.token_scores import Part, Question, TokenScores
+from mlpt.data.token_scores import Question, ScorePart, TokenScores
 from mlpt.data.tokenizers import load_tokenizer
 from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
@@ -45,7 +45,7 @@ class Task:
         return Encoder(backbone, {}).to(device).eval()
 
 
-Run = Callable[[Task, list[int]], Iterable[Part]]  # scores the parts of these numbers, in any order
+Run = Callable[[Task, list[int]], Iterable[ScorePart]]  # scores the parts of these numbers, in any order
 
 
 def question(
@@ -84,7 +84,7 @@ def question(
     return TokenScores.open(config.out, blocks, asked.model)
 
 
-def score_part(task: Task, encoder: Encoder, number: int) -> Part:
+def score_part(task: Task, encoder: Encoder, number: int) -> ScorePart:
     """Score part `number` and commit it."""
     rows = task.question.rows_of(number)
     batch, vocabulary = task.blocks.batch(rows), task.blocks.vocabulary

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlpt.reporting.display import Display
 from mlpt.reporting.html.parts import duration, number
-from mlpt.reporting.records import METRICS, Place, read_run
+from mlpt.reporting.records import METRICS, FolderReader, read_run
 from mlpt.reporting.run_list import total_steps
 
 _POLL_S = {"folder": 0.5, "uri": 5.0}
@@ -16,7 +16,7 @@ _DEFAULTS: dict[str, Any] = {"loss": {}, "mixture": {}, "meta_stall_seconds": 0.
 
 def follow(name: str, display: Display) -> None:
     """Show the run `name` as it goes on; returns when it has ended. Raises `UserError` where there is no run."""
-    place = Place(name)
+    place = FolderReader(name)
     record = read_run(name)
     lines = _Lines(place)
     wait = _POLL_S["uri" if place.folder is None else "folder"]
@@ -36,7 +36,7 @@ def follow(name: str, display: Display) -> None:
 class _Lines:
     """The whole lines that have come to the metrics of a run since they were last asked for."""
 
-    def __init__(self, place: Place):
+    def __init__(self, place: FolderReader):
         self._place = place
         self._read = 0
 

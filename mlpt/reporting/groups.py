@@ -17,7 +17,7 @@ Axis = Literal["tokens", "seconds"]
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs whose settings differ in the seed alone (and in where they run), with a label that tells groups apart."""
 
     label: str
@@ -52,13 +52,13 @@ class Difference:
     high: float
 
 
-def grouped(records: Sequence[Record]) -> list[Group]:
+def grouped(records: Sequence[Record]) -> list[SeedGroup]:
     """The groups, in the order of their first runs."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(json.dumps(_compared(record), sort_keys=True, default=str), []).append(record)
     labels = _labels([_compared(members[0]) for members in found.values()])
-    return [Group(label, members) for label, members in zip(labels, found.values(), strict=True)]
+    return [SeedGroup(label, members) for label, members in zip(labels, found.values(), strict=True)]
 
 
 def _compared(record: Record) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def on_grid(record: Record, name: str, axis: Axis, grid: np.ndarray, smooth: boo
     return np.interp(grid, places(record, column, axis), values)
 
 
-def final_values(group: Group, name: str) -> dict[Any, float]:
+def final_values(group: SeedGroup, name: str) -> dict[Any, float]:
     """The last value of the column `name` by seed."""
     return {
         seed: float(record.metrics.columns[name].values[-1])

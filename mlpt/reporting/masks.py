@@ -20,7 +20,7 @@ class Masks:
 
 
 def read_masks(place: Any, in_full: bool) -> Masks:
-    """Of the run at `place` (a `mlpt.reporting.records.Place`); `in_full`: with the changes, which reads all files."""
+    """Of the run at `place` (a `FolderReader` of `records`); `in_full`: with the changes, which reads all files."""
     folders = [f"masks/{name}" for name in place.names("masks")] + ["model"]
     found = {}
     for folder in folders:

@@ -26,7 +26,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 
 
-class Place:
+class FolderReader:
     """A folder of this machine or one behind a URI, read by name."""
 
     def __init__(self, place: str):
@@ -116,7 +116,7 @@ class Record:
         return {name: float(column.values[-1]) for name, column in self.metrics.under(group).items()}
 
 
-def is_run(place: Place) -> bool:
+def is_run(place: FolderReader) -> bool:
     """True if there is a run, however far it came."""
     return place.read(CONFIG) is not None
 
@@ -126,7 +126,7 @@ def read_run(name: str, in_full: bool = False) -> Record:
 
     Raises `UserError` in one line where there is none.
     """
-    place = Place(name)
+    place = FolderReader(name)
     content = place.read(CONFIG)
     if content is None:
         there = "" if place.folder is None or place.folder.exists() else " (there is no such folder)"
@@ -158,12 +158,12 @@ def _config(content: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _events(place: Place) -> Iterator[LogEvent]:
+def _events(place: FolderReader) -> Iterator[LogEvent]:
     found = [event for name in place.names("logs") for event in read_log(name, place.read(f"logs/{name}") or b"")]
     yield from sorted(found, key=lambda event: event.at)
 
 
-def _samples(place: Place) -> Iterator[Sample]:
+def _samples(place: FolderReader) -> Iterator[Sample]:
     found = [read_sample(place.read(f"{SAMPLES}/{name}")) for name in place.names(SAMPLES) if name.endswith(".json")]
     yield from sorted((one for one in found if one is not None), key=lambda one: one.step)
 
@@ -172,13 +172,13 @@ def fingerprint(places: list[str]) -> str:
     """Changes whenever one of the runs has written figures; for whoever waits for news."""
     digest = hashlib.blake2b(digest_size=8)
     for name in places:
-        place = Place(name)
+        place = FolderReader(name)
         for file in (METRICS, HISTORY, "summary.json"):
             digest.update(_mark(place, file))
     return digest.hexdigest()
 
 
-def _mark(place: Place, file: str) -> bytes:
+def _mark(place: FolderReader, file: str) -> bytes:
     if place.folder is None:
         return place.read(file) or b""
     try:

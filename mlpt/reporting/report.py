@@ -10,7 +10,7 @@ from mlpt.reporting.history import REPORT
 from mlpt.reporting.html import run_page, runs_page, study_page, sweep_page
 from mlpt.reporting.html.page import MARK, render
 from mlpt.reporting.html.parts import Section, Text
-from mlpt.reporting.records import Place, Record, read_run
+from mlpt.reporting.records import FolderReader, Record, read_run
 from mlpt.reporting.studies import Study, is_study, read_study
 from mlpt.reporting.sweeps import Sweep, is_sweep, read_sweep
 from mlpt.storage.store import is_uri
@@ -22,10 +22,10 @@ def report_page(names: Sequence[str], version: str | None = None) -> str:
     version  of the files as they are: the page asks its server whether there is another one.
     Raises `UserError` where one of them is no run.
     """
-    sweeps = [name for name in names if is_sweep(Place(name))]
+    sweeps = [name for name in names if is_sweep(FolderReader(name))]
     if sweeps and len(names) > 1:
         raise UserError(f"{sweeps[0]} is a sweep: give it alone, or the runs in its folder trials")
-    studies = [name for name in names if is_study(Place(name))]
+    studies = [name for name in names if is_study(FolderReader(name))]
     if studies and len(names) > 1:
         raise UserError(f"{studies[0]} is a study: give it alone, or the runs in its folder runs")
     if studies:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mlpt.errors import UserError
 from mlpt.reporting.html.parts import duration, number
-from mlpt.reporting.records import CONFIG, Place, Record, is_run, read_run
+from mlpt.reporting.records import CONFIG, FolderReader, Record, is_run, read_run
 from mlpt.reporting.text import printable
 
 _DEEPEST = 3  # folders below the one that is named; the trials of a sweep lie that deep
@@ -18,13 +18,13 @@ _LOSSES = ("held_out", "dev", "loss")  # the first that a run has is shown
 
 def find_runs(name: str) -> list[str]:
     """The runs at or below `name`. Raises `UserError` where there is none."""
-    place = Place(name)
+    place = FolderReader(name)
     if place.folder is not None and not place.folder.is_dir():
         raise UserError(f"there is no folder {name}; name the folder that your runs are in, as in `mlpt runs runs`")
     if is_run(place):
         return [place.name]
     if place.folder is None:
-        found = [f"{place.name}/{one}" for one in place.names("") if is_run(Place(f"{place.name}/{one}"))]
+        found = [f"{place.name}/{one}" for one in place.names("") if is_run(FolderReader(f"{place.name}/{one}"))]
     else:
         found = [str(one) for one in _below(place.folder, _DEEPEST)]
     if not found:
@@ -98,7 +98,7 @@ def table_of(runs: Sequence[dict[str, Any]], below: str) -> Table:
 
 
 def _short(run: str, below: str) -> str:
-    base = Place(below).name
+    base = FolderReader(below).name
     return run.removeprefix(f"{base}/") if run != base else run.rpartition("/")[2]
 
 

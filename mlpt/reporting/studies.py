@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlpt.errors import UserError
-from mlpt.reporting.records import Place
+from mlpt.reporting.records import FolderReader
 
 STUDY = "study.json"
 
@@ -24,14 +24,14 @@ class Study:
         return [run for cell in self.values["cells"].values() for run in cell["runs"].values()]
 
 
-def is_study(place: Place) -> bool:
+def is_study(place: FolderReader) -> bool:
     """True if the folder is one of `mlpt study` that has found something."""
     return place.read(STUDY) is not None
 
 
 def read_study(name: str) -> Study:
     """The study in a folder, finished or under way. Raises `UserError` where its results cannot be read."""
-    place = Place(name)
+    place = FolderReader(name)
     try:
         values = json.loads(place.read(STUDY) or b"")
         sound = isinstance(values, dict) and values.keys() >= {"cells", "comparisons", "question", "name"}

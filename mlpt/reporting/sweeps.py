@@ -11,7 +11,7 @@ import pyarrow.parquet
 import yaml
 
 from mlpt.errors import UserError
-from mlpt.reporting.records import Place, Record, read_run
+from mlpt.reporting.records import FolderReader, Record, read_run
 
 SWEEP = "sweep.yaml"
 TRIALS = "trials.parquet"
@@ -45,14 +45,14 @@ class Sweep:
     is_finished: bool
 
 
-def is_sweep(place: Place) -> bool:
+def is_sweep(place: FolderReader) -> bool:
     """True if the folder is one of `mlpt tune`."""
     return place.read(SWEEP) is not None
 
 
 def read_sweep(name: str) -> Sweep:
     """The sweep in a folder, finished or under way. Raises `UserError` where there is none."""
-    place = Place(name)
+    place = FolderReader(name)
     try:
         said = yaml.safe_load(place.read(SWEEP) or b"")
     except yaml.YAMLError:
@@ -78,7 +78,7 @@ def _of_table(content: bytes) -> Iterator[TrialRow]:
         yield TrialRow(row["trial_id"], row["status"], row["seed"], row["tokens"] or 0, parameters, metrics)
 
 
-def _of_runs(place: Place) -> Iterator[TrialRow]:
+def _of_runs(place: FolderReader) -> Iterator[TrialRow]:
     """Of a sweep under way: its runs, with those settings that differ between them."""
     records = [read_run(f"{place.name}/trials/{name}") for name in place.names("trials") if _is_run(place, name)]
     flat = [dict(_leaves(record.config)) for record in records]
@@ -89,7 +89,7 @@ def _of_runs(place: Place) -> Iterator[TrialRow]:
         yield TrialRow(record.name, record.state, record.seed, record.tokens, parameters, _measured(record))
 
 
-def _is_run(place: Place, name: str) -> bool:
+def _is_run(place: FolderReader, name: str) -> bool:
     return place.read(f"trials/{name}/config.yaml") is not None
 
 

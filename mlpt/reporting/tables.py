@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mlpt.errors import UserError
 from mlpt.reporting.columns import Metrics
-from mlpt.reporting.records import Place
+from mlpt.reporting.records import FolderReader
 
 _VERSION = re.compile(r"policy_(\d+)\.json")
 
@@ -25,7 +25,7 @@ def metrics_table(metrics: Metrics) -> pa.Table:
     return pa.table(columns)
 
 
-def mixtures_table(place: Place) -> pa.Table:
+def mixtures_table(place: FolderReader) -> pa.Table:
     """`version` and `step` int64, and a float64 column of probabilities for each arm, by version."""
     rows = []
     for name in place.names("policies"):
@@ -43,7 +43,7 @@ def mixtures_table(place: Place) -> pa.Table:
     )
 
 
-def _read(place: Place, file: str) -> dict:
+def _read(place: FolderReader, file: str) -> dict:
     try:
         said = json.loads(place.read(file) or b"")
         return {"version": int(said["version"]), "adopted_at_step": int(said["adopted_at_step"]), **said}

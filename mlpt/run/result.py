@@ -15,7 +15,7 @@ from mlpt.config import RunConfig
 from mlpt.errors import UserError
 from mlpt.reporting.history import REPORT, State
 from mlpt.reporting.notebook import run_as_html
-from mlpt.reporting.records import Place, Record, read_run
+from mlpt.reporting.records import FolderReader, Record, read_run
 from mlpt.reporting.tables import metrics_table, mixtures_table
 from mlpt.run.folder import open_run
 from mlpt.run.resuming import SUMMARY
@@ -67,7 +67,7 @@ class Run:
     def mixtures(self) -> "pd.DataFrame":
         """Every version of the mixture, indexed by `version`: the `step` at which training adopted it, and a column of
         probabilities for each arm. Version 0 is the one it began with."""
-        return _frame(mixtures_table(Place(self.name)), "version")
+        return _frame(mixtures_table(FolderReader(self.name)), "version")
 
     def model(self, auto: Any = None) -> Any:
         """The model as transformers loads it, from the last whole checkpoint while the run is not finished.
@@ -97,7 +97,7 @@ class Run:
     def _model_folder(self) -> str:
         if not is_uri(self.name):
             return resolve_model(str(self.folder))
-        if Place(self.name).read("model/config.json") is None:
+        if FolderReader(self.name).read("model/config.json") is None:
             raise UserError(f"{self.name} has no model yet: it is not finished; go on with it on this machine first")
         run, _ = open_run(self.name)
         run.fetch_model()
@@ -120,7 +120,7 @@ def load_run(place: str | os.PathLike[str]) -> Run:
     """The run in a folder or at a URI, whatever its state. Raises `UserError` in one line where there is none."""
     run, _ = open_run(place)
     try:
-        summary = json.loads(Place(run.name).read(SUMMARY) or b"{}")
+        summary = json.loads(FolderReader(run.name).read(SUMMARY) or b"{}")
     except ValueError as error:
         raise UserError(f"{run.name}/{SUMMARY} is damaged; `mlpt pretrain --resume` makes it anew") from error
     return Run(run.folder, summary if isinstance(summary, dict) else {}, run.name)

@@ -9,7 +9,7 @@ import torch
 
 from mlpt.config import RuntimeConfig
 from mlpt.data.score_parts import check_place
-from mlpt.data.token_scores import Part, TokenScores
+from mlpt.data.token_scores import ScorePart, TokenScores
 from mlpt.errors import UserError
 from mlpt.models.encoder import Encoder
 from mlpt.questioning.config import QuestionConfig
@@ -38,7 +38,7 @@ def question_on_ray(
         return question(config, partial(_run, runtime=runtime), progress, overwrite)
 
 
-def _run(task: Task, waiting: list[int], runtime: RuntimeConfig) -> Iterator[Part]:
+def _run(task: Task, waiting: list[int], runtime: RuntimeConfig) -> Iterator[ScorePart]:
     """Parts as they are committed. A task whose process or node dies is run again, elsewhere if need be."""
     workers = runtime.most_workers
     threads = max(1, int(runtime.cpus_per_worker))
@@ -66,7 +66,7 @@ def _run(task: Task, waiting: list[int], runtime: RuntimeConfig) -> Iterator[Par
             ) from error
 
 
-def _score(task: Task, number: int, threads: int) -> Part:
+def _score(task: Task, number: int, threads: int) -> ScorePart:
     torch.set_num_threads(threads)
     name = task.question.digest
     if name not in _encoders:

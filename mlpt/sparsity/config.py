@@ -25,7 +25,7 @@ from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import Init, initial_scores, scores_of_mask
 from mlpt.sparsity.structured import importance, kind_of
 
-Part = Literal["scores", "weights", "heads"]
+Trainable = Literal["scores", "weights", "heads"]
 
 
 class MaskConfig(Settings):
@@ -57,14 +57,14 @@ class MaskConfig(Settings):
     init: Init | Literal["file"] = "magnitude"
     file: str | None = None
     scope: Literal["local", "global"] = "local"
-    train: tuple[Part, ...] = ("scores", "heads")
+    train: tuple[Trainable, ...] = ("scores", "heads")
     ties: Ties = "exact"
     reset: ResetConfig = ResetConfig()
     iterative: IterativeConfig | None = None
 
     @field_validator("train")
     @classmethod
-    def _something(cls, train: tuple[Part, ...]) -> tuple[Part, ...]:
+    def _something(cls, train: tuple[Trainable, ...]) -> tuple[Trainable, ...]:
         if not train:
             raise ValueError("name at least one of scores, weights, heads")
         return train

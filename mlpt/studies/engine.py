@@ -16,7 +16,7 @@ from mlpt.studies.children import Children, visible_gpus
 from mlpt.studies.graph import Graph
 from mlpt.studies.history import Declared, declare
 from mlpt.studies.places import Places
-from mlpt.studies.plan import Part, Plan
+from mlpt.studies.plan import Plan, Selection
 from mlpt.studies.reading import Study
 from mlpt.studies.results import collect
 from mlpt.studies.table import markdown
@@ -41,7 +41,7 @@ def run_study(
     """
     places = Places(out.expanduser().resolve())
     plan = Plan(study, places)
-    part = Part.of(study, cells, seeds)
+    part = Selection.of(study, cells, seeds)
     gpus = visible_gpus()
     width = at_once or len(gpus) or max(1, available_cores() // study.declared.threads)
     children = Children(study.declared.threads, [gpus[at % len(gpus)] for at in range(width)] if gpus else [])
@@ -69,7 +69,7 @@ def run_study(
 class _Watch:
     """Tells how far a study is, and writes its tables after each part."""
 
-    def __init__(self, plan: Plan, graph: Graph, declared: Declared, part: Part, console: Console):
+    def __init__(self, plan: Plan, graph: Graph, declared: Declared, part: Selection, console: Console):
         self.plan = plan
         self.graph = graph
         self.declared = declared

@@ -20,14 +20,14 @@ from mlpt.studies.works import Pretraining, Words, works_of
 
 
 @dataclass(frozen=True)
-class Part:
+class Selection:
     """The cells and seeds that one call runs: all, or those that it names."""
 
     cells: tuple[str, ...]
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, study: Study, cells: Sequence[str], seeds: Sequence[int]) -> "Part":
+    def of(cls, study: Study, cells: Sequence[str], seeds: Sequence[int]) -> "Selection":
         """Raises `UserError` for a cell or seed that the study doesn't have."""
         declared = study.declared
         for name in cells:
@@ -50,7 +50,7 @@ class Plan:
         self._check_values()
         self._blocks: dict[str, str] = {}  # cell -> its prepared blocks
 
-    def prepare(self, part: Part, display: Display) -> None:
+    def prepare(self, part: Selection, display: Display) -> None:
         """Prepare the text of all cells that will run, once for those that share it."""
         prepared: dict[str, str] = {}
         for name in self._with_starts(part):
@@ -64,7 +64,7 @@ class Plan:
                     prepared[key] = blocks_of(config, folder, display)
                 self._blocks[name] = prepared[key]
 
-    def tasks(self, part: Part, children: Children) -> dict[Hashable, Task]:
+    def tasks(self, part: Selection, children: Children) -> dict[Hashable, Task]:
         """What is to be done, seed by seed, so that a study that is cut short has whole seeds."""
         tasks: dict[Hashable, Task] = {}
         for seed in part.seeds:
@@ -137,7 +137,7 @@ class Plan:
         task = Task(f"{command.source} of {cell}, seed {seed}", act, tuple(needs))
         tasks["measure", command.source, cell, seed] = task
 
-    def _with_starts(self, part: Part) -> Iterator[str]:
+    def _with_starts(self, part: Selection) -> Iterator[str]:
         """The cells that will run: those named, what they start from, and what is measured with them."""
         seen: set[str] = set()
         asked = list(part.cells)

@@ -13,7 +13,7 @@ from rich.console import Console
 import mlpt
 from mlpt.api.pretraining import pretrain
 from mlpt.reporting.display import Display
-from mlpt.reporting.records import Place
+from mlpt.reporting.records import FolderReader
 from mlpt.reporting.tables import metrics_table, mixtures_table
 from mlpt.reporting.text import has_bars, plain_console
 from mlpt.run.callbacks import Listeners
@@ -108,7 +108,7 @@ def test_without_figures_there_is_an_empty_table(tmp_path):
     from mlpt.reporting.columns import Metrics
 
     assert metrics_table(Metrics()).num_rows == 0
-    assert mixtures_table(Place(str(tmp_path))).column_names == ["version", "step"]
+    assert mixtures_table(FolderReader(str(tmp_path))).column_names == ["version", "step"]
 
 
 def test_mixtures_are_those_that_training_adopted(run):

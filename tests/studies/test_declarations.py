@@ -13,7 +13,7 @@ from mlpt.errors import UserError
 from mlpt.reporting.display import Display
 from mlpt.studies.history import declare
 from mlpt.studies.places import Places
-from mlpt.studies.plan import Part, Plan
+from mlpt.studies.plan import Plan, Selection
 from mlpt.studies.reading import read_study, shipped_studies
 
 WRONG = [
@@ -192,10 +192,10 @@ def test_paths_count_from_the_files_folder(small_blocks, tmp_path, monkeypatch):
 
 def test_a_part_is_of_the_declaration(small_blocks, tmp_path):
     study = read_study(str(write(tmp_path, small_blocks)))
-    assert Part.of(study, [], []) == Part(("small", "large"), (0, 1))
-    assert Part.of(study, ["large"], [1]) == Part(("large",), (1,))
+    assert Selection.of(study, [], []) == Selection(("small", "large"), (0, 1))
+    assert Selection.of(study, ["large"], [1]) == Selection(("large",), (1,))
     with pytest.raises(UserError, match="the study has no seed 9"):
-        Part.of(study, [], [9])
+        Selection.of(study, [], [9])
 
 
 def test_only_seeds_and_cells_may_be_added_and_the_table_says_so(small_blocks, tmp_path):
@@ -249,7 +249,7 @@ def test_text_that_changes_under_a_study_ends_it(small_blocks, tmp_path):
     """Its runs would be compared on different text."""
     study = read_study(str(write(tmp_path, small_blocks)))
     plan = Plan(study, Places(tmp_path / "out"))
-    part = Part.of(study, [], [])
+    part = Selection.of(study, [], [])
     with Display("off") as display:
         plan.prepare(part, display)
         plan.prepare(part, display)

@@ -14,7 +14,7 @@ from mlpt.settings import load_settings
 from mlpt.stopping import Stopped
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.picture import SCALE, sheet
-from mlpt.studies.moons.pretraining import Group
+from mlpt.studies.moons.pretraining import CellRuns
 from mlpt.studies.moons.reading import read_moons
 from mlpt.studies.moons.rows import Batches, Rows
 from mlpt.studies.moons.run import run_moons
@@ -103,10 +103,10 @@ def test_a_study_that_goes_on_ends_as_one_that_went_through(rows, tmp_path):
     """In two goes, saved between them: bit for bit."""
     whole, parts = study(), study(steps=1)
     for name in CELLS:
-        through = Group(whole, name, rows, tmp_path / "whole")
+        through = CellRuns(whole, name, rows, tmp_path / "whole")
         through.advance(2, lambda: False)
-        Group(parts, name, rows, tmp_path / "parts").advance(1, lambda: False)
-        went_on = Group(whole, name, rows, tmp_path / "parts")
+        CellRuns(parts, name, rows, tmp_path / "parts").advance(1, lambda: False)
+        went_on = CellRuns(whole, name, rows, tmp_path / "parts")
         assert went_on.steps == 1
         went_on.advance(2, lambda: False)
         labels = 20 if name == "masker" else 10
@@ -115,9 +115,9 @@ def test_a_study_that_goes_on_ends_as_one_that_went_through(rows, tmp_path):
 
 
 def test_a_stop_is_heeded_after_the_step_under_way_and_loses_nothing(rows, tmp_path):
-    group = Group(study(steps=9), "mlm", rows, tmp_path)
+    group = CellRuns(study(steps=9), "mlm", rows, tmp_path)
     group.advance(9, lambda: group.steps >= 1)
-    assert Group(study(steps=9), "mlm", rows, tmp_path).steps == 1
+    assert CellRuns(study(steps=9), "mlm", rows, tmp_path).steps == 1
 
 
 @pytest.mark.slow
@@ -143,12 +143,12 @@ def test_two_processes_leave_what_one_leaves_also_where_they_are_stopped(rows, t
     with pytest.raises(Stopped) as stopped:
         run_moons(long, tmp_path / "two", stop_once, cores=2)
     assert stopped.value.exit_code == 143
-    assert sum(Group(long, name, rows, tmp_path / "two" / "cells").steps for name in CELLS) < 3 * 40
+    assert sum(CellRuns(long, name, rows, tmp_path / "two" / "cells").steps for name in CELLS) < 3 * 40
     two = run_moons(long, tmp_path / "two", stop_once, cores=2)
     one = run_moons(long, tmp_path / "one", lambda text: None)
     assert two["accuracy"] == one["accuracy"]
     for name in CELLS:
-        ours, theirs = (Group(long, name, rows, tmp_path / folder / "cells") for folder in ("two", "one"))
+        ours, theirs = (CellRuns(long, name, rows, tmp_path / folder / "cells") for folder in ("two", "one"))
         assert ours.steps == theirs.steps == 40
         assert ours.history == theirs.history
         labels = 20 if name == "masker" else 10
@@ -163,7 +163,7 @@ def test_the_folder_of_a_study_that_was_stopped_is_gone_on_with(tmp_path):
     for _ in range(2):
         with pytest.raises(Stopped):
             run_moons(study(steps=9), tmp_path / "out", stop_soon, ["mlm"])
-    assert Group(study(steps=9), "mlm", Rows("used"), tmp_path / "out" / "cells").steps == 2  # one each time
+    assert CellRuns(study(steps=9), "mlm", Rows("used"), tmp_path / "out" / "cells").steps == 2  # one each time
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from mlpt.reporting.html.parts import Part, Passages, Picture, Section, Table, Tabs, Text, escape, number
+from mlpt.reporting.html.parts import Element, Passages, Picture, Section, Table, Tabs, Text, escape, number
 from mlpt.reporting.html.passages import key_html, panel_html
 
 MARK = '<meta name="generator" content="mlpt report">'
@@ -53,7 +53,7 @@ class _Maker:
         inside = f'<h2 id="h{at}">{escape(section.title)}</h2>{intro}<div class="grid">{parts}</div>'
         return f'<section id="s{at}" aria-labelledby="h{at}">{inside}</section>\n'
 
-    def _part(self, part: Part) -> str:
+    def _part(self, part: Element) -> str:
         if isinstance(part, Picture):
             return f'<div class="card">{self._picture(part)}</div>'
         if isinstance(part, Tabs):

@@ -93,7 +93,7 @@ class Passages:
     key: Sequence[tuple[Token, str]] = ()
 
 
-Part = Picture | Tabs | Table | Text | Passages
+Element = Picture | Tabs | Table | Text | Passages
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Section:
     """A part of the page with a heading of its own."""
 
     title: str
-    parts: Sequence[Part] = field(default_factory=tuple)
+    parts: Sequence[Element] = field(default_factory=tuple)
     intro: str = ""
 
 

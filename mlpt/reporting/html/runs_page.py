@@ -7,7 +7,7 @@ import numpy as np
 
 from mlpt.reporting.groups import (
     Axis,
-    Group,
+    SeedGroup,
     common_grid,
     difference,
     final_values,
@@ -46,7 +46,7 @@ _FIGURES = {
 _POINTS = 60_000  # of all curves of single runs in one figure
 
 
-def tiles(groups: Sequence[Group]) -> dict[str, str]:
+def tiles(groups: Sequence[SeedGroup]) -> dict[str, str]:
     """Key figures of all runs together."""
     records = [record for group in groups for record in group.records]
     states = [record.state for record in records]
@@ -60,7 +60,7 @@ def tiles(groups: Sequence[Group]) -> dict[str, str]:
     }
 
 
-def sections(groups: Sequence[Group]) -> list[Section]:
+def sections(groups: Sequence[SeedGroup]) -> list[Section]:
     """Those that have something to show."""
     made = [
         Section("Runs", list(_tables(groups)), "Runs that differ in nothing but the seed form a group."),
@@ -77,7 +77,7 @@ def sections(groups: Sequence[Group]) -> list[Section]:
     return [section for section in made if section.parts]
 
 
-def _tables(groups: Sequence[Group]) -> Iterator[Table]:
+def _tables(groups: Sequence[SeedGroup]) -> Iterator[Table]:
     records = [record for group in groups for record in group.records]
     names = list(dict.fromkeys(name for record in records for name in record.newest("held_out")))
     headings = ["run", "group", "seed", "state", "steps", "tokens", "time", *(f"held-out {name}" for name in names)]
@@ -111,25 +111,25 @@ def _mean_and_spread(values: np.ndarray) -> str:
     return f"{number(float(values.mean()))}{spread}"
 
 
-def _losses(groups: Sequence[Group]) -> Iterator[Tabs]:
+def _losses(groups: Sequence[SeedGroup]) -> Iterator[Tabs]:
     for kind, title in _LOSSES.items():
         for name in _names(groups, kind):
             yield _both_axes(groups, f"{kind}/{name}", f"{title} of {name}", "nats", smooth=kind == "loss")
 
 
-def _figures(groups: Sequence[Group]) -> Iterator[Tabs]:
+def _figures(groups: Sequence[SeedGroup]) -> Iterator[Tabs]:
     for name, (title, unit) in _FIGURES.items():
         if having([record for group in groups for record in group.records], name):
             yield _both_axes(groups, name, title, unit, smooth=name not in ("learning_rate", "meta_stall_seconds"))
 
 
-def _names(groups: Sequence[Group], kind: str) -> list[str]:
+def _names(groups: Sequence[SeedGroup], kind: str) -> list[str]:
     return list(
         dict.fromkeys(name for group in groups for record in group.records for name in record.metrics.under(kind))
     )
 
 
-def _both_axes(groups: Sequence[Group], name: str, title: str, unit: str, smooth: bool) -> Tabs:
+def _both_axes(groups: Sequence[SeedGroup], name: str, title: str, unit: str, smooth: bool) -> Tabs:
     pictures = {
         label: _curves(groups, name, title, unit, axis, x_title, smooth) for label, (axis, x_title) in _AXES.items()
     }
@@ -137,7 +137,7 @@ def _both_axes(groups: Sequence[Group], name: str, title: str, unit: str, smooth
 
 
 def _curves(
-    groups: Sequence[Group], name: str, title: str, unit: str, axis: Axis, x_title: str, smooth: bool
+    groups: Sequence[SeedGroup], name: str, title: str, unit: str, axis: Axis, x_title: str, smooth: bool
 ) -> Picture:
     records = [record for group in groups for record in group.records]
     grid = common_grid(records, name, axis)
@@ -170,7 +170,7 @@ def _curves(
     return Picture(title, {"data": data, "layout": layout(x_title, unit)}, "\n".join(told), about)
 
 
-def _differences(groups: Sequence[Group]) -> Iterator[Picture | Table]:
+def _differences(groups: Sequence[SeedGroup]) -> Iterator[Picture | Table]:
     if len(groups) < 2:
         return
     base, rows, data, told = groups[0], [], [], []
@@ -209,7 +209,7 @@ def _differences(groups: Sequence[Group]) -> Iterator[Picture | Table]:
     yield Table("Differences", ["loss", "group", "seeds", "mean (nats)", "95 % interval"], rows, f"Minus {base.label}.")
 
 
-def _mixtures(groups: Sequence[Group]) -> Iterator[Picture]:
+def _mixtures(groups: Sequence[SeedGroup]) -> Iterator[Picture]:
     records = [(group, record) for group in groups for record in group.records if record.mixture]
     names = list(dict.fromkeys(name for _, record in records for name in record.mixture))
     if not records or len(names) < 2:
@@ -232,7 +232,7 @@ def _mixtures(groups: Sequence[Group]) -> Iterator[Picture]:
     )
 
 
-def _commands(groups: Sequence[Group]) -> Text:
+def _commands(groups: Sequence[SeedGroup]) -> Text:
     lines = [f"mlpt pretrain {record.place}/{CONFIG} run_dir=ANOTHER" for group in groups for record in group.records]
     return Text("Commands", "\n".join(lines), folded=len(lines) > 6)
 

@@ -36,7 +36,7 @@ def masked_loss(forward: Forward, tokens: Tensor, at: Tensor, labels: Tensor) ->
     return token_cross_entropy(forward(tokens, at=at), labels, labels != 0)
 
 
-class Group:
+class CellRuns:
     """The runs of a cell: `models` has the label count and the seed of each. Masked language modelling sees no labels:
     there its students of one seed are the same for all label counts."""
 

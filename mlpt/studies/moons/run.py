@@ -16,7 +16,7 @@ from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.finetuning import finetune
 from mlpt.studies.moons.page import markdown
 from mlpt.studies.moons.picture import sheet
-from mlpt.studies.moons.pretraining import Group, student_at
+from mlpt.studies.moons.pretraining import CellRuns, student_at
 from mlpt.studies.moons.rows import Rows
 from mlpt.studies.moons.shares import pretrain
 
@@ -43,7 +43,7 @@ def run_moons(
         _declare(study, out)
         rows = Rows(study.vocabulary)
         chosen = [name for name in study.cells if not cells or name in cells]
-        groups = [Group(study, name, rows, out / "cells") for name in chosen]
+        groups = [CellRuns(study, name, rows, out / "cells") for name in chosen]
         told = _Progress(study, groups, say)
         with request.training():
             pretrain(study, groups, cores, request, told.more)
@@ -56,7 +56,7 @@ def run_moons(
 class _Progress:
     """Says how far all groups are, each time that another hundredth is done."""
 
-    def __init__(self, study: MoonsStudy, groups: Sequence[Group], say: Say):
+    def __init__(self, study: MoonsStudy, groups: Sequence[CellRuns], say: Say):
         self._total = sum(len(group.models) for group in groups) * study.steps
         self._before = self._done = sum(len(group.models) * min(group.steps, study.steps) for group in groups)
         self._started, self._say, self._said = time.monotonic(), say, 0
@@ -71,7 +71,7 @@ class _Progress:
             self._said = percent
 
 
-def _finetune(study: MoonsStudy, groups: Sequence[Group], rows: Rows, out: Path, say: Say) -> dict[str, Any]:
+def _finetune(study: MoonsStudy, groups: Sequence[CellRuns], rows: Rows, out: Path, say: Say) -> dict[str, Any]:
     found: dict[str, dict[int, dict[str, list[float]]]] = {one.cell: {} for one in groups}
     maps: dict[str, dict[int, Any]] = {one.cell: {} for one in groups}
     for labels in study.labels:

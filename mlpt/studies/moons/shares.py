@@ -12,7 +12,7 @@ import torch
 
 from mlpt.errors import UserError
 from mlpt.studies.moons.declaration import MoonsStudy
-from mlpt.studies.moons.pretraining import Group
+from mlpt.studies.moons.pretraining import CellRuns
 from mlpt.studies.moons.rows import Rows
 
 _LOOK_EVERY_S = 0.5
@@ -21,7 +21,7 @@ Stop = Callable[[], bool]
 Done = Callable[[int], None]  # micro-batches that were trained on since it was last called
 
 
-def pretrain(study: MoonsStudy, groups: Sequence[Group], cores: int, stop: Stop, done: Done) -> None:
+def pretrain(study: MoonsStudy, groups: Sequence[CellRuns], cores: int, stop: Stop, done: Done) -> None:
     """Take all groups to the study's steps, or till `stop()`, with all of it saved.
 
     cores  processes side by side, each with groups of its own.
@@ -60,7 +60,7 @@ def pretrain(study: MoonsStudy, groups: Sequence[Group], cores: int, stop: Stop,
         group.load()
 
 
-def _advance(study: MoonsStudy, groups: Sequence[Group], stop: Stop, done: Done) -> None:
+def _advance(study: MoonsStudy, groups: Sequence[CellRuns], stop: Stop, done: Done) -> None:
     """In turn, `save_every` steps at a time, those behind first: whenever it stops, all are about as far."""
     while behind := [group for group in groups if group.steps < study.steps]:
         least = min(group.steps for group in behind)
@@ -83,4 +83,4 @@ def _share(study: MoonsStudy, cells: Sequence[str], folder: Path, parent: Connec
 
     rows = Rows(study.vocabulary)
     # Once the parent has gone there is something to be read, too: the end.
-    _advance(study, [Group(study, cell, rows, folder) for cell in cells], parent.poll, done)
+    _advance(study, [CellRuns(study, cell, rows, folder) for cell in cells], parent.poll, done)
