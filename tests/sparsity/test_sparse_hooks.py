@@ -5,6 +5,7 @@ import torch
 from tiny_bert import tiny_bert, token_batch
 
 from mlpt.errors import UserError
+from mlpt.models.hooks import StepHook
 from mlpt.models.masked import (
     attach_scores,
     backbone_of,
@@ -20,7 +21,6 @@ from mlpt.sparsity.hooks import IterativePruning, MaskSaver, ThresholdReset
 from mlpt.sparsity.making import pruned_count
 from mlpt.sparsity.schedule import IterativeConfig, ResetConfig
 from mlpt.sparsity.scores import initial_scores
-from mlpt.training.loop import StepHook
 
 
 def masked(**trainable):
@@ -31,7 +31,7 @@ def masked(**trainable):
 
 
 def train(model, hooks: list[StepHook], steps: int, start: int = 0, optimizer=None):
-    """A plain loop with the hook protocol of `mlpt.training.loop`."""
+    """A plain loop with the hook protocol of `mlpt.models.hooks`."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optimizer or torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0)
     rates = []
