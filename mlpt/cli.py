@@ -287,6 +287,8 @@ def main() -> None:
     # Libraries' progress bars would stand between our own lines; what the user has set stays.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Ray says this of its own end, too, beside our line on it.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^The node with node id: .* has been marked dead")
     never_fail_to_encode()
     code = run(sys.argv[1:])
     try:

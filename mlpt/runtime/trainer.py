@@ -26,6 +26,29 @@ _SIGNAL_POLL_S = 0.2
 CONTROLLER_FAILURES = 3
 
 
+class _ByValue:
+    """What Ray Train hands to its controller and workers in place of a reference: the function itself."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self._function = function
+
+    def get(self) -> Callable[[], Any]:
+        return self._function
+
+
+class _Trainer(TorchTrainer):
+    """Leaves no object of this process in Ray's store, where it would be missed when this node's Ray ends.
+
+    Ray then asks the store for it, which has gone, too, and ends the process at once, before anybody could say why.
+    """
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if (held := arguments.get("train_fn_ref")) is not None:
+            arguments["train_fn_ref"] = _ByValue(held.get())
+            held._ref = None  # `fit`, which calls this, holds on to it
+        return super()._initialize_and_run_controller(**arguments)
+
+
 def make_hub(runtime: RuntimeConfig) -> Any:
     """The actor between ranks and driver, where the driver is, which may outlive every other node.
 
@@ -46,7 +69,7 @@ def make_trainer(
     if runtime.hang_timeout is not None:  # for ranks that cannot notice it themselves, because they are stopped
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(runtime.hang_timeout)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout(runtime))
-    return TorchTrainer(
+    return _Trainer(
         rank,
         train_loop_config=settings,
         torch_config=LoopbackTorchConfig() if runtime.address == "local" else TorchConfig(),

@@ -154,20 +154,18 @@ def _end(
 ) -> None:
     """End this process, and what is left of a Ray that it has started. Nothing of Ray can be used any more."""
     error = _silenced()  # Ray's own threads are about to print pages
+    if error.isatty():
+        error.write("\033[?25h\n")  # a live display has hidden the cursor
+    why = f"Ray's {what} has died" if stop is None or not stop() else f"{stop.name} has ended Ray's {what}, too"
+    say_error(f"{why}, and with it what ran on this Ray; go on by {_asked_for(way_on)}", error)
+    error.flush()  # now: where an object of this process is lost, Ray ends the process within a second
     for process in (*psutil.Process().children(recursive=True), *helpers):
         with contextlib.suppress(psutil.Error):
             process.kill()
     deadline = time.monotonic() + (0 if stop is None else _SIGNAL_S)
     while stop is not None and not stop() and time.monotonic() < deadline:
         time.sleep(0.02)
-    if error.isatty():
-        error.write("\033[?25h\n")  # a live display has hidden the cursor
-    why, code = f"Ray's {what} has died", 2
-    if stop is not None and stop():
-        why, code = f"{stop.name} has ended Ray's {what}, too", 128 + stop.number
-    say_error(f"{why}, and with it what ran on this Ray; go on by {_asked_for(way_on)}", error)
-    error.flush()
-    os._exit(code)
+    os._exit(2 if stop is None or not stop() else 128 + stop.number)
 
 
 def _asked_for(way_on: Callable[[], str]) -> str:

@@ -41,7 +41,7 @@ def run_study(
     """
     places = Places(out.expanduser().resolve())
     plan = Plan(study, places)
-    part = Selection.of(study, cells, seeds)
+    selection = Selection.of(study, cells, seeds)
     gpus = visible_gpus()
     width = at_once or len(gpus) or max(1, available_cores() // study.declared.threads)
     children = Children(study.declared.threads, [gpus[at % len(gpus)] for at in range(width)] if gpus else [])
@@ -50,9 +50,9 @@ def run_study(
         with growing_folder(places.out, STUDY, overwrite), request.listening():
             declared = declare(study, places.out)
             with Display("auto", console) as display:
-                plan.prepare(part, display)
-            graph = Graph(plan.tasks(part, children), width)
-            _Watch(plan, graph, declared, part, console).run(children.stop)
+                plan.prepare(selection, display)
+            graph = Graph(plan.tasks(selection, children), width)
+            _Watch(plan, graph, declared, selection, console).run(children.stop)
     except Stopped as stopped:
         text = f"{request.name} has stopped the study in {places.out}; the same command goes on where it was"
         raise Stopped(stopped.number, text) from None
@@ -69,11 +69,11 @@ def run_study(
 class _Watch:
     """Tells how far a study is, and writes its tables after each part."""
 
-    def __init__(self, plan: Plan, graph: Graph, declared: Declared, part: Selection, console: Console):
+    def __init__(self, plan: Plan, graph: Graph, declared: Declared, selection: Selection, console: Console):
         self.plan = plan
         self.graph = graph
         self.declared = declared
-        self.part = part
+        self.selection = selection
         self.console = console
         self.ended = 0
 
@@ -90,7 +90,7 @@ class _Watch:
         how = "done" if reason is None else f"failed: {reason}"
         say(f"{task.name}: {how} ({self.ended} of {len(self.graph.tasks)})", self.console)
         self._write()
-        for seed in self.part.seeds:
+        for seed in self.selection.seeds:
             self.plan.clean(seed)
 
     def _write(self) -> None:

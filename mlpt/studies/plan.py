@@ -50,10 +50,10 @@ class Plan:
         self._check_values()
         self._blocks: dict[str, str] = {}  # cell -> its prepared blocks
 
-    def prepare(self, part: Selection, display: Display) -> None:
+    def prepare(self, selection: Selection, display: Display) -> None:
         """Prepare the text of all cells that will run, once for those that share it."""
         prepared: dict[str, str] = {}
-        for name in self._with_starts(part):
+        for name in self._with_starts(selection):
             work = self.works[name]
             if isinstance(work, Pretraining):
                 config = work.before_blocks()
@@ -64,11 +64,11 @@ class Plan:
                     prepared[key] = blocks_of(config, folder, display)
                 self._blocks[name] = prepared[key]
 
-    def tasks(self, part: Selection, children: Children) -> dict[Hashable, Task]:
+    def tasks(self, selection: Selection, children: Children) -> dict[Hashable, Task]:
         """What is to be done, seed by seed, so that a study that is cut short has whole seeds."""
         tasks: dict[Hashable, Task] = {}
-        for seed in part.seeds:
-            for name in part.cells:
+        for seed in selection.seeds:
+            for name in selection.cells:
                 self._add_run(tasks, name, seed, children)
         return tasks
 
@@ -137,10 +137,10 @@ class Plan:
         task = Task(f"{command.source} of {cell}, seed {seed}", act, tuple(needs))
         tasks["measure", command.source, cell, seed] = task
 
-    def _with_starts(self, part: Selection) -> Iterator[str]:
+    def _with_starts(self, selection: Selection) -> Iterator[str]:
         """The cells that will run: those named, what they start from, and what is measured with them."""
         seen: set[str] = set()
-        asked = list(part.cells)
+        asked = list(selection.cells)
         while asked:
             name = asked.pop()
             if name not in seen:

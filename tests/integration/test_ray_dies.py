@@ -35,7 +35,7 @@ def last_line(mlpt):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("process_name", "name"),
-    [("raylet", "raylet"), ("gcs_server", "GCS")],
+    [("raylet", "raylet"), ("gcs_server", "GCS"), ("ray::RuntimeEnvAgent", "RuntimeEnvAgent")],
 )
 def test_rays_death_is_one_line_and_leaves_nothing_behind(mlpt, tiny, tmp_path, process_name, name):
     run = tmp_path / "run"

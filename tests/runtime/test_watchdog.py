@@ -58,9 +58,11 @@ def test_the_death_of_ray_is_one_line_and_a_good_end_is_none(script, line):
     assert well.stdout.endswith("done\n")
 
 
-@pytest.mark.parametrize("first", ["process", "ray"])
-def test_a_signal_that_ends_ray_too_has_its_own_exit_code(first):
-    """Also where this process hears of it after Ray has gone, as on a busy machine."""
+@pytest.mark.parametrize(
+    ("first", "why"), [("process", "SIGTERM has ended Ray's raylet, too"), ("ray", "Ray's raylet has died")]
+)
+def test_a_signal_that_ends_ray_too_has_its_own_exit_code(first, why):
+    """Also where this process hears of it after Ray has gone, as on a busy machine, and after it has told of that."""
     stopped = """
 import os, signal, subprocess, sys, time
 from mlpt.runtime import watchdog
@@ -82,7 +84,7 @@ with stop.listening(), stop.training(), watching(Ends({"raylet": raylet.pid}, la
     done = subprocess.run(
         [sys.executable, "-c", stopped, first], capture_output=True, text=True, timeout=60, check=False
     )
-    said = "mlpt: SIGTERM has ended Ray's raylet, too, and with it what ran on this Ray; go on by `mlpt --resume x`\n"
+    said = f"mlpt: {why}, and with it what ran on this Ray; go on by `mlpt --resume x`\n"
     assert (done.returncode, done.stderr) == (143, said)
 
 
