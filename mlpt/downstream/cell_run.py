@@ -103,6 +103,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
             self.config, model.train(), masks, seed, rate, total, every, cell.name, folder, group, say, show
         )
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._forward = self.for_training(self.model)
 
     def _training_rows(self) -> Features:
         features = self.prepared.features["train"]
@@ -142,7 +143,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
 
     def loss_of(self, micro_batch: MicroBatch, after: MicroBatch | None) -> Tensor:
         with autocast(self.device, self.config.precision):
-            outputs = self.model(**self.rows.batch(micro_batch.rows, self.device))
+            outputs = self._forward(**self.rows.batch(micro_batch.rows, self.device))
         targets = self.rows.targets(micro_batch.rows, self.device)
         if self.prepared.written is not None:
             return word_loss(outputs.logits, targets) * micro_batch.share  # of tokens: the same mean

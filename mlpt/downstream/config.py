@@ -13,6 +13,7 @@ from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
 from mlpt.tasks.features import SpanConfig
 from mlpt.tasks.text_to_text import TextToTextConfig
+from mlpt.training.config import RECORDED, CompileMode
 from mlpt.training.optimizer import OptimizerConfig
 from mlpt.training.schedule import ScheduleConfig
 
@@ -57,6 +58,10 @@ class DownstreamConfig(Settings):
     patience: int | None = Field(None, gt=0, description="stop after so many evaluations without a better one")
     tokens_per_batch: int = Field(16384, gt=0, description="padded tokens that go through the model at once")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU")
+    compile: bool = Field(False, description="torch.compile the passes of training, for batches of any length")
+    compile_mode: CompileMode = Field(
+        "default", description="torch.compile's, of those that record no CUDA graphs: lengths of batches change"
+    )
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints to resume from")
     keep_model: Literal["best", "last", "none"] = "best"
     predict_test: bool = Field(True, description="write predictions and submission files for test splits")
@@ -72,6 +77,13 @@ class DownstreamConfig(Settings):
             raise ValueError(
                 f"{self.num_workers} workers need as many micro-batches a step; set micro_batch_size to at most "
                 f"{self.batch_size // self.num_workers}"
+            )
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(f"compile_mode={self.compile_mode} is of a compiled model: set compile=true, or leave it out")
+        if self.compile_mode in RECORDED:
+            raise ValueError(
+                f"compile_mode={self.compile_mode} records CUDA graphs, one for each shape, and batches of fine-tuning "
+                "change theirs: take default or max-autotune-no-cudagraphs"
             )
         return self
 
@@ -123,7 +135,7 @@ def for_task(value: ForTasks, task: str) -> str | None:
 
 
 # What changes no weight and no score, and what is part of an identity in another form (see `FinetuneCell.identity`).
-ASIDE = {"out", "num_workers", "checkpoint_every", "keep_model", "predict_test"}
+ASIDE = {"out", "num_workers", "compile", "compile_mode", "checkpoint_every", "keep_model", "predict_test"}
 BY_CONTENT = {"model", "masks", "dense", "source"}
 _NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "metric", "select_split"} | ASIDE | BY_CONTENT
 

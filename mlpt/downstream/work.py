@@ -20,6 +20,7 @@ from mlpt.errors import UserError
 from mlpt.logs import Event
 from mlpt.randomness import address
 from mlpt.storage.checkpoint import Checkpoints
+from mlpt.training.compiling import compiled_for_any_shape, why_not_compile
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop
 from mlpt.training.optimizer import make_optimizer
@@ -108,6 +109,16 @@ class Finetuning(Work[M], Generic[M, S]):
             raise UserError(f"{self.name}: {self.stopped or 'nothing was evaluated'}")
         if self.settings.keep_model != "last":
             load_model_tensors(self.model, self.best)
+
+    def for_training(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, a pass through the model, as training calls it: compiled where that was asked for and can be."""
+        if not self.settings.compile:
+            return function
+        reason = why_not_compile(self.device)
+        if reason is not None:
+            self.say(f"compile has no effect: {reason}")
+            return function
+        return compiled_for_any_shape(function, self.settings.compile_mode, self.device)
 
     def forget_checkpoints(self) -> None:
         """When the results are written."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mlpt.errors import UserError, one_line
 from mlpt.models.padded_decoder import pad_decoder
 from mlpt.models.sharded import accumulate, average_whole, is_sharded
 from mlpt.training.config import CompileMode, TrainConfig
@@ -75,6 +76,29 @@ def compiled(
     """
     how: dict[str, Any] = {"dynamic": False if keeps_shapes else None, "recompile_limit": _MOST_GRAPHS}
     return torch.compile(model, backend=backend, mode=mode, **how)
+
+
+def compiled_for_any_shape(function: Callable[..., Any], mode: CompileMode, device: torch.device) -> Callable[..., Any]:
+    """`function` under `torch.compile`, one graph for inputs of whatever size, with the dropout that it has without.
+
+    Sizes of 1, and each choice of inputs that are None, make a graph of their own. Raises `UserError`, when called,
+    where it cannot be compiled.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds
+    from torch._inductor import list_mode_options
+
+    options: dict[str, Any] = {**list_mode_options(mode), "fallback_random": True}
+    made = torch.compile(function, dynamic=True, options=options, recompile_limit=_MOST_GRAPHS)
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        try:
+            return made(*inputs, **named)
+        except TorchDynamoException as error:
+            raise UserError(
+                f"torch.compile cannot compile this model for {device.type} ({one_line(error)}); set compile=false"
+            ) from error
+
+    return call
 
 
 @contextlib.contextmanager

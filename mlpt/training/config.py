@@ -20,7 +20,7 @@ def half(batch_size: int) -> int:
 
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-_RECORDED: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+RECORDED: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")  # as CUDA graphs
 
 
 class TrainConfig(Settings):
@@ -125,7 +125,7 @@ class TrainConfig(Settings):
     @property
     def records_graphs(self) -> bool:
         """Whether a GPU replays the passes as CUDA graphs."""
-        return self.compile_mode in _RECORDED
+        return self.compile_mode in RECORDED
 
     @property
     def micro_batches(self) -> int:

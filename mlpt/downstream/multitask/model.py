@@ -4,7 +4,7 @@ Decoders of spans and of labelled words read the last hidden state of every toke
 encoder is a `ConditionalEncoder` or, as the multi-task baseline, a stock BERT or RoBERTa (`SharedEncoder`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -125,15 +125,16 @@ class MultitaskModel(nn.Module):
         """Task id -> mean loss of its rows, as `losses_of` defines it."""
         return losses_of(self.logits(batch), batch)
 
-    def logits(self, batch: TaskBatch) -> dict[int, Tensor]:
+    def logits(self, batch: TaskBatch, states_of: Callable[..., Any] | None = None) -> dict[int, Tensor]:
         """Task id -> (its rows, outputs) float32, or (its rows, length, outputs) where it has outputs at every token.
+
+        states_of  the encoder's `states`, compiled; decoders never are: which of them a batch needs changes with it.
 
         Each decoder sees its own task's rows only. No answer begins or ends in the padding: there a span's logits are
         the least that float32 has, so that a row's probabilities do not depend on the rows beside it.
         """
-        states, pooled = self.encoder.states(
-            batch.input_ids, batch.attention_mask, batch.task_ids, batch.token_type_ids
-        )
+        states_of = states_of or self.encoder.states
+        states, pooled = states_of(batch.input_ids, batch.attention_mask, batch.task_ids, batch.token_type_ids)
         pooled = self.dropout(pooled)
         decoders, found = list(self.decoders.values()), {}
         for task, rows in batch.rows.items():

@@ -120,6 +120,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         shown = partial(show, "fine-tuning on all tasks")
         rate, name = config.optimizer.lr, config.out
         super().__init__(config, model, masks, config.seed, rate, total, every, name, folder, group, say, shown)
+        self._states = self.for_training(model.encoder.states)
         self.scorer = Scorer(config.scoring, model, self.collate, group)
         self.learner = None
         if isinstance(self.sampler, PolicySampler):
@@ -217,7 +218,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
     def loss_of(self, micro_batch: MicroBatch, after: MicroBatch | None) -> Tensor:
         batch = self.collate(micro_batch.rows).to(self.device)
         with autocast(self.device, self.config.precision):
-            logits = self.model.logits(batch)
+            logits = self.model.logits(batch, self._states)
         losses = {task: loss * micro_batch.shares[task] for task, loss in losses_of(logits, batch).items()}
         if self.learner is not None:
             for task, loss in losses.items():

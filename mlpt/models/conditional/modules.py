@@ -44,8 +44,10 @@ class BlockDiagonalBias(nn.Module):
         """(batch, hidden size) -> (batch, length, length); `length` <= max_length (default), whose corner is taken."""
         length = self.matrix.shape[0] if length is None else length
         rows = self.film(condition, self.matrix[:length])  # (batch, length, width)
-        # Column j reads column j mod width. Repeating has a faster backward than indexing.
-        spread = rows.repeat(1, 1, -(-length // self.width))[..., :length]  # (batch, length, length)
+        # Column j reads column j mod width. Repeating has a faster backward than indexing; a compiled graph serves all
+        # lengths only where the number of repeats is that of the longest.
+        repeated = self.matrix.shape[0] if torch.compiler.is_compiling() else length
+        spread = rows.repeat(1, 1, -(-repeated // self.width))[..., :length]  # (batch, length, length)
         block = torch.arange(length, device=rows.device) // self.width
         return spread * (block.unsqueeze(0) == block.unsqueeze(1))
 
