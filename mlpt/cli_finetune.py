@@ -25,7 +25,9 @@ def finetune(
         str | None, typer.Option(help="masks to apply and keep; default: those beside the model's weights")
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="leave the masks beside the model's weights aside")] = False,
-    out: Annotated[str | None, typer.Option(help="for results, predictions and models; default: finetuned")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder or URI for results, predictions and models; default: finetuned")
+    ] = None,
     multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
     workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
     overwrite: Overwrite = False,

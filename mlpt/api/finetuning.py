@@ -1,7 +1,7 @@
 """`mlpt finetune` and `mlpt.finetune`: a model, tasks and settings in, results out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,9 +9,10 @@ from rich.console import Console
 from mlpt.config import read_recipe
 from mlpt.downstream import command
 from mlpt.downstream.config import FinetuneConfig
+from mlpt.downstream.place import Place, growing_place
 from mlpt.downstream.results import CellResult
 from mlpt.errors import UserError
-from mlpt.outputs import FINE_TUNING, MULTITASK, StrPath, growing_folder
+from mlpt.outputs import FINE_TUNING, MULTITASK, StrPath
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import plain_console, say
 from mlpt.run.result import name_of
@@ -49,7 +50,8 @@ def finetune(
     data_dir   folder of the original downloads, or `hub:`. task_file: YAML that describes your own labelled files.
     preset     a published protocol, such as tamt_mnli.
     masks      a mask file to apply and keep; default: those beside the model's weights, unless `dense`.
-    out        for results, predictions and models; default: finetuned. The same call goes on with what lies there.
+    out        folder or URI for results, predictions and models; default: finetuned. The same call goes on with what is
+               there.
     multitask  all tasks at once, one encoder (CA-MTL).
     workers    cells side by side, on Ray; 1: one after another in this process.
     console    where lines and the table go; None: standard error. quiet: nowhere.
@@ -82,13 +84,20 @@ def finetune(
 
             joint = command.settings_from(MultitaskConfig, values, folder, given)
             joint = joint.model_copy(update={"model": resolve_model(joint.model, tell)})
-            with growing_folder(joint.out, MULTITASK, overwrite):
-                return run_multitask(joint, say=tell, show=steps.show)
+            with growing_place(joint.out, MULTITASK, overwrite) as place:
+                _say_where(place, tell)
+                return run_multitask(joint, say=tell, show=steps.show, run_id=place.run_id)
         from mlpt.runtime.finetune import finetune_cells
 
         cells = command.settings_from(FinetuneConfig, values, folder, given)
-        with growing_folder(cells.out, FINE_TUNING, overwrite, {"finetune.yaml": cells.to_yaml()}):
-            return finetune_cells(cells, workers, say=tell, show=steps.show)
+        with growing_place(cells.out, FINE_TUNING, overwrite, {"finetune.yaml": cells.to_yaml()}) as place:
+            _say_where(place, tell)
+            return finetune_cells(cells, workers, say=tell, show=steps.show, run_id=place.run_id)
+
+
+def _say_where(place: Place, say: Callable[[str], None]) -> None:
+    if place.run_id is not None:
+        say(f"working folder on this machine: {place.folder}")
 
 
 def _words(given: StrPath | Sequence[StrPath] | None) -> list[str]:

@@ -27,6 +27,7 @@ from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.downstream.work import Finetuning, Say, Shown
 from mlpt.downstream.written import WrittenTask
 from mlpt.models.saved_tokenizer import save_tokenizer
+from mlpt.outputs import write_json
 from mlpt.sparsity.artefacts import MaskFile, save_masks
 from mlpt.tasks import Task, TaskData
 from mlpt.tasks.batching import draw_subset, epoch_batches, passes
@@ -98,9 +99,9 @@ class CellRun(Finetuning[MicroBatch, Scores]):
         self.mask_file: MaskFile | None = None
         if prepared.masks is not None:
             masks, self.mask_file = apply_masks(prepared.masks, model)
-        seed, rate, folder = cell.seed, cell.learning_rate, cell.folder
+        seed, rate, place = cell.seed, cell.learning_rate, cell.place
         super().__init__(
-            self.config, model.train(), masks, seed, rate, total, every, cell.name, folder, group, say, show
+            self.config, model.train(), masks, seed, rate, total, every, cell.name, place, SETTINGS, group, say, show
         )
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
         self._forward = self.for_training(self.model)
@@ -114,7 +115,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
 
     def result(self) -> CellResult:
         """Train to the end, from the last checkpoint if there is one, and write what was found."""
-        folder = self.cell.folder
+        folder = self.folder
         if self.group.leads:
             folder.mkdir(parents=True, exist_ok=True)
             identity = self.cell.identity(self.prepared.contents) | {NAMED: self.cell.named()}
@@ -125,7 +126,8 @@ class CellRun(Finetuning[MicroBatch, Scores]):
             self._save_model()
         self._write_predictions()
         if self.group.leads:
-            (folder / RESULT).write_text(json.dumps(result.to_json(), indent=1))
+            write_json(folder / RESULT, result.to_json())
+            self.place.finish(RESULT)
         self.forget_checkpoints()
         return result
 
@@ -187,7 +189,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
             masks=self.prepared.masks,
             seconds=self.seconds,
             examples_per_second=self.steps_per_second * self.config.batch_size,
-            folder=str(self.cell.folder),
+            folder=self.place.name,
             stopped=self.stopped,
             warnings=self.prepared.warnings(),
         )
@@ -195,10 +197,10 @@ class CellRun(Finetuning[MicroBatch, Scores]):
     def _save_model(self) -> None:
         """A folder that the stock Auto classes load, with the masks of its zeros beside it."""
         with quiet():
-            self.model.save_pretrained(self.cell.folder / "model")  # type: ignore[operator]
-        save_tokenizer(self.prepared.tokenizer, self.cell.folder / "model", self.prepared.base.config)
+            self.model.save_pretrained(self.folder / "model")  # type: ignore[operator]
+        save_tokenizer(self.prepared.tokenizer, self.folder / "model", self.prepared.base.config)
         if self.mask_file is not None:
-            save_masks(self.mask_file, self.cell.folder / "model")
+            save_masks(self.mask_file, self.folder / "model")
 
     def _write_predictions(self) -> None:
         """Of the kept model: every dev split, and test splits as the benchmark's server wants them."""
@@ -209,7 +211,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
             predictions = self._predict(split)
             if not self.group.leads:
                 continue
-            path = self.cell.folder / f"predictions_{split}.jsonl"
+            path = self.folder / f"predictions_{split}.jsonl"
             write_predictions(path, self.task, data.splits[split], predictions)
             if split in data.test_splits:
-                write_submission(self.cell.folder / "submission", self.task, split, data.splits[split], predictions)
+                write_submission(self.folder / "submission", self.task, split, data.splits[split], predictions)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from mlpt.downstream.place import Place
 from mlpt.settings import Settings
 from mlpt.tasks import TaskSource
 from mlpt.tasks.features import SpanConfig
@@ -79,7 +80,9 @@ class DownstreamConfig(Settings):
                 f"{self.batch_size // self.num_workers}"
             )
         if self.compile_mode != "default" and not self.compile:
-            raise ValueError(f"compile_mode={self.compile_mode} is of a compiled model: set compile=true, or leave it out")
+            raise ValueError(
+                f"compile_mode={self.compile_mode} is of a compiled model: set compile=true, or leave it out"
+            )
         if self.compile_mode in RECORDED:
             raise ValueError(
                 f"compile_mode={self.compile_mode} records CUDA graphs, one for each shape, and batches of fine-tuning "
@@ -142,16 +145,22 @@ _NOT_OF_A_CELL = {"tasks", "seeds", "learning_rates", "metric", "select_split"} 
 
 @dataclass(frozen=True)
 class FinetuneCell:
-    """One point of the grid; picklable. `folder` is where it keeps its checkpoints and leaves its results."""
+    """One point of the grid; picklable. `place` is where it keeps its checkpoints and leaves its results, `folder` the
+    folder of that on this machine. run_id: of results at a URI (`mlpt.downstream.place`)."""
 
     config: FinetuneConfig
     task: str
     learning_rate: float
     seed: int
+    run_id: str | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.config.out, self.run_id, f"{self.task}/lr{self.learning_rate:g}-seed{self.seed}")
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.out) / self.task / f"lr{self.learning_rate:g}-seed{self.seed}"
+        return self.place.folder
 
     @property
     def name(self) -> str:
@@ -183,10 +192,10 @@ class FinetuneCell:
         return named
 
 
-def cells(config: FinetuneConfig) -> list[FinetuneCell]:
-    """The whole grid, task by task."""
+def cells(config: FinetuneConfig, run_id: str | None = None) -> list[FinetuneCell]:
+    """The whole grid, task by task; `run_id` of results at a URI."""
     return [
-        FinetuneCell(config, task, rate, seed)
+        FinetuneCell(config, task, rate, seed, run_id)
         for task in config.tasks
         for rate in config.learning_rates
         for seed in config.seeds

@@ -16,7 +16,8 @@ from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
 from mlpt.downstream.fingerprint import check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
-from mlpt.downstream.results import CellResult, Scores, summarise, table, write_results
+from mlpt.downstream.place import Place
+from mlpt.downstream.results import RESULTS, CellResult, Scores, summarise, table, write_results
 from mlpt.downstream.work import Say, Shown, own_randomness
 from mlpt.downstream.written import WrittenTask
 from mlpt.errors import UserError
@@ -162,9 +163,13 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
 def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
     """The result that the cell left, or None. Raises `UserError` where its folder holds one of other settings, rows,
     model or masks."""
-    check_same(cell.folder / SETTINGS, cell.identity(contents))
-    path = cell.folder / RESULT
-    return CellResult.from_json(read_json(path)) if path.is_file() else None
+    place, folder = cell.place, cell.folder
+    place.fetch(SETTINGS, RESULT)
+    check_same(folder / SETTINGS, cell.identity(contents), place.name)
+    if not (folder / RESULT).is_file():
+        return None
+    place.finish(RESULT)  # an attempt before this one may have ended while its storage was away
+    return CellResult.from_json(read_json(folder / RESULT))
 
 
 def finetune(
@@ -172,13 +177,14 @@ def finetune(
     say: Say = print,
     show: Show = lambda what, done, total, note: None,
     run: Callable[[FinetuneCell, Prepared, Say, Shown], CellResult] = run_cell,
+    run_id: str | None = None,
 ) -> list[CellResult]:
     """All cells of the grid, one after another, each by `run` (in this process); writes `results.json` after each.
 
-    Every task is read before the first is trained on.
+    Every task is read before the first is trained on. run_id: of results at a URI (`mlpt.downstream.place`).
     """
     results: list[CellResult] = []
-    contents, grid = check(config), cells(config)
+    contents, grid, place = check(config), cells(config, run_id), Place(config.out, run_id)
     say_masks(config, say)
     say(f"{len(grid)} cell{'s' if len(grid) > 1 else ''}; results go to {config.out}")
     prepared: Prepared | None = None
@@ -191,7 +197,7 @@ def finetune(
                     say(warning)
             result = run(cell, prepared, say, partial(show, f"{cell.name} (cell {number} of {len(grid)})"))
         results.append(result)
-        write_results(Path(config.out) / "results.json", results)
-    say(f"results: {Path(config.out) / 'results.json'}")
+        write_results(place, results)
+    say(f"results: {place.named(RESULTS)}")
     say(table(summarise(results)))
     return results

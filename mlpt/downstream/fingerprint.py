@@ -58,12 +58,12 @@ def masks_digest(masks: str | None) -> str | None:
     return _digest(_masks_in(path) if path.is_dir() else [path] if path.is_file() else [])
 
 
-def check_same(written: Path, now: Mapping[str, Any]) -> None:
-    """Raise `UserError` where the identity in the file `written` is another than `now`."""
+def check_same(written: Path, now: Mapping[str, Any], place: str) -> None:
+    """Raise `UserError` where the identity in the file `written` is another than `now`; `place` is its, for people."""
     other = differences(read_json(written), now) if written.is_file() else []
     if other:
         raise UserError(
-            f"{written.parent} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
+            f"{place} holds a fine-tuning with other settings or data ({', '.join(other)}); choose another "
             "out, or replace it all with --overwrite"
         )
 

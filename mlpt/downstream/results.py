@@ -1,12 +1,13 @@
 """What fine-tuning found: a cell's result, the summary over seeds, the table for people and `results.json`."""
 
-import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
+from mlpt.downstream.place import Place
+from mlpt.outputs import write_json
+
+RESULTS = "results.json"
 Scores = dict[str, dict[str, float]]  # split -> metric -> fraction
 
 
@@ -145,13 +146,13 @@ def table(lines: Sequence[Line]) -> str:
     )
 
 
-def write_results(path: Path, results: Sequence[CellResult]) -> None:
+def write_results(place: Place, results: Sequence[CellResult]) -> None:
     """`results.json`: the summary and every cell, replaced in one step."""
     document = {
         "summary": [asdict(line) for line in summarise(results)],
         "cells": [result.to_json() for result in results],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1))
-    os.replace(partial, path)
+    folder = place.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULTS, document)
+    place.send(RESULTS)

@@ -8,7 +8,6 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 from mlpt.downstream.config import DownstreamConfig
 from mlpt.downstream.loading import mask_gradients
+from mlpt.downstream.place import Place
 from mlpt.errors import UserError
 from mlpt.logs import Event
 from mlpt.randomness import address
-from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.compiling import compiled_for_any_shape, why_not_compile
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop
@@ -44,7 +43,8 @@ class Finetuning(Work[M], Generic[M, S]):
 
     masks   by parameter name (bool, True: kept); pruned weights stay zero.
     rate    the schedule's peak. total, every: steps, and steps between evaluations.
-    name    what people call it by. folder: for checkpoints, which end with it, and `metrics.jsonl`.
+    name    what people call it by. place: for checkpoints, which end with it, and `metrics.jsonl`; what was asked lies
+            there in the file `asked`.
     say     hears lines for people, `show` after each step how far it is; both on rank 0 alone.
     """
 
@@ -62,12 +62,14 @@ class Finetuning(Work[M], Generic[M, S]):
         total: int,
         every: int,
         name: str,
-        folder: Path,
+        place: Place,
+        asked: str,
         group: Group,
         say: Say,
         show: Shown,
     ) -> None:
-        self.settings, self.seed, self.name, self.folder = config, seed, name, folder
+        self.settings, self.seed, self.name = config, seed, name
+        self.place, self.folder = place, place.folder
         self.group, self.device = group, group.device
         self.say: Say = say if group.leads else lambda text: None
         self._shown: Shown = show if group.leads else lambda done, total, note: None
@@ -83,9 +85,8 @@ class Finetuning(Work[M], Generic[M, S]):
         self.seconds = self.steps_per_second = 0.0  # of training, over all resumes
         self._loss = torch.zeros((), device=self.device)  # summed since the last line of metrics.jsonl
         self.last_loss = torch.zeros_like(self._loss)  # of the last step
-        saved = folder / "checkpoints"
-        self.checkpoints = Checkpoints(saved, 2, f"remove {saved} and run the same command again")
-        self.tracker = Tracker(folder, group, self._hear)
+        self.checkpoints = place.checkpoints(2, asked, self.say)
+        self.tracker = Tracker(self.folder, group, self._hear)
         self.loop = Loop(self)
 
     @abstractmethod

@@ -23,12 +23,14 @@ from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import read_tasks
 from mlpt.downstream.multitask.results import MultitaskResult
 from mlpt.downstream.multitask.run import read_finished, run_multitask
-from mlpt.downstream.results import CellResult, summarise, table, write_results
+from mlpt.downstream.place import Place
+from mlpt.downstream.results import RESULTS, CellResult, summarise, table, write_results
 from mlpt.downstream.work import Say, Shown
 from mlpt.errors import UserError
 from mlpt.run.saved import resolve_model
 from mlpt.runtime.cluster import check_cores, check_resources, ray_session
 from mlpt.runtime.shared_steps import on_workers
+from mlpt.storage.store import is_uri
 from mlpt.training.group import Group
 
 
@@ -38,23 +40,24 @@ def finetune_cells(
     say: Say = print,
     show: Show = lambda what, done, total, note: None,
     address: str = "local",
+    run_id: str | None = None,
 ) -> list[CellResult]:
     """All cells of the grid, `workers` at a time (1: one after another in this process, without Ray).
 
     Every task is read before the first cell begins. Writes `results.json` after each cell. A finished cell is read
-    back, a killed one resumes.
+    back, a killed one resumes. run_id: of results at a URI (`mlpt.downstream.place`).
     """
     config = config.model_copy(update={"model": resolve_model(config.model, say)})
     if config.num_workers > 1:
         if workers > 1:
             raise UserError("--workers puts cells side by side and num_workers shares the steps of each; choose one")
-        return _sharing_steps(config, say, show, address)
+        return _sharing_steps(config, say, show, address, run_id)
     if workers <= 1:
-        return finetune(config, say, show)
-    contents, grid = check(config), _grid(config)
+        return finetune(config, say, show, run_id=run_id)
+    contents, grid, place = check(config), _grid(config, run_id), Place(config.out, run_id)
     waiting = [cell for cell in grid if read_result(cell, contents[cell.task]) is None]
     if len(waiting) <= 1:
-        return finetune(config, say, show)
+        return finetune(config, say, show, run_id=run_id)
     say_masks(config, say)
     say(f"{len(waiting)} of {len(grid)} cells, {workers} at a time; results go to {config.out}")
     runtime = RuntimeConfig(address=address)
@@ -63,13 +66,13 @@ def finetune_cells(
     with ray_session(runtime, min(workers, len(waiting))):
         _run_all(waiting, workers, say, show)
     results = [result for cell in grid if (result := read_result(cell, contents[cell.task])) is not None]
-    write_results(Path(config.out) / "results.json", results)
-    say(f"results: {Path(config.out) / 'results.json'}")
+    write_results(place, results)
+    say(f"results: {place.named(RESULTS)}")
     say(table(summarise(results)))
     return results
 
 
-def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str) -> list[CellResult]:
+def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str, run_id: str | None) -> list[CellResult]:
     """All cells of the grid, one after another, each on all workers, in a Ray of its own: what one left cannot hold up
     the next."""
 
@@ -79,7 +82,7 @@ def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str) -
             found: CellResult = on_workers(partial(_as_rank, cell, shared), runtime, cell.folder, say, show)
             return found
 
-    return finetune(config, say, show, run)
+    return finetune(config, say, show, run, run_id)
 
 
 def _as_rank(cell: FinetuneCell, prepared: Any, group: Group, say: Say, show: Shown) -> CellResult:
@@ -91,19 +94,25 @@ def multitask(
     say: Say = print,
     show: Show = lambda what, done, total, note: None,
     address: str = "local",
+    run_id: str | None = None,
 ) -> MultitaskResult:
     """One multi-task run, in this process or on as many workers as it asks for."""
     alone = config.num_workers == 1
-    if alone or read_finished(config, read_tasks(config.tasks, config.source)) is not None:
-        return run_multitask(config, say, show=show)
+    if alone or read_finished(config, read_tasks(config.tasks, config.source), run_id) is not None:
+        return run_multitask(config, say, show=show, run_id=run_id)
     with _workers(config, address) as runtime:
-        work, shown = partial(_multitask_as_rank, config), partial(show, "fine-tuning on all tasks")
-        result: MultitaskResult = on_workers(work, runtime, Path(config.out), say, shown)
+        work, shown = partial(_multitask_as_rank, config, run_id), partial(show, "fine-tuning on all tasks")
+        result: MultitaskResult = on_workers(work, runtime, Place(config.out, run_id).folder, say, shown)
         return result
 
 
-def _multitask_as_rank(config: MultitaskConfig, group: Group, say: Say, show: Shown) -> MultitaskResult:
-    return run_multitask(config, say, group=group, show=lambda what, done, total, note: show(done, total, note))
+def _multitask_as_rank(
+    config: MultitaskConfig, run_id: str | None, group: Group, say: Say, show: Shown
+) -> MultitaskResult:
+    def shown(what: str, done: int, total: int, note: str) -> None:
+        show(done, total, note)
+
+    return run_multitask(config, say, group=group, show=shown, run_id=run_id)
 
 
 @contextlib.contextmanager
@@ -118,10 +127,11 @@ def _workers(config: DownstreamConfig, address: str) -> Iterator[RuntimeConfig]:
         yield runtime
 
 
-def _grid(config: FinetuneConfig) -> list[FinetuneCell]:
-    """Workers run in folders of their own; a hub name stays as it is."""
+def _grid(config: FinetuneConfig, run_id: str | None) -> list[FinetuneCell]:
+    """Workers run in folders of their own; a hub name and a URI stay as they are."""
+    out = config.out if is_uri(config.out) else str(Path(config.out).resolve())
     model = str(Path(config.model).resolve()) if Path(config.model).exists() else config.model
-    return cells(config.model_copy(update={"out": str(Path(config.out).resolve()), "model": model}))
+    return cells(config.model_copy(update={"out": out, "model": model}), run_id)
 
 
 def _run_all(waiting: list[FinetuneCell], workers: int, say: Say, show: Show) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,12 @@ class Remote:
         digest = hashlib.blake2b(f"{self.uri} {self.run_id}".encode(), digest_size=8).hexdigest()
         return cache_directory() / "runs" / digest
 
-    def folder(self) -> Path:
-        """This machine's working folder of the run, made if needed, for its owner only."""
+    def folder(self, parts: Sequence[str] = ("checkpoints", "logs", "policies")) -> Path:
+        """This machine's working folder of the run, made if needed with folders `parts` in it, for its owner only."""
         path = self.place
         with readable_errors(str(path), "write"):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for name in ("checkpoints", "logs", "policies"):
+            for name in parts:
                 (path / name).mkdir(exist_ok=True)
         return path
 
@@ -69,10 +69,21 @@ class MirroredCheckpoints(Checkpoints):
 
     Storage that stays away costs nothing while training: everything is committed locally, and the next checkpoint tries
     again. Only `finish` insists.
+
+    begin_again  as for folders. beside: files of the working folder that a checkpoint counts on.
     """
 
-    def __init__(self, run_dir: Path, keep: int, store: Store, warn: Callable[[str], None]):
-        super().__init__(run_dir / "checkpoints", keep)
+    def __init__(
+        self,
+        run_dir: Path,
+        keep: int,
+        store: Store,
+        warn: Callable[[str], None],
+        begin_again: str | None = None,
+        beside: Sequence[str] = (),
+    ):
+        super().__init__(run_dir / "checkpoints", keep, begin_again)
+        self._beside = tuple(beside)
         self.run = store.uri
         self._run_dir = run_dir
         self._store = store
@@ -139,6 +150,8 @@ class MirroredCheckpoints(Checkpoints):
         """Metrics and policies first: whoever finds the checkpoint then finds what it counts on."""
         state = json.loads((self.path(step) / "state.json").read_text())
         self._store.write(_METRICS, self._metrics()[: state["metrics_bytes"]])
+        for name in self._beside:
+            self._send_file(name)
         for folder in _GROWING:
             self._send_folder(folder)
         best = self.best()

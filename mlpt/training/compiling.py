@@ -87,15 +87,16 @@ def compiled_for_any_shape(function: Callable[..., Any], mode: CompileMode, devi
     from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds
     from torch._inductor import list_mode_options
 
-    options: dict[str, Any] = {**list_mode_options(mode), "fallback_random": True}
-    made = torch.compile(function, dynamic=True, options=options, recompile_limit=_MOST_GRAPHS)
+    how: dict[str, Any] = {"dynamic": True, "recompile_limit": _MOST_GRAPHS}
+    made = torch.compile(function, options={**list_mode_options(mode), "fallback_random": True}, **how)
 
     def call(*inputs: Any, **named: Any) -> Any:
         try:
             return made(*inputs, **named)
         except TorchDynamoException as error:
+            why = one_line(str(error).partition("\n\n")[0])  # without advice for who writes models
             raise UserError(
-                f"torch.compile cannot compile this model for {device.type} ({one_line(error)}); set compile=false"
+                f"torch.compile cannot compile this model for {device.type} ({why}); set compile=false"
             ) from error
 
     return call

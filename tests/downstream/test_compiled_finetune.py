@@ -122,7 +122,9 @@ def test_lengths_that_change_make_no_more_graphs_and_the_next_cell_makes_none(pl
     assert graphs.made == before
 
 
-def test_a_compiled_run_goes_on_from_checkpoints_of_a_plain_one_and_the_other_way(places, tmp_path, graphs, monkeypatch):
+def test_a_compiled_run_goes_on_from_checkpoints_of_a_plain_one_and_the_other_way(
+    places, tmp_path, graphs, monkeypatch
+):
     whole, train_step = fine_tune("one_task", places, tmp_path / "whole"), Loop.train_step
 
     def killed(loop: Loop) -> None:
@@ -157,7 +159,7 @@ def test_a_model_that_cannot_be_compiled_is_an_error_of_one_line(places, tmp_pat
         raise NotImplementedError("no kernel\nfor this")
 
     monkeypatch.setattr(Graphs, "__call__", breaks)
-    with pytest.raises(UserError, match="cannot compile this model for cpu .*no kernel.*; set compile=false") as error:
+    with pytest.raises(UserError, match=r"cannot compile this model for cpu .*no kernel.*; set compile=false") as error:
         fine_tune("one_task", places, tmp_path, compile=True)
     assert "\n" not in str(error.value)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mlpt.downstream.place import Place
 from mlpt.downstream.results import CellResult, best_rate, summarise, table, write_results
 
 
@@ -64,7 +65,7 @@ def test_the_table_shows_percent_beside_the_majority_baseline():
 
 
 def test_results_are_readable_by_machines(tmp_path):
-    write_results(tmp_path / "results.json", GRID)
+    write_results(Place(str(tmp_path)), GRID)
     document = json.loads((tmp_path / "results.json").read_text())
     assert [CellResult.from_json(cell) for cell in document["cells"]] == GRID
     assert document["summary"][0]["median"] == 0.6

@@ -1,11 +1,8 @@
 """What a multi-task run found, by three ways of choosing: one best checkpoint, the last one, each metric's own best."""
 
-import json
-import os
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> split -> metric -> fraction
 
@@ -58,12 +55,6 @@ class MultitaskResult:
     def from_json(cls, values: dict) -> "MultitaskResult":
         """The inverse of what `write` writes."""
         return cls(**values)
-
-    def write(self, path: Path) -> None:
-        """`results.json`, replaced in one step."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(partial, path)
 
 
 def table(result: MultitaskResult) -> str:

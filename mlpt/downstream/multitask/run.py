@@ -6,7 +6,7 @@ would have had. Optimiser, schedule, checkpoints, tracker, features and metrics 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from mlpt.downstream.multitask.model import MultitaskModel, TaskView, losses_of
 from mlpt.downstream.multitask.results import MultitaskResult, RunningBest, Scores, mean_selected, selected, table
 from mlpt.downstream.multitask.saving import build_multitask_model, export_stock_classifier, save_multitask_model
 from mlpt.downstream.multitask.scoring import Scorer
+from mlpt.downstream.place import Place
 from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.downstream.work import Finetuning, Say, own_randomness
 from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import load_stock_config
 from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
-from mlpt.outputs import read_json
+from mlpt.outputs import read_json, write_json
 from mlpt.randomness import address
 from mlpt.storage.state import State
 from mlpt.tasks import TaskData
@@ -51,35 +52,42 @@ def run_multitask(
     tell: Tell | None = None,
     group: Group | None = None,
     show: Show = lambda what, done, total, note: None,
+    run_id: str | None = None,
 ) -> MultitaskResult:
     """Train, evaluate and write everything to `config.out`.
 
     tell    hears each evaluation: its step, and the selecting metric of each task on its first dev split.
     group   this process among the ranks that share each step, with its device; None: alone, on the GPU if there is one.
     show    hears after each step how far it is.
+    run_id  of results at a URI (`mlpt.downstream.place`).
     A finished run is read back; a killed one resumes. Raises `UserError` where the folder holds a run with other
     settings, rows, model or masks.
     """
-    folder, group = Path(config.out), group or Group(device=default_device())
+    place, group = Place(config.out, run_id), group or Group(device=default_device())
     tasks = read_tasks(config.tasks, config.source)
-    finished = group.share(read_finished(config, tasks) if group.leads else None)
+    finished = group.share(read_finished(config, tasks, run_id) if group.leads else None)
     if finished is not None:
-        say(f"{folder} is finished; results: {folder / RESULTS}")
+        say(f"{place.name} is finished; results: {place.named(RESULTS)}")
         say(table(finished))
         return finished
     if group.leads:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.folder.mkdir(parents=True, exist_ok=True)
         named = json.loads(config.model_dump_json(include=BY_CONTENT))
-        (folder / SETTINGS).write_text(json.dumps({**_identity(config, tasks), NAMED: named}, indent=1))
+        (place.folder / SETTINGS).write_text(json.dumps({**_identity(config, tasks), NAMED: named}, indent=1))
     with quiet(), own_randomness(group):
-        return MultitaskRun(config, tasks, group, say, tell or (lambda step, scores: None), show).result()
+        return MultitaskRun(config, tasks, place, group, say, tell or (lambda step, scores: None), show).result()
 
 
-def read_finished(config: MultitaskConfig, tasks: list[TaskData]) -> MultitaskResult | None:
+def read_finished(config: MultitaskConfig, tasks: list[TaskData], run_id: str | None = None) -> MultitaskResult | None:
     """The result that lies in `config.out`, or None. Raises `UserError` where it is one of other settings or data."""
-    check_same(Path(config.out) / SETTINGS, _identity(config, tasks))
-    path = Path(config.out) / RESULTS
-    return MultitaskResult.from_json(read_json(path)) if path.is_file() else None
+    place = Place(config.out, run_id)
+    folder = place.folder
+    place.fetch(SETTINGS, RESULTS)
+    check_same(folder / SETTINGS, _identity(config, tasks), place.name)
+    if not (folder / RESULTS).is_file():
+        return None
+    place.finish(RESULTS)  # an attempt before this one may have ended while its storage was away
+    return MultitaskResult.from_json(read_json(folder / RESULTS))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,14 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
     dropout, measure, advice = "multitask/dropout", "mean", "lower optimizer.lr and start again with --overwrite"
 
     def __init__(
-        self, config: MultitaskConfig, tasks: list[TaskData], group: Group, say: Say, tell: Tell, show: Show
+        self,
+        config: MultitaskConfig,
+        tasks: list[TaskData],
+        place: Place,
+        group: Group,
+        say: Say,
+        tell: Tell,
+        show: Show,
     ) -> None:
         self.config, self.tell = config, tell if group.leads else (lambda step, scores: None)
         self.tokenizer = load_tokenizer(config.model)
@@ -116,10 +131,11 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         self.sampler = make_sampler(config.sampler, self.tasks.names, sizes, classes, config.batch_size, config.seed)
         per_epoch = self.sampler.steps_per_epoch
         total = config.max_steps or max(1, round(config.epochs * per_epoch))
-        every, folder = config.steps_between_evaluations(per_epoch), Path(config.out)
+        every = config.steps_between_evaluations(per_epoch)
         shown = partial(show, "fine-tuning on all tasks")
         rate, name = config.optimizer.lr, config.out
-        super().__init__(config, model, masks, config.seed, rate, total, every, name, folder, group, say, shown)
+        seed = config.seed
+        super().__init__(config, model, masks, seed, rate, total, every, name, place, SETTINGS, group, say, shown)
         self._states = self.for_training(model.encoder.states)
         self.scorer = Scorer(config.scoring, model, self.collate, group)
         self.learner = None
@@ -175,8 +191,9 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         self._write_models()
         result = self._result()
         if self.group.leads:
-            result.write(self.folder / RESULTS)
-        self.say(f"results: {self.folder / RESULTS}")
+            write_json(self.folder / RESULTS, asdict(result))
+            self.place.finish(RESULTS)
+        self.say(f"results: {self.place.named(RESULTS)}")
         self.say(table(result))
         self.forget_checkpoints()
         return result
