@@ -52,18 +52,22 @@ def graphs(monkeypatch) -> Graphs:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory) -> tuple[str, dict]:
+def places(tmp_path_factory) -> tuple[Path, dict]:
+    """Where models of 1 and of 2 layers lie, and tasks."""
     folder = tmp_path_factory.mktemp("compiled")
-    return saved_encoder(folder / "model"), own_tasks(folder)
+    for layers in (1, 2):
+        saved_encoder(folder / str(layers), layers=layers)
+    return folder, own_tasks(folder)
 
 
 def quiet(text: str) -> None:
     pass
 
 
-def fine_tune(kind: str, places: tuple[str, dict], out: Path, say=quiet, **changed) -> Path:
+def fine_tune(kind: str, places: tuple[Path, dict], out: Path, say=quiet, **changed) -> Path:
     """The folder of what was fine-tuned."""
-    settings = {"model": places[0], "source": places[1], "out": str(out), **COMMON, **KINDS[kind], **changed}
+    model = str(places[0] / ("2" if kind == "conditional" else "1"))
+    settings = {"model": model, "source": places[1], "out": str(out), **COMMON, **KINDS[kind], **changed}
     if kind == "one_task":
         (cell,) = cells(load_settings(FinetuneConfig, settings))
         run_cell(cell, say=say)
@@ -146,7 +150,7 @@ def test_a_compiled_run_goes_on_from_checkpoints_of_a_plain_one_and_the_other_wa
         assert graphs.made > 0
 
 
-@pytest.mark.parametrize("kind", ["shared", "conditional"])
+@pytest.mark.parametrize("kind", ["shared", pytest.param("conditional", marks=pytest.mark.slow)])
 def test_a_joint_run_compiles_its_encoder_and_lengths_that_change_make_no_more_graphs(places, tmp_path, graphs, kind):
     plain = fine_tune(kind, places, tmp_path / "plain")
     ours = fine_tune(kind, places, tmp_path / "ours", compile=True)

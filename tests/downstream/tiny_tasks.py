@@ -25,12 +25,12 @@ def write_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def saved_encoder(folder: Path, roberta: bool = False) -> str:
+def saved_encoder(folder: Path, roberta: bool = False, layers: int = 2) -> str:
     """A masked language model of 2 layers x 32 with its tokenizer, as pretraining saves them."""
     sizes = {
         "vocab_size": write_tokenizer(folder),
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "intermediate_size": 48,
         "max_position_embeddings": 40,
