@@ -118,7 +118,7 @@ class Place:
             return None
         if self.run_id is None:
             raise UserError(f"{self.out} is a URI, which mlpt.finetune and `mlpt finetune` open; call one of them")
-        return Remote(self.out, self.run_id)
+        return Remote(self.out.rstrip("/"), self.run_id)
 
 
 @contextlib.contextmanager

@@ -109,13 +109,14 @@ def never_trains(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_of_it_lies_at_the_uri_and_any_machine_reads_it_back(
-    kind, places, store, flaky, machine, undisturbed, never_trains
+    kind, places, store, flaky, machine, undisturbed, never_trains, tmp_path
 ):
-    result = fine_tune(kind, places, URI)
+    result = fine_tune(kind, places, f"{URI}/")
     if kind == "one_task":
         assert result[0].folder == f"{URI}/{CELL}"
     assert files_at(flaky) >= FILES[kind]
     assert not [path for path in files_at(flaky) if "checkpoints" in path]
+    assert len(list((tmp_path / "first").rglob("runs/*"))) == 1
     check_same(kind, store, undisturbed[kind])
     never_trains()
     machine("second")
