@@ -30,6 +30,7 @@ from mlpt.models.masked import dense_state
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
+from mlpt.storage.memory import align_weights
 
 HEADS_FILE = "heads.safetensors"
 
@@ -179,6 +180,7 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None, comp
         raise UserError(
             f"'{name}' has no trained language-modelling head ({lacking[0]} is missing); give a masked language model"
         )
+    align_weights(backbone)
     return backbone
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mlpt.errors import UserError, resume_command
+from mlpt.storage.memory import aligned
 from mlpt.storage.store import StorageError
 
 T = TypeVar("T")
@@ -212,7 +213,8 @@ def read_checkpoint(path: Path, step: int) -> Checkpoint:
     listing = _verify(path)
     with _readable(path):
         state = json.loads((path / _STATE).read_text())
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        files = sorted(path.glob("*.safetensors"))
+        tensors = {file.stem: {key: aligned(one) for key, one in load_file(file).items()} for file in files}
     return Checkpoint(path, step, _digest(listing), state, tensors)
 
 

@@ -5,8 +5,8 @@
     python tests/golden/golden_runs.py go-on RUN FILE    go on with a kept run, and write its curve to FILE
 
 Text, vocabulary and rows are made here, from integers alone, so that no version of anything decides what is trained on.
-One thread, float32, and kernels that every processor of one kind has: the numbers are a function of the code and of the
-versions in `made_with.json`.
+One thread, float32, and kernels that every processor of one kind has: the numbers are a function of the code and of what
+`made_with.json` names, the processor with it: libraries choose some kernels by its model, whatever they are asked for.
 """
 
 import json
@@ -274,7 +274,19 @@ def multitask(name: str, folder: Path, out: Path) -> list[dict[str, Any]]:
 
 def made_with() -> dict[str, str]:
     """What the bits of the curves depend on besides the code."""
-    return {"machine": platform.machine(), "system": platform.system(), **{name: version(name) for name in PACKAGES}}
+    machine = {"machine": platform.machine(), "processor": processor(), "system": platform.system()}
+    return {**machine, **{name: version(name) for name in PACKAGES}}
+
+
+def processor() -> str:
+    """Its vendor, family and model."""
+    file = Path("/proc/cpuinfo")
+    found: dict[str, str] = {}
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    known = [found[key] for key in ("vendor_id", "cpu family", "model") if key in found]
+    return " ".join(known) or platform.processor()
 
 
 def write_inputs(folder: Path) -> None:

@@ -19,6 +19,7 @@ from mlpt.errors import UserError
 from mlpt.models.conditional.modules import BlockDiagonalBias, ConditionalBottleneck, ConditionalLayerNorm, FiLM
 from mlpt.randomness import address
 from mlpt.settings import Settings
+from mlpt.storage.memory import align_weights
 
 
 class ConditionalConfig(Settings):
@@ -239,6 +240,7 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
             f"{folder} is a {config.model_type}; fine-tuning on many tasks at once needs a model built like BERT or "
             "RoBERTa, for example one that `mlpt pretrain mometas` made"
         )
+    align_weights(stock)
     return stock
 
 
