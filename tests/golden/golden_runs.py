@@ -5,8 +5,8 @@
     python tests/golden/golden_runs.py go-on RUN FILE    go on with a kept run, and write its curve to FILE
 
 Text, vocabulary and rows are made here, from integers alone, so that no version of anything decides what is trained on.
-One thread, float32, and kernels that every processor of one kind has: the numbers are a function of the code and of what
-`made_with.json` names, the processor with it: libraries choose some kernels by its model, whatever they are asked for.
+One thread, float32, and kernels that every processor of one kind has: the numbers are a function of the code and of
+what `made_with.json` names, the processor with it: libraries choose some kernels by its model, whatever is asked for.
 """
 
 import json
