@@ -14,7 +14,7 @@ from torch import Tensor
 from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext, each_share
 from mlpt.meta.engines import ENGINES
-from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer
+from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer, by_parameter_of
 from mlpt.meta.policy import MIXTURE, Policy
 from mlpt.meta.replicas import DEV_LOSS
 from mlpt.meta.rules.base import Share
@@ -76,7 +76,8 @@ class LookAhead:
     def gradients(
         self, policy: Policy, shares: Mapping[str, Share], context: MetaContext
     ) -> dict[str, dict[str, Tensor]]:
-        """By the name of each share, the gradient of the meta-dev loss by each of its leaves.
+        """By the name of each share, the gradient of the meta-dev loss by each of its leaves; of one that asks, by
+        parameter too, where the engine can tell.
 
         Reports `dev_loss` (after the look-ahead, by arm of the target). Raises `UserError` where a gradient is not
         finite: training has diverged.
@@ -108,14 +109,16 @@ class LookAhead:
         outer = {name: one for share in shares.values() for name, one in share.outer.items()}
         steps = [InnerStep(loss_of_step(k)) for k in range(self.config.inner_steps)]
         followed = self.config.backward_steps
-        found = self._engine(Lookahead(context.model, context.optimizer, outer, steps, outer_loss, followed, made))
+        asked = any(share.by_parameter for share in shares.values())
+        problem = Lookahead(context.model, context.optimizer, outer, steps, outer_loss, followed, made, asked)
+        found = self._engine(problem)
         context.report[DEV_LOSS] = dev_losses
         if not all(bool(torch.isfinite(one).all()) for one in found.gradients.values()):
             raise UserError(
                 f"the hypergradient at step {context.step} is not finite: training has diverged; lower the "
                 "learning rate"
             )
-        return {name: {leaf: found.gradients[leaf] for leaf in share.outer} for name, share in shares.items()}
+        return {name: _of(share, found.gradients) for name, share in shares.items()}
 
     def _inner_inputs(
         self, arms: list[str], context: MetaContext, known: Collection[str]
@@ -131,6 +134,12 @@ class LookAhead:
     def _held_out(self, context: MetaContext) -> dict[str, Inputs]:
         size = each_share(self.config.dev_batch_size or context.batch_size, len(context.target), context.replicas)
         return {arm: context.dev_inputs(arm, size, 0, context.step, context.step) for arm in context.target}
+
+
+def _of(share: Share, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that a share asked for."""
+    parts = [by_parameter_of(leaf) for leaf in share.outer] if share.by_parameter else []
+    return {name: gradients[name] for name in (*share.outer, *parts) if name in gradients}
 
 
 def _arm_weights(policy: Policy, shares: Mapping[str, Share], context: MetaContext) -> dict[str, float]:

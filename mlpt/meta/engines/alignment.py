@@ -18,6 +18,7 @@ from mlpt.meta.engines.base import (
     Lookahead,
     Unsuited,
     add,
+    by_parameter,
     leaves,
     named,
     outer_gradients,
@@ -59,9 +60,13 @@ class Alignment(Engine):
             next(products) if one is not None else self._difference(problem, weights, through.adapted, call)
             for one, call in zip(problem.made.gradients, calls, strict=True)
         ]
+        kept = [one for one in problem.made.gradients if one is not None]
+        parts = {}
+        if problem.by_parameter and len(kept) == len(combination):
+            parts = by_parameter(problem, combination, kept, through.adapted)
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
         found = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
-        return Hypergradient(loss, add(direct, named(problem.outer, found)))
+        return Hypergradient(loss, add(direct, named(problem.outer, found)) | parts)
 
     @torch.no_grad()
     def _difference(
@@ -96,7 +101,7 @@ def _combination(problem: Lookahead) -> tuple[tuple[Tensor, ...], list[Any]]:
 
 class _Through(NamedTuple):
     """products  of each gradient that was kept with the adjoint of the combined gradient, scalars.
-    adapted   that adjoint, by the parameter's name; empty where every gradient was kept.
+    adapted   that adjoint, by the parameter's name; empty where nothing more is to be multiplied with it.
     """
 
     products: list[Tensor]
@@ -124,7 +129,7 @@ def _through_step(problem: Lookahead, adjoint: Mapping[str, Tensor]) -> _Through
         for behind, taken, first, second, *gradients in pieces(adjoint[name], total[name], *moments, *each):
             here = {"step": state["step"], "exp_avg": first, "exp_avg_sq": second}
             back = pulled_back(behind, taken, here, group)
-            if last < len(problem.made.gradients):
+            if problem.by_parameter or last < len(problem.made.gradients):
                 backward.append(back)
             for place, gradient in zip(places, gradients, strict=True):
                 with_adapted[place].append(torch.dot(gradient, back))

@@ -60,6 +60,7 @@ class Lookahead:
     backward_steps  through how many of the inner steps, the last ones, the gradient is followed: truncated
                 back-propagation (Shaban et al. 2019). None: through all.
     made        the one inner step, already made: then `model` and `optimizer` are as it left them. For `alignment`.
+    by_parameter  asks for the gradients' parts by parameter, which engines for K = 1 can tell (see `Hypergradient`).
 
     Losses are pure: called again with the same weights they give the same value (no dropout, no fresh noise).
     """
@@ -71,6 +72,7 @@ class Lookahead:
     outer_loss: InnerLoss
     backward_steps: int | None = None
     made: Made | None = None
+    by_parameter: bool = False
 
     @property
     def first_tracked(self) -> int:
@@ -79,7 +81,11 @@ class Lookahead:
 
 
 class Hypergradient(NamedTuple):
-    """The meta-dev loss after the inner steps, a detached scalar, and its gradient by the name of each outer tensor."""
+    """The meta-dev loss after the inner steps, a detached scalar, and its gradient by the name of each outer tensor.
+
+    Where `Lookahead.by_parameter` asks for it and it can be told, `gradients` has under `by_parameter_of(name)`, too,
+    (parameters, *shape): how much of that gradient goes through the step of each parameter that trains, in their order.
+    """
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -140,6 +146,36 @@ def dot(gradients: Mapping[str, Any], direction: Mapping[str, Tensor]) -> Tensor
     pairs: Any = [(one, direction[name]) for name, one in gradients.items() if one is not None and name in direction]
     parts = [torch.dot(*two) for pair in pairs for two in pieces(*pair)]
     return torch.stack(parts).sum() if parts else torch.zeros(())
+
+
+def by_parameter_of(name: str) -> str:
+    """The name of the parts of an outer tensor's gradient."""
+    return f"{name}/by_parameter"
+
+
+def by_parameter(
+    problem: Lookahead,
+    combination: Sequence[Tensor],
+    gradients: Sequence[Mapping[str, Tensor | None]],
+    direction: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The parts of gradients, by `by_parameter_of` each name, after one step whose loss combines losses.
+
+    combination  d(inner loss)/d(each loss), with its graph to the outer tensors.
+    gradients    of each loss. direction: the adjoint of what they were combined to.
+    """
+    names = [name for name, one in problem.model.named_parameters() if one.requires_grad]
+    products = torch.tensor([[float(dot({name: one.get(name)}, direction)) for one in gradients] for name in names])
+    leaves = list(problem.outer.values())
+    found = {
+        by_parameter_of(name): one.detach().new_zeros(len(names), *one.shape) for name, one in problem.outer.items()
+    }
+    for weight, column in zip(combination, products.T, strict=True):
+        if weight.requires_grad:
+            by_outer = torch.autograd.grad(weight, leaves, retain_graph=True, allow_unused=True)
+            for name, one in named(problem.outer, by_outer).items():
+                found[by_parameter_of(name)] += column.to(one).view(-1, *[1] * one.ndim) * one
+    return found
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from mlpt.meta.engines.base import Engine, Hypergradient, Lookahead, Unsuited, add, dot, leaves, named, outer_gradients
+from mlpt.meta.engines.base import (
+    Engine,
+    Hypergradient,
+    Lookahead,
+    Unsuited,
+    add,
+    by_parameter,
+    dot,
+    leaves,
+    named,
+    outer_gradients,
+)
 from mlpt.meta.engines.path import Path
 
 
@@ -37,10 +48,11 @@ class OneStep(Engine):
         loss, adjoint, direct = outer_gradients(problem, after)
         adapted, _, _ = path.pull_back(adjoint)
         alignments = [dot(each, adapted) for each in per_loss]
+        parts = by_parameter(problem, combination, per_loss, adapted) if problem.by_parameter else {}
         # The combination's weights are functions of the outer tensors; the alignments are numbers.
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
         through = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
-        return Hypergradient(loss, add(direct, named(problem.outer, through)))
+        return Hypergradient(loss, add(direct, named(problem.outer, through)) | parts)
 
     @staticmethod
     def _inner_gradients(

@@ -7,6 +7,7 @@ from mlpt.errors import UserError
 from mlpt.meta.rules.ado import Ado
 from mlpt.meta.rules.base import Rule, RuleConfig
 from mlpt.meta.rules.dga import Dga
+from mlpt.meta.rules.dga_shrunk import DgaShrunk
 from mlpt.meta.rules.doremi import Doremi
 from mlpt.meta.rules.exp3 import Exp3
 from mlpt.meta.rules.famo import Famo
@@ -33,6 +34,7 @@ _RULES: tuple[type[Rule], ...] = (
     Famo,
     Hypergradient,
     Dga,
+    DgaShrunk,
     Ado,
     Doremi,
     LossRatio,

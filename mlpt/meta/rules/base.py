@@ -92,11 +92,13 @@ class Rule:
 class Share:
     """What a rule that differentiates gives to the one look-ahead of an update.
 
-    outer  leaves to differentiate by. A name that is a parameter of the model takes that parameter's place.
+    outer         leaves to differentiate by. A name that is a parameter of the model takes that parameter's place.
+    by_parameter  asks for the parts of its gradients by parameter (`mlpt.meta.engines.base.by_parameter_of`).
     """
 
-    def __init__(self, outer: Mapping[str, Tensor]):
+    def __init__(self, outer: Mapping[str, Tensor], by_parameter: bool = False):
         self.outer = dict(outer)
+        self.by_parameter = by_parameter
 
     def weights(self, outer: Outer) -> Mapping[str, Tensor] | None:
         """The arms' weights in an inner loss as functions of `outer`; None: those of the policy."""

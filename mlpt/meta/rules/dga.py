@@ -77,10 +77,8 @@ class Dga(MixtureRule, LookaheadRule):
         """What the weights of the running averages sum to by now."""
         return 1 - self.config.averaging**self._updates
 
-    def share(self, part: Part, context: MetaContext) -> "_Weights":
-        device = next(context.model.parameters()).device
-        weights = torch.tensor([part.values[arm] for arm in self.arms], device=device, requires_grad=True)
-        return _Weights(self.arms, weights)
+    def share(self, part: Part, context: MetaContext) -> "Weights":
+        return Weights.of(self.arms, part, context)
 
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         alignments = (-gradients[WEIGHTS].double().cpu()).tolist()
@@ -139,12 +137,19 @@ def relative(alignments: Sequence[float]) -> list[float]:
     return [one / scale if scale > 0 else 0.0 for one in centred]
 
 
-class _Weights(Share):
+class Weights(Share):
     """The arms' weights themselves."""
 
-    def __init__(self, arms: Sequence[str], weights: Tensor):
-        super().__init__({WEIGHTS: weights})
+    def __init__(self, arms: Sequence[str], weights: Tensor, by_parameter: bool = False):
+        super().__init__({WEIGHTS: weights}, by_parameter)
         self._arms = arms
+
+    @classmethod
+    def of(cls, arms: Sequence[str], part: Part, context: MetaContext, by_parameter: bool = False) -> "Weights":
+        """Those of a mixture, on the model's device."""
+        device = next(context.model.parameters()).device
+        weights = torch.tensor([part.values[arm] for arm in arms], device=device, requires_grad=True)
+        return cls(arms, weights, by_parameter)
 
     def weights(self, outer: Outer) -> dict[str, Any]:
         return dict(zip(self._arms, outer[WEIGHTS], strict=True))

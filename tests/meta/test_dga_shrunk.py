@@ -1,0 +1,148 @@
+"""Rule `dga_shrunk` against its equations in plain numpy, and against noise of a known size."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_encoder import ARMS, TinyBlocks, make_adamw, make_encoder, make_sources, train
+
+from mlpt.config import load_run_config
+from mlpt.errors import UserError
+from mlpt.meta.engines.base import by_parameter_of
+from mlpt.meta.learner import MetaConfig, MetaLearner
+from mlpt.meta.policy import Evidence
+from mlpt.meta.rules.dga import WEIGHTS
+from mlpt.meta.rules.dga_shrunk import DgaShrunk
+from mlpt.meta.snapshot import take_snapshot
+from mlpt.settings import load_settings
+from mlpt.storage.state import State
+
+
+class Reported:
+    """As much of a context as `descend` writes to."""
+
+    step = 20
+
+    def __init__(self):
+        self.report = {}
+
+
+def descend(rule, part, shares):
+    """`shares` (parameters, arms) of alignments."""
+    shares = torch.as_tensor(shares, dtype=torch.float64)
+    gradients = {WEIGHTS: -shares.sum(0), by_parameter_of(WEIGHTS): -shares}
+    return rule.descend(part, gradients, Reported())
+
+
+def mixture(part):
+    return np.array(list(part.values.values()))
+
+
+def made(**settings):
+    return DgaShrunk(DgaShrunk.Config(**{"entropy": 0, "floor": 0, **settings}), ["a", "b", "c"])
+
+
+def by_hand(seen, lr, k, doubt):
+    """The mixture after updates that saw `seen` (updates, parameters, arms)."""
+    logits = np.zeros(3)
+    for count in range(1, len(seen) + 1):
+        weights = k ** np.arange(count - 1, -1, -1.0)
+        weights /= weights.sum()
+        centred = seen[:count] - seen[:count].mean(2, keepdims=True)
+        mean = np.einsum("t,tpi->pi", weights, centred)
+        whole = math.sqrt(np.average((centred.sum(1) ** 2).mean(1), weights=weights))
+        if count > 1:
+            spread = np.einsum("t,tpi->p", weights, (centred - mean) ** 2) / 3
+            squares = (weights**2).sum()
+            error = spread / (1 - squares) * squares
+            told = np.maximum(0, 1 - doubt**2 * error / (mean**2).mean(1))
+            logits += lr * (told[:, None] * mean).sum(0) / whole
+    return np.exp(logits) / np.exp(logits).sum()
+
+
+def test_a_step_is_that_of_its_equations():
+    seen = np.random.default_rng(0).normal([0.5, 0.0, -0.3], [[0.2], [0.5], [1.0], [3.0]], size=(6, 4, 3))
+    rule = made(lr=0.7, averaging=0.8, doubt=1.0)
+    part = rule.first()
+    for update in seen:
+        part = descend(rule, part, update)
+    assert mixture(part) == pytest.approx(by_hand(seen, 0.7, 0.8, 1.0), abs=1e-9)
+
+
+def test_a_tensor_of_noise_does_not_drown_one_that_is_sure():
+    """One tensor always says the same, another a hundred times as much, and something else each time."""
+    draws = np.random.default_rng(1).normal(size=(40, 3)) * 100
+    sure, found = np.array([1.0, 0.0, -1.0]), {}
+    for doubt in (0.0, 2.0):
+        rule = made(doubt=doubt)
+        steps, part = [], rule.first()
+        for noise in draws:
+            before = np.log(mixture(part))
+            part = descend(rule, part, np.stack([sure, noise]))
+            steps.append(np.log(mixture(part)) - before)
+        found[doubt] = np.array(steps[10:])[:, 0] - np.array(steps[10:])[:, 2]
+    assert found[2.0].min() > 0  # towards a, at each update
+    assert found[0.0].min() < 0
+
+
+def test_where_all_is_noise_nothing_moves_but_towards_equal_parts():
+    draws = np.random.default_rng(2).normal(size=(60, 5, 3))
+    rule, part = made(doubt=4.0), None
+    part = rule.first()
+    for update in draws:
+        part = descend(rule, part, update)
+    assert mixture(part) == pytest.approx([1 / 3] * 3)
+
+
+def test_the_state_goes_on_bit_for_bit():
+    draws = np.random.default_rng(3).normal([1.0, 0.0, -1.0], 1.0, size=(6, 4, 3))
+    rule, other = made(entropy=0.1), made(entropy=0.1)
+    part = rule.first()
+    for update in draws[:3]:
+        part = descend(rule, part, update)
+    state = rule.state()
+    other.load_state(State(dict(state.values), {name: one.clone() for name, one in state.tensors.items()}))
+    theirs = part
+    for update in draws[3:]:
+        part, theirs = descend(rule, part, update), descend(other, theirs, update)
+    assert part.values == theirs.values
+    fresh = made()
+    fresh.load_state(made().state())
+    assert descend(fresh, fresh.first(), draws[0]).values == made().first().values
+
+
+def test_arms_whose_gradients_were_not_kept_are_a_warning_and_no_step():
+    rule, context = made(), Reported()
+    part = rule.first()
+    assert rule.descend(part, {WEIGHTS: torch.zeros(3)}, context) is part
+    assert "train.draw=stratified" in context.report["warnings"][0]
+
+
+def test_a_learner_that_looks_ahead_gives_it_what_it_asks_for():
+    model = make_encoder(dropout=0.0)
+    optimizer = make_adamw(model, lr=1e-2)
+    train(model, optimizer, TinyBlocks(1), 9)
+    settings = {
+        "rules": {"mixture": "dga_shrunk"},
+        "lookahead": {"start": 0, "engine": "one_step"},
+        "target": ["order"],
+    }
+    config = load_settings(MetaConfig, settings)
+    other = make_encoder(seed=3)
+    learner = MetaLearner(config, other, make_adamw(other), make_sources(), ARMS, seed=7, batch_size=24)
+    answers = [
+        learner.update(take_snapshot(model, optimizer, step, 1e-2, moments=True), Evidence()) for step in (9, 10, 11)
+    ]
+    assert answers[0].report["heard"] == 0
+    assert 0 < answers[2].report["heard"] <= 1
+    shares = list(answers[2].parts["mixture"].values.values())
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) > 1 / len(shares) + 1e-3
+
+
+def test_engines_that_cannot_tell_parameters_apart_are_refused():
+    settings = {"data.source": "docs", "meta.rules.mixture": "dga_shrunk", "objectives": ["mlm", "dtd"]}
+    with pytest.raises(UserError, match="engine=one_step"):
+        load_run_config(None, settings)
+    load_run_config(None, {**settings, "meta.lookahead.engine": "alignment"})
