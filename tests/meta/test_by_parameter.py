@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 
-import pytest
 import torch
 from test_alignment import made
 from test_engines import make_problem
@@ -67,8 +66,14 @@ def test_asking_changes_nothing_else():
         assert torch.equal(plain.gradients["logits"], asked.gradients["logits"])
 
 
-@pytest.mark.parametrize("who", ["higher", "a gradient is missing"])
-def test_what_cannot_be_told_is_left_out(who):
+def test_a_loss_without_a_gradient_gets_one_after_the_step():
     problem = replace(make_problem(1), by_parameter=True)
-    found = Higher()(problem) if who == "higher" else Alignment()(made(problem, keep=NAMES[1:]))
-    assert [*found.gradients] == ["logits"]
+    whole, found = Alignment()(made(problem)), Alignment()(made(problem, keep=NAMES[1:]))
+    plain = Alignment()(replace(made(problem, keep=NAMES[1:]), by_parameter=False))
+    assert not torch.equal(found.gradients[PARTS], whole.gradients[PARTS])
+    torch.testing.assert_close(found.gradients[PARTS].sum(0), found.gradients["logits"], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found.gradients["logits"], plain.gradients["logits"], rtol=1e-4, atol=1e-7)
+
+
+def test_an_engine_that_cannot_tell_leaves_it_out():
+    assert [*Higher()(replace(make_problem(1), by_parameter=True)).gradients] == ["logits"]

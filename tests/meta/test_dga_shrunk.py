@@ -112,11 +112,13 @@ def test_the_state_goes_on_bit_for_bit():
     assert descend(fresh, fresh.first(), draws[0]).values == made().first().values
 
 
-def test_arms_whose_gradients_were_not_kept_are_a_warning_and_no_step():
-    rule, context = made(), Reported()
+def test_an_engine_that_tells_no_parameters_apart_is_one_tensor():
+    seen = np.random.default_rng(4).normal([0.5, 0.0, -0.3], 0.4, size=(5, 1, 3))
+    rule = made(lr=0.7)
     part = rule.first()
-    assert rule.descend(part, {WEIGHTS: torch.zeros(3)}, context) is part
-    assert "train.draw=stratified" in context.report["warnings"][0]
+    for update in seen:
+        part = rule.descend(part, {WEIGHTS: -torch.tensor(update[0])}, Reported())
+    assert mixture(part) == pytest.approx(by_hand(seen, 0.7, rule.config.averaging, rule.config.doubt), abs=1e-9)
 
 
 def test_a_learner_that_looks_ahead_gives_it_what_it_asks_for():

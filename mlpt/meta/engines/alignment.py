@@ -5,6 +5,7 @@ g_i, clipped. At theta_1 d L_dev / d w_i = <g_i, J^T grad L_dev>, J the Jacobian
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from mlpt.meta.engines.base import (
 class Alignment(Engine):
     """Any attention kernel, and training in any precision. Outer tensors may enter the inner loss only as weights of
     the losses that `forward` returns. A loss whose gradient was not kept takes two forward passes instead of an inner
-    product, at the present weights moved by +- radius along J^T grad L_dev.
+    product, at the present weights moved by +- radius along J^T grad L_dev; asked for parts by parameter, a gradient.
 
     radius  length of that displacement; 1e-2 suits float32.
 
@@ -53,6 +54,9 @@ class Alignment(Engine):
                 f"the inner loss combines {len(combination)} losses, and there are gradients of "
                 f"{len(problem.made.gradients)}: give one for each, in its order"
             )
+        if problem.by_parameter:
+            problem = _with_every_gradient(problem, weights, calls)
+        assert problem.made is not None
         loss, adjoint, direct = outer_gradients(problem, weights)
         through = _through_step(problem, adjoint)
         products = iter(through.products)
@@ -60,10 +64,8 @@ class Alignment(Engine):
             next(products) if one is not None else self._difference(problem, weights, through.adapted, call)
             for one, call in zip(problem.made.gradients, calls, strict=True)
         ]
-        kept = [one for one in problem.made.gradients if one is not None]
-        parts = {}
-        if problem.by_parameter and len(kept) == len(combination):
-            parts = by_parameter(problem, combination, kept, through.adapted)
+        each = [one or {} for one in problem.made.gradients]
+        parts = by_parameter(problem, combination, each, through.adapted) if problem.by_parameter else {}
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
         found = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
         return Hypergradient(loss, add(direct, named(problem.outer, found)) | parts)
@@ -82,6 +84,20 @@ class Alignment(Engine):
             moved = {name: weights[name] + sign * scale * one for name, one in direction.items()}
             sides.append(functional_call(problem.model, {**weights, **moved}, args, kwargs))
         return (sides[0] - sides[1]) / (2 * scale)
+
+
+def _with_every_gradient(problem: Lookahead, weights: Mapping[str, Tensor], calls: list[Any]) -> Lookahead:
+    """The problem with a gradient of the losses, too, whose own were not kept: at the weights after the step."""
+    assert problem.made is not None
+    gradients = []
+    for one, (args, kwargs) in zip(problem.made.gradients, calls, strict=True):
+        if one is None:
+            loss = functional_call(problem.model, dict(weights), args, kwargs)
+            names = [name for name, weight in weights.items() if weight.requires_grad]
+            found = torch.autograd.grad(loss, [weights[name] for name in names], allow_unused=True)
+            one = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+        gradients.append(one)
+    return replace(problem, made=replace(problem.made, gradients=gradients))
 
 
 def _combination(problem: Lookahead) -> tuple[tuple[Tensor, ...], list[Any]]:

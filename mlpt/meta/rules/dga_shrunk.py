@@ -72,15 +72,8 @@ class DgaShrunk(MixtureRule, LookaheadRule):
 
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         context.report["alignment"] = dict(zip(self.arms, (-gradients[WEIGHTS]).tolist(), strict=True))
-        if by_parameter_of(WEIGHTS) not in gradients:
-            warning = (
-                f"step {context.step}: no gradient of some arms was kept, and rule '{self.name}' passes over such "
-                "updates: set train.draw=stratified and as many micro-batches as arms, or "
-                "meta.lookahead.engine=one_step"
-            )
-            context.report["warnings"] = [*context.report.get("warnings", []), warning]
-            return part
-        along, heard = self._shrunk(-gradients[by_parameter_of(WEIGHTS)].double().cpu())
+        parts = gradients.get(by_parameter_of(WEIGHTS), gradients[WEIGHTS][None])  # an engine of yours may not tell
+        along, heard = self._shrunk(-parts.double().cpu())
         pull = entropy_gradient(softmax(self._logits))
         self._logits = [
             logit + self.config.lr * (one + self.config.entropy * flatter)
