@@ -165,7 +165,8 @@ def by_parameter(
     gradients    of each loss. direction: the adjoint of what they were combined to.
     """
     names = [name for name, one in problem.model.named_parameters() if one.requires_grad]
-    products = torch.tensor([[float(dot({name: one.get(name)}, direction)) for one in gradients] for name in names])
+    rows = [[float(dot({name: one.get(name)}, direction)) for one in gradients] for name in names]
+    products = torch.tensor(rows, dtype=torch.float64)  # (parameters, losses)
     leaves = list(problem.outer.values())
     found = {
         by_parameter_of(name): one.detach().new_zeros(len(names), *one.shape) for name, one in problem.outer.items()
