@@ -1,11 +1,11 @@
-"""Scores of labelled tasks by their official definitions, from scikit-learn and scipy; fractions, higher is better.
+"""Scores of labelled tasks by their official definitions, from libraries; fractions, higher is better.
 
 Where a definition has no value it is 0, never NaN: the correlations and Matthews' coefficient of constant predictions
 or labels (nothing was told apart), F1 without a positive prediction or label, and every metric of no rows at all.
 Predictions that are not finite (a diverged regression) count as 0.
 """
 
-import warnings
+import statistics
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -39,24 +39,28 @@ def matthews(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 def pearson(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation, -1 to 1."""
-    return _correlation(stats.pearsonr, labels, predicted)
+    return _correlation(*_finite(labels, predicted))
 
 
 def spearman(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Spearman's rank correlation, -1 to 1, ties by their mean rank."""
-    return _correlation(stats.spearmanr, labels, predicted)
+    return _correlation(*(stats.rankdata(one) for one in _finite(labels, predicted)))
 
 
-def _correlation(function: Callable, labels: np.ndarray, predicted: np.ndarray) -> float:
+def _finite(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels, predicted = np.asarray(labels, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    predicted = np.where(np.isfinite(predicted), predicted, 0.0)
-    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predicted) == 0:
+    return labels, np.where(np.isfinite(predicted), predicted, 0.0)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """By the standard library's exact sums: those of numpy and scipy depend on where arrays lie in memory."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        value = float(function(labels, predicted).statistic)
-    return value if np.isfinite(value) else 0.0
+    try:
+        value = statistics.correlation(*((one / np.abs(one).max()).tolist() for one in (first, second)))
+    except statistics.StatisticsError:  # all but constant
+        return 0.0
+    return min(1.0, max(-1.0, value))
 
 
 def exact_match_of_groups(labels: np.ndarray, predicted: np.ndarray, groups: Sequence[Hashable]) -> float:

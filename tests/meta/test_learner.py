@@ -34,6 +34,7 @@ SETTINGS = {
         {"lookahead": {"engine": "finite_difference", "inner_steps": 2, "start": 5}},
     ),
     "dga": ({"rule": "dga"}, {"lookahead": {"engine": "one_step", "start": 5}, "target": ["words"]}),
+    "dga_shrunk": ({"rule": "dga_shrunk"}, {"lookahead": {"engine": "one_step", "start": 5}, "target": ["words"]}),
     "ado": ({"rule": "ado", "start": 0}, {}),
     "doremi": ({"rule": "doremi", "reference": {"words": 3.0, "noise": 0.5, "order": 0.5}}, {}),
     "loss_ratio": ({"rule": "loss_ratio"}, {}),

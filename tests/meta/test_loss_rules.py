@@ -120,6 +120,7 @@ SETTINGS = {
     "famo": {"dev_batch_size": 8},
     "hypergradient": {"entropy": 0},
     "dga": {"averaging": 0, "doubt": 0},
+    "dga_shrunk": {"doubt": 0, "entropy": 0},
     "ado": {"start": 0},
     "doremi": {"reference": {"words": 0.5, "noise": 0.1, "order": 0.1}},
     "loss_ratio": {},
@@ -166,7 +167,7 @@ def test_every_rule_that_learns_keeps_the_floor(rule):
 
 @pytest.mark.parametrize("rule", LEARNS)
 def test_no_rule_moves_before_its_start(rule):
-    looks = rule in ("hypergradient", "dga")
+    looks = rule in ("hypergradient", "dga", "dga_shrunk")
     learner = learner_of(rule, lookahead=50) if looks else learner_of(rule, start=50)
     found = updated(learner, updates=13)
     uniform = dict.fromkeys(found[0], 1 / 3)
@@ -184,7 +185,7 @@ def test_smoothing_keeps_a_share_of_the_old_mixture(rule):
     assert smooth == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("rule", ["ado", "dga", "doremi", "loss_ratio"])
+@pytest.mark.parametrize("rule", ["ado", "dga", "dga_shrunk", "doremi", "loss_ratio"])
 def test_a_rule_goes_on_from_its_state_bit_for_bit(rule):
     whole = updated(learner_of(rule), updates=8)
     first = learner_of(rule)

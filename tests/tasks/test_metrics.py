@@ -83,3 +83,24 @@ def test_an_unanswerable_question_is_right_only_without_an_answer():
     assert (best_f1([], ""), best_exact_match([], "")) == (1.0, 1.0)
     assert (best_f1([], "word"), best_exact_match([], "word")) == (0.0, 0.0)
     assert best_f1(["word"], "") == 0.0
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_a_correlation_does_not_depend_on_where_its_numbers_lie(name):
+    draws = np.random.default_rng(0).normal(size=(2, 57))
+    found = set()
+    for place in range(8):
+        room = np.zeros((2, 65))
+        moved = room[:, place : place + 57]
+        moved[:] = draws
+        found.add(getattr(metrics, name)(*moved))
+        found.add(getattr(metrics, name)(*moved[:, ::-1]))  # nor on the order in which they are added
+    assert len(found) == 1
+
+
+def test_correlations_of_numbers_of_any_size_are_those_of_numpy():
+    labels, predicted = np.random.default_rng(1).normal(size=(2, 40))
+    expected = np.corrcoef(labels, predicted)[0, 1]
+    for size in (1e-200, 1.0, 1e200):
+        assert metrics.pearson(labels, predicted * size) == pytest.approx(expected, rel=1e-12)
+    assert metrics.pearson(labels, labels * 3) == 1.0
