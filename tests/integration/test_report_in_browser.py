@@ -25,6 +25,7 @@ from mlpt.reporting.serving import ReportServer
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+SCROLL = "one => one.scrollIntoView({block: 'center'})"  # playwright's own waits for frames, which may not come
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -88,7 +89,7 @@ def draw_all(page) -> int:
     """Scroll to every visible figure and wait until it is drawn; how many there are."""
     plots = [plot for plot in page.query_selector_all(".plot") if plot.is_visible()]
     for plot in plots:
-        plot.scroll_into_view_if_needed()
+        plot.evaluate(SCROLL)
         plot.wait_for_selector(".main-svg")
     return len(plots)
 
@@ -109,7 +110,7 @@ def test_every_section_is_drawn_and_reached_by_its_link(opened, name, figures):
 def test_pointing_at_a_figure_tells_its_values(opened):
     page = opened("one")
     plot = page.query_selector(".plot")
-    plot.scroll_into_view_if_needed()
+    plot.evaluate(SCROLL)
     plot.wait_for_selector(".main-svg")
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
