@@ -60,6 +60,11 @@ class LookaheadConfig(Settings):
         """Whether the engine follows the step that training has just made."""
         return find_class(self.engine, ENGINES, Engine, "engine").uses_made
 
+    @property
+    def takes_apart(self) -> bool:
+        """Whether the engine tells what of a gradient goes through which parameter."""
+        return self.inner_steps == 1 and find_class(self.engine, ENGINES, Engine, "engine").takes_apart
+
 
 class LookAhead:
     """Makes the look-ahead's problem of an update and solves it with one engine, which it keeps."""

@@ -126,9 +126,9 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
     unknown = sorted({*snapshot.altered} - named.keys()) + sorted(snapshot.buffers.keys() - buffers.keys())
     if unknown:
         raise UserError(f"the snapshot holds '{unknown[0]}', which the model does not have: {_ALIKE}")
-    for parameter, values in _pieces(_tensor(snapshot.parameters), parameters):
+    for parameter, values in _pieces(snapshot.parameters, parameters):
         parameter.copy_(values)
-    for parameter, values in _pieces(_tensor(snapshot.frozen), [named[name] for name in snapshot.altered]):
+    for parameter, values in _pieces(snapshot.frozen, [named[name] for name in snapshot.altered]):
         parameter.copy_(values)
     for name, array in snapshot.buffers.items():
         buffers[name].copy_(_tensor(array))
@@ -139,7 +139,7 @@ def load_snapshot(model: nn.Module, optimizer: torch.optim.AdamW, snapshot: Snap
     _refuse_amsgrad(optimizer)
     counts = snapshot.optimizer_steps.tolist()
     on_device = {id(one) for group in optimizer.param_groups if _counts_on_device(group) for one in group["params"]}
-    first, second = _pieces(_tensor(snapshot.exp_avg), parameters), _pieces(_tensor(snapshot.exp_avg_sq), parameters)
+    first, second = _pieces(snapshot.exp_avg, parameters), _pieces(snapshot.exp_avg_sq, parameters)
     for (parameter, exp_avg), (_, exp_avg_sq), count in zip(first, second, counts, strict=True):
         if count == 0:
             optimizer.state.pop(parameter, None)
@@ -157,8 +157,8 @@ def made_step(model: nn.Module, step: MadeStep, arms: Sequence[str]) -> Made:
     parameters = trainable(model)
 
     def named(values: np.ndarray) -> dict[str, Tensor]:
-        flat = aligned(_tensor(values))
-        return {names[parameter]: one.to(parameter) for parameter, one in _pieces(flat, parameters)}
+        begins = aligned(_tensor(values)).numpy()
+        return {names[parameter]: one.to(parameter) for parameter, one in _pieces(begins, parameters)}
 
     gradients = [named(step.arms[arm]) if arm in step.arms else None for arm in arms]
     return Made(named(step.total), gradients, step.clipped)
@@ -182,16 +182,16 @@ def _buffers(out: Snapshot | None, size: int, frozen: int, tensors: int, moments
 
 def _copy_in(buffer: np.ndarray, tensors: Sequence[Tensor | None], parameters: list[nn.Parameter]) -> None:
     """Join `tensors`, one for each of `parameters`, in `buffer` (n,); None counts as zeros."""
-    for tensor, (_, piece) in zip(tensors, _pieces(_tensor(buffer), parameters), strict=True):
+    for tensor, (_, piece) in zip(tensors, _pieces(buffer, parameters), strict=True):
         if tensor is None:
             piece.zero_()
         else:
             piece.copy_(whole(tensor))
 
 
-def _pieces(flat: Tensor, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each parameter with its part of `flat` (n,), in the parameter's shape."""
-    start = 0
+def _pieces(buffer: np.ndarray, parameters: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with its part of `buffer`, in the parameter's shape."""
+    flat, start = _tensor(buffer), 0
     for parameter in parameters:
         yield parameter, flat[start : start + parameter.numel()].view(parameter.shape)
         start += parameter.numel()

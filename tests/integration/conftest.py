@@ -28,3 +28,19 @@ def mlpt(tmp_path, tmp_path_factory):
     command = Mlpt(tmp_path, tmp_path_factory.getbasetemp() / "cache")
     yield command
     command.close()
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Command lines by the name of the machine, each with a cache of its own."""
+    started = {}
+
+    def on(name):
+        if name not in started:
+            (tmp_path / name).mkdir()
+            started[name] = Mlpt(tmp_path / name, tmp_path / name / "cache")
+        return started[name]
+
+    yield on
+    for mlpt in started.values():
+        mlpt.close()

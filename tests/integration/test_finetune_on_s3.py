@@ -6,7 +6,6 @@ import signal
 import sys
 
 import pytest
-from real_runs import Mlpt
 from s3_server import S3Server, every
 from waiting import wait_until
 
@@ -24,22 +23,6 @@ def s3(monkeypatch):
         monkeypatch.setenv(name, value)
     yield server
     server.stop()
-
-
-@pytest.fixture
-def machines(tmp_path):
-    """Command lines by the name of the machine, each with a cache of its own."""
-    started = {}
-
-    def on(name):
-        if name not in started:
-            (tmp_path / name).mkdir()
-            started[name] = Mlpt(tmp_path / name, tmp_path / name / "cache")
-        return started[name]
-
-    yield on
-    for mlpt in started.values():
-        mlpt.close()
 
 
 @pytest.fixture

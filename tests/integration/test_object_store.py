@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from ray_heads import Head
-from real_runs import Mlpt
 from s3_server import S3Server, every
 from transformers import AutoTokenizer
 from waiting import wait_until
@@ -53,22 +52,6 @@ def undisturbed(small_blocks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     pretrain(None, {**TINY, "data": {"source": small_blocks}, "run_dir": str(folder)})
     return losses((folder / "metrics.jsonl").read_text())
-
-
-@pytest.fixture
-def machines(s3, bucket, tmp_path):
-    """Command lines by the name of the machine, each with a cache of its own."""
-    started = {}
-
-    def on(name):
-        if name not in started:
-            (tmp_path / name).mkdir()
-            started[name] = Mlpt(tmp_path / name, tmp_path / name / "cache")
-        return started[name]
-
-    yield on
-    for mlpt in started.values():
-        mlpt.close()
 
 
 def losses(metrics):

@@ -147,4 +147,7 @@ def test_engines_that_cannot_tell_parameters_apart_are_refused():
     settings = {"data.source": "docs", "meta.rules.mixture": "dga_shrunk", "objectives": ["mlm", "dtd"]}
     with pytest.raises(UserError, match="engine=one_step"):
         load_run_config(None, settings)
-    load_run_config(None, {**settings, "meta.lookahead.engine": "alignment"})
+    for engine in ("alignment", "one_step", "auto"):
+        load_run_config(None, {**settings, "meta.lookahead.engine": engine})
+    with pytest.raises(UserError, match="inner_steps=1"):
+        load_run_config(None, {**settings, "meta.lookahead.engine": "auto", "meta.lookahead.inner_steps": 2})

@@ -53,7 +53,7 @@ class MultitaskResult:
 
     @classmethod
     def from_json(cls, values: dict) -> "MultitaskResult":
-        """The inverse of what `write` writes."""
+        """Of what `results.json` holds."""
         return cls(**values)
 
 

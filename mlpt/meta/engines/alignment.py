@@ -38,6 +38,7 @@ class Alignment(Engine):
     """
 
     uses_made = True
+    takes_apart = True
 
     def __init__(self, radius: float = 1e-2):
         self.radius = radius
@@ -64,8 +65,10 @@ class Alignment(Engine):
             next(products) if one is not None else self._difference(problem, weights, through.adapted, call)
             for one, call in zip(problem.made.gradients, calls, strict=True)
         ]
-        each = [one or {} for one in problem.made.gradients]
-        parts = by_parameter(problem, combination, each, through.adapted) if problem.by_parameter else {}
+        parts = {}
+        if problem.by_parameter:
+            each = [one for one in problem.made.gradients if one is not None]  # all of them by now
+            parts = by_parameter(problem, combination, each, through.adapted)
         total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
         found = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
         return Hypergradient(loss, add(direct, named(problem.outer, found)) | parts)

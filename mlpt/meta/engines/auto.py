@@ -24,6 +24,8 @@ class Auto(Engine):
     number of bytes where none fits.
     """
 
+    takes_apart = True
+
     def __init__(self) -> None:
         self.chosen: Engine | None = None
         self.why = ""

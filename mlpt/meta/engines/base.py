@@ -98,10 +98,13 @@ class Unsuited(UserError):  # noqa: N818 (it says what the engine is for the pro
 class Engine:
     """Solves a `Lookahead`; a run keeps one, and calls it at every update.
 
-    uses_made  it follows a step that training has made, whose gradients training keeps for it.
+    uses_made    it follows a step that training has made, whose gradients training keeps for it.
+    takes_apart  it tells gradients' parts by parameter (`Lookahead.by_parameter`) after one step whose losses the outer
+                 tensors only weigh.
     """
 
     uses_made: ClassVar[bool] = False
+    takes_apart: ClassVar[bool] = False
 
     def __call__(self, problem: Lookahead) -> Hypergradient:
         raise NotImplementedError(f"{type(self).__name__}.__call__")

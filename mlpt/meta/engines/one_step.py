@@ -35,6 +35,8 @@ class OneStep(Engine):
     that does not return one loss.
     """
 
+    takes_apart = True
+
     def __call__(self, problem: Lookahead) -> Hypergradient:
         if len(problem.steps) != 1:
             raise Unsuited("engine 'one_step' looks one step ahead: set inner_steps=1, or engine=higher")

@@ -59,12 +59,12 @@ class DgaShrunk(MixtureRule, LookaheadRule):
 
     @classmethod
     def refuses(cls, settings: Any, config: Any) -> str | None:
-        engine = config.meta.lookahead.engine
-        if engine in ("one_step", "alignment") or ":" in engine:
+        lookahead = config.meta.lookahead
+        if lookahead.takes_apart:
             return None
         return (
-            f"rule '{cls.name}' takes alignments apart by parameter, which engine {engine} cannot: set "
-            "meta.lookahead.engine=one_step, or alignment"
+            f"rule '{cls.name}' takes alignments apart by parameter, which engine {lookahead.engine} cannot for "
+            f"inner_steps={lookahead.inner_steps}: set meta.lookahead.engine=one_step, or alignment, and inner_steps=1"
         )
 
     def share(self, part: Part, context: MetaContext) -> Weights:
@@ -72,7 +72,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
 
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         context.report["alignment"] = dict(zip(self.arms, (-gradients[WEIGHTS]).tolist(), strict=True))
-        parts = gradients.get(by_parameter_of(WEIGHTS), gradients[WEIGHTS][None])  # an engine of yours may not tell
+        parts = gradients.get(by_parameter_of(WEIGHTS), gradients[WEIGHTS][None])  # beside rules of masks `auto` cannot
         along, heard = self._shrunk(-parts.double().cpu())
         pull = entropy_gradient(softmax(self._logits))
         self._logits = [
