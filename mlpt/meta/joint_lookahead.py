@@ -33,6 +33,8 @@ class LookaheadConfig(Settings):
     backward_steps through how many of them, the last ones, the gradient is followed; null: all.
     batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
     dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.
+    averaged_steps over how many of the last steps before an update the arms' gradients are averaged that `alignment`
+                   takes from training: more rows of each arm, so less noise, for the price of keeping them.
     start          step before which there is no look-ahead: a cold AdamW's is blind to a loss's scale.
     """
 
@@ -41,6 +43,7 @@ class LookaheadConfig(Settings):
     backward_steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
     dev_batch_size: int | None = Field(default=None, ge=2)
+    averaged_steps: int = Field(default=1, ge=1)
     start: int = Field(default=100, ge=0)
 
     @model_validator(mode="after")
@@ -53,6 +56,10 @@ class LookaheadConfig(Settings):
             raise ValueError("engine=one_step needs inner_steps=1; for more take higher or finite_difference")
         if self.follows_training and self.inner_steps != 1:
             raise ValueError(f"engine={self.engine} follows the one step that training made: set inner_steps=1")
+        if self.averaged_steps != 1 and not self.follows_training:
+            raise ValueError(
+                f"engine={self.engine} makes gradients of its own: for averages of training's set engine=alignment"
+            )
         return self
 
     @property

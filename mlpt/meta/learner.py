@@ -143,6 +143,15 @@ class MetaConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _averages_within_an_interval(self) -> "MetaConfig":
+        if self.lookahead.averaged_steps > self.interval:
+            raise ValueError(
+                f"lookahead.averaged_steps ({self.lookahead.averaged_steps}) cannot exceed interval ({self.interval}), "
+                "the steps there are between updates"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_answer_at_a_time(self) -> "MetaConfig":
         if self.lag > self.interval:
             raise ValueError(f"lag ({self.lag}) cannot exceed interval ({self.interval}): answers would overtake")

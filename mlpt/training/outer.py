@@ -103,7 +103,8 @@ class Outer:
         self.stall_seconds = 0.0  # waiting for answers
         self.launch_seconds = 0.0  # taking and sending snapshots
         self.learner_seconds = 0.0  # the learner's own work, beside training where it runs elsewhere
-        self.made = GradientRecorder(config.interval if config.keeps_gradients else None, group)
+        interval = config.interval if config.keeps_gradients else None
+        self.made = GradientRecorder(interval, group, config.lookahead.averaged_steps)
         self._source, self._sampling = source, sampling
         self._moments = any(rule.needs_moments for rule in self.rules.values())
         self._snapshot: Snapshot | None = None  # reused buffers

@@ -40,10 +40,10 @@ def rows(slot):
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(slot))
 
 
-def step(forward, model, recorder, group, clip):
-    """Step 7 of training: the rank's passes, and what they leave."""
+def step(forward, model, recorder, group, clip, number=7, sound=True):
+    """A step of training: the rank's passes, and what they leave."""
     mine = [slot for slot in range(len(SLOTS)) if slot % group.world == group.rank]
-    with recorder.step(7, model):
+    with recorder.step(number, model):
         for slot in mine:
             arm, weight = SLOTS[slot]
             weight *= group.world / len(SLOTS)
@@ -57,7 +57,7 @@ def step(forward, model, recorder, group, clip):
     for one in model.parameters():
         one.grad.div_(SCALE)
     norm = gradient_norm(model.parameters(), clip)
-    recorder.close(7, model, True, norm, clip)
+    recorder.close(number, model, sound, norm, clip)
 
 
 def check(kept, clip):
@@ -98,6 +98,55 @@ def test_it_keeps_each_arms_mean_gradient_and_the_one_that_the_optimiser_took():
     assert recorder.kept is None
 
 
+def earlier(arm, weight, seed):
+    """A pass of `arm` in an earlier step: what its hooks saw."""
+    generator = torch.Generator().manual_seed(seed)
+    model = Tied()
+    gradients = [torch.randn(one.shape, generator=generator) for one in model.parameters()]
+    return arm, weight, gradients
+
+
+def passed(model, recorder, number, passes, sound):
+    """A step whose passes have those gradients."""
+    with recorder.step(number, model):
+        for arm, weight, gradients in passes:
+            with recorder.passes(arm, weight, SCALE):
+                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                    parameter.grad = None
+                    (parameter * gradient).sum().mul(weight * SCALE).backward()
+    recorder.close(number, model, sound, torch.tensor(1.0), 0.0)
+
+
+def test_gradients_are_averaged_over_the_last_steps_but_for_those_left_out():
+    model, recorder = Tied(), GradientRecorder(4, Group(), steps=3)
+    first, second, third = earlier("a", 0.5, 0), earlier("a", 0.25, 1), earlier("b", 1.0, 2)
+    nowhere, broken = earlier("a", 1.0, 3), earlier("b", 1.0, 4)
+    passed(model, recorder, 4, [nowhere], sound=True)  # four steps before the update of step 8
+    assert not recorder.state()
+    passed(model, recorder, 5, [first], sound=True)
+    passed(model, recorder, 6, [broken], sound=False)
+    again = GradientRecorder(4, Group(), steps=3)
+    again.load_state(recorder.state())
+    for one in (recorder, again):
+        assert one.kept is None
+        passed(model, one, 7, [second, third], sound=True)
+        flat = {each[0]: nn.utils.parameters_to_vector(each[2]) for each in (third,)}
+        flat["a"] = sum(w * nn.utils.parameters_to_vector(g) for _, w, g in (first, second)) / 0.75
+        assert set(one.kept.arms) == {"a", "b"}
+        for arm, expected in flat.items():
+            torch.testing.assert_close(torch.from_numpy(one.kept.arms[arm]), expected)
+        passed(model, one, 8, [nowhere], sound=True)
+        assert one.kept is None
+        assert not one.state()
+    passed(model, recorder, 9, [first], sound=True)
+    passed(model, recorder, 10, [first], sound=True)
+    passed(model, recorder, 11, [second], sound=False)  # there is no step to follow
+    assert recorder.kept is None
+    passed(model, recorder, 13, [third], sound=True)
+    passed(model, recorder, 15, [third], sound=True)
+    assert set(recorder.kept.arms) == {"b"}
+
+
 def as_rank(group):
     model = Tied()
     wrapped = DistributedDataParallel(model, forward_sync_buffers=False, find_unused_parameters=True)
@@ -106,6 +155,13 @@ def as_rank(group):
     assert (recorder.kept is not None) == group.leads
     if group.leads:
         check(recorder.kept, clip=0.1)
+    averaging = GradientRecorder(8, group, steps=2)
+    for number in (6, 7):  # the same passes twice
+        model.zero_grad()
+        step(wrapped, model, averaging, group, clip=0.1, number=number)
+        assert bool(averaging.state()) == group.leads
+    if group.leads:
+        check(averaging.kept, clip=0.1)
 
 
 def test_two_ranks_keep_what_one_would():
@@ -140,14 +196,16 @@ def run(config, blocks, folder, **keywords):
     return run_rank(config, blocks, folder, Group(), **keywords)
 
 
-def test_a_run_resumed_between_the_step_and_the_update_goes_on_bit_for_bit(small_blocks, tmp_path):
-    config = load_settings(RunConfig, CONFIG)
+@pytest.mark.parametrize(("averaged", "saved"), [(1, 4), (3, 4), (3, 3)], ids=["one step", "three", "among the three"])
+def test_a_run_resumed_between_the_step_and_the_update_goes_on_bit_for_bit(small_blocks, tmp_path, averaged, saved):
+    changed = {"meta": {"lookahead": {"averaged_steps": averaged}}, "train": {"checkpoint_every": saved}}
+    config = load_settings(RunConfig, merge(CONFIG, changed))
     run(config, small_blocks, tmp_path / "whole")
     lines = [line for line in read_metrics(tmp_path / "whole") if "meta" in line]
     assert ["hypergradient" in line["meta"] for line in lines] == [False, True, True]  # at step 0 nothing was made
     with pytest.raises(KilledError):
-        run(config, small_blocks, tmp_path / "killed", must_save=killed_at(6))  # saved at 4, before the update of 4
-    assert run(config, small_blocks, tmp_path / "killed")["resumed_at"] == 4
+        run(config, small_blocks, tmp_path / "killed", must_save=killed_at(saved + 1))  # saved before the update of 4
+    assert run(config, small_blocks, tmp_path / "killed")["resumed_at"] == saved
     mixtures = [
         [json.dumps(line["mixture"]) for line in read_metrics(tmp_path / name) if "mixture" in line]
         for name in ("whole", "killed")
@@ -161,6 +219,8 @@ def test_what_it_does_not_follow_is_refused():
     for changed, says in (
         ({"meta": {"lookahead": {"inner_steps": 2}}}, "inner_steps=1"),
         ({"meta": {"rules": {"masks": {"rule": "mask_scores"}}}, "masks": {}}, "mixture alone"),
+        ({"meta": {"lookahead": {"averaged_steps": 5}}}, "cannot exceed interval"),
+        ({"meta": {"lookahead": {"averaged_steps": 2, "engine": "one_step"}}}, "engine=alignment"),
     ):
         with pytest.raises(Exception, match=says):
             load_settings(RunConfig, merge(CONFIG, changed))

@@ -2,9 +2,14 @@
 
 The alignment of arm i with the target, a_i = -d L_target / d w_i after one look-ahead, is a sum over the model's
 parameter tensors, a_i = sum_p a_pi, and most of its noise comes from few of them: AdamW divides gradients by the root
-of their second moment, and where that is small (queries and keys, early in training) it magnifies noise. So each
-tensor's shares, less their mean over arms, are averaged over updates, m_pi, and shrunk by the factor of the
-positive-part James-Stein estimator, se_p the standard error of the averages:
+of their second moment, and where that is small (queries and keys, early in training) it magnifies noise. And it is the
+larger the fewer rows an arm has: with gradients from training its variance goes as 1 / alpha_i. So each tensor's shares
+are taken in units of the arm's own noise and against the mixture's mean,
+
+    b_pi = sqrt(alpha_i) (a_pi - sum_j alpha_j a_pj),
+
+averaged over updates, m_pi, and shrunk by the factor of the positive-part James-Stein estimator, se_p the standard
+error of the averages:
 
     v_i = sum_p s_p m_pi / T,   s_p = max(0, 1 - (doubt se_p)^2 / mean_i m_pi^2),
 
@@ -35,7 +40,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     name = "dga_shrunk"
 
     class Config(RuleConfig):
-        """lr         of a step; without noise alignments have a root mean square of 1 over arms.
+        """lr         of a step; without noise the v_i have a root mean square of 1 over arms.
         averaging  share of the old averages that an update keeps: .8 looks back on about five updates.
         doubt      how many standard errors a tensor's averages must exceed to be heard; 0: all are.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
@@ -85,7 +90,8 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     def _shrunk(self, shares: Tensor) -> tuple[list[float], float]:
         """Of `shares` (parameters, arms): v_i, zeros after a first update, which says nothing of noise; and the mean of
         the factors s_p."""
-        shares = shares - shares.mean(1, keepdim=True)
+        mixture = torch.tensor(softmax(self._logits), dtype=torch.float64)
+        shares = mixture.sqrt() * (shares - (shares @ mixture)[:, None])
         new = {"mean": shares, "square": shares.square().mean(1), "whole": shares.sum(0).square().mean()}
         keep = self.config.averaging
         old = self._averages or {name: torch.zeros_like(one) for name, one in new.items()}
