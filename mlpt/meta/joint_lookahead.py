@@ -25,17 +25,17 @@ from mlpt.settings import Settings
 
 
 class LookaheadConfig(Settings):
-    """engine         `higher` (reference), `one_step` (one step), `finite_difference` (any, least memory),
-                   `forward_over_reverse` (any, exact), `auto` (chooses one of them and logs why); `alignment`: the step
-                   that training has just made, from its gradients (cheapest; the mixture alone); or your own,
-                   package.module:Class.
-    inner_steps    K, the AdamW steps looked ahead; they do not clip gradients.
-    backward_steps through how many of them, the last ones, the gradient is followed; null: all.
-    batch_size     meta-train rows of one inner step, shared out among the arms; null: the training batch.
-    dev_batch_size meta-dev rows, shared out among the target's arms; null: the training batch.
-    averaged_steps over how many of the last steps before an update the arms' gradients are averaged that `alignment`
-                   takes from training: more rows of each arm, so less noise, for the price of keeping them.
-    start          step before which there is no look-ahead: a cold AdamW's is blind to a loss's scale.
+    """engine          `higher` (reference), `one_step` (one step), `finite_difference` (any, least memory),
+                    `forward_over_reverse` (any, exact), `auto` (chooses one of them and logs why); `alignment`: the
+                    step that training has just made, from its gradients (cheapest; the mixture alone); or your own,
+                    package.module:Class.
+    inner_steps     K, the AdamW steps looked ahead; they do not clip gradients.
+    backward_steps  through how many of them, the last ones, the gradient is followed; null: all.
+    batch_size      meta-train rows of one inner step, shared out among the arms; null: the training batch.
+    dev_batch_size  meta-dev rows, shared out among the target's arms; null: the training batch.
+    averaged_steps  over how many of the last steps before an update the arms' gradients are averaged that `alignment`
+                    takes from training: more rows of each arm, so less noise, for the price of keeping them.
+    start           step before which there is no look-ahead: a cold AdamW's is blind to a loss's scale.
     """
 
     engine: str = "higher"

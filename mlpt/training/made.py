@@ -7,6 +7,7 @@ ranks before the next begins, so that a run that was stopped between two of them
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -128,11 +129,12 @@ class GradientRecorder:
         return add
 
 
+@dataclass
 class _Sums:
     """Sums of arms' weighted gradients, (n,) float32, and of their weights."""
 
-    def __init__(self, gradients: dict[str, Tensor] | None = None, weights: dict[str, float] | None = None):
-        self._gradients, self._weights = gradients or {}, weights or {}
+    _gradients: dict[str, Tensor] = field(default_factory=dict)
+    _weights: dict[str, float] = field(default_factory=dict)
 
     def add(self, arm: str, gradient: Tensor, weight: float) -> None:
         if arm in self._gradients:
