@@ -192,6 +192,13 @@ class PolicySampler(_Weighted):
         interval: int = Field(default=50, ge=1)
         draw: Literal["step"] = "step"
 
+        @field_validator("lookahead")
+        @classmethod
+        def _looks_for_itself(cls, lookahead: LookaheadConfig) -> LookaheadConfig:
+            if lookahead.follows_training:
+                raise ValueError(f"engine {lookahead.engine} is of pretraining: set sampler.lookahead.engine=auto")
+            return lookahead
+
         @field_validator("learner", mode="before")
         @classmethod
         def _resolved(cls, learner: Any) -> Any:

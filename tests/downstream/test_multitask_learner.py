@@ -9,6 +9,7 @@ from mlpt.downstream.multitask.data import Collator
 from mlpt.downstream.multitask.learner import TaskLearner
 from mlpt.downstream.multitask.model import MultitaskModel
 from mlpt.downstream.samplers import PolicySampler
+from mlpt.errors import UserError
 from mlpt.meta.rules.mometas import relative_drop
 from mlpt.models.conditional.encoder import ConditionalConfig, ConditionalEncoder
 from mlpt.settings import load_settings
@@ -77,3 +78,10 @@ def test_mometas_is_rewarded_by_the_drop_of_the_tasks_held_out_losses():
     second = taught.update_if_due(4, {})
     expected = sum(relative_drop(first["dev_loss"][name], second["dev_loss"][name]) for name in NAMES)
     assert second["reward"] == pytest.approx(expected)
+
+
+def test_an_engine_that_follows_steps_that_nobody_keeps_is_refused():
+    for engine in ("auto", "one_step"):
+        load_settings(PolicySampler.Config, {"lookahead": {"engine": engine}})
+    with pytest.raises(UserError, match="engine=auto"):
+        load_settings(PolicySampler.Config, {"lookahead": {"engine": "alignment"}})
