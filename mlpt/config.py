@@ -38,7 +38,8 @@ class RuntimeConfig(Settings):
     cpus_per_worker    logical CPUs, and torch threads, of a worker. Fractions share a core.
     gpus_per_worker    GPUs of a worker.
     worker_resources   custom resources of a worker, such as {train: 1}, to keep workers off the meta-learner's node.
-    meta_cpus          logical CPUs of the meta-learner's actor; meta_gpus likewise, fractions allowed.
+    meta_cpus          logical CPUs of the meta-learner's actor, fractions allowed.
+    meta_gpus          GPUs of that actor, fractions allowed.
     meta_resources     custom resources of the actor, such as {meta: 1}, to place it on a node of its own.
     meta_spare         keep a second process ready for the death of the actor, so that training need not wait for the
                        imports of a new one. Without GPU and custom resources only.
@@ -128,10 +129,13 @@ def _plain_mlm() -> dict[str, dict[str, Any]]:
 class RunConfig(Settings):
     """One pretraining run.
 
-    run_dir  its folder, or a URI (s3://, gs://, ...). None: a new folder under runs/, named after recipe and time.
-    blocks   prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
-             None: a folder in the user's cache.
-    tasks    labelled tasks that train beside the objectives, each an arm: names, or files (mine.csv, mine.yaml).
+    name        of the run, in the name of a new folder and on boards.
+    seed        of everything that is drawn: first weights, rows, corruption, dropout.
+    run_dir     its folder, or a URI (s3://, gs://, ...). None: a new folder under runs/, named after recipe and time.
+    blocks      prepared blocks, a folder or URI that every node can read: made from `data` if they are not there yet.
+                None: a folder in the user's cache.
+    objectives  {NAME: {its settings}}, below; or names alone, mlm,clm.
+    tasks       labelled tasks that train beside the objectives, each an arm: names, or files (mine.csv, mine.yaml).
     """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

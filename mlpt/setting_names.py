@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,12 +154,21 @@ def _values(annotation: Any) -> str:
 
 
 def docstring_entries(cls: type[BaseModel]) -> dict[str, str]:
-    """`name   meaning` lines of a class docstring, as the house writes them; a meaning may go on in deeper lines."""
+    """`name   meaning` lines of the docstrings of a class and of those it inherits from, as the house writes them; a
+    meaning may go on in deeper lines."""
+    entries: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, BaseModel) and base is not BaseModel:
+            entries |= _written(base.__doc__ or "", cls.model_fields)
+    return entries
+
+
+def _written(docstring: str, fields: Container[str]) -> dict[str, str]:
     entries: dict[str, str] = {}
     names: list[str] = []
-    for line in (cls.__doc__ or "").splitlines():
+    for line in docstring.splitlines():
         begun = re.match(r"^\s{0,8}([a-z_]+(?:, [a-z_]+)*)(?:\s{2,}|: )(\S.*)$", line)
-        if begun and all(name in cls.model_fields for name in begun.group(1).split(", ")):
+        if begun and all(name in fields for name in begun.group(1).split(", ")):
             names = begun.group(1).split(", ")
             entries |= dict.fromkeys(names, begun.group(2))
         elif names and re.match(r"^\s{9,}\S", line):

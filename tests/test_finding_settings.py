@@ -12,12 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from mlpt.cli import app
+from mlpt.cli_settings import TREES, tree_of
 from mlpt.config import RunConfig, load_run_config, recipe_names
 from mlpt.errors import UserError
+from mlpt.objectives.guided import HardGuide
 from mlpt.run.launch import pretrain
 from mlpt.run.planning import plan
 from mlpt.setting_list import entries_of
-from mlpt.setting_names import keys_of
+from mlpt.setting_names import docstring_entries, keys_of
 from mlpt.settings import parse_overrides
 
 SMALL = [
@@ -40,6 +42,19 @@ def test_every_key_of_the_tree_is_listed_once_for_each_choice():
     assert {entry.key for entry in entries} == {key.name for key in keys_of(RunConfig)}
     named = [(entry.key, entry.only_with) for entry in entries]
     assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("command", sorted(TREES))
+def test_every_setting_says_what_it_means(command: str):
+    for entry in entries_of(tree_of(command)):
+        names_its_choice = entry.type.startswith("one of ") and "," not in entry.type
+        assert entry.meaning or entry.is_section or names_its_choice, entry.key
+
+
+def test_a_class_says_what_the_settings_it_inherits_mean():
+    assert docstring_entries(HardGuide)["probability"].startswith("chance of a hard position")
+    assert docstring_entries(HardGuide)["temperature"].startswith("how sharp")
+    assert docstring_entries(HardGuide)["mask_share"]  # of a class that two others stand between
 
 
 def test_listed_defaults_are_those_of_the_configuration():

@@ -40,7 +40,9 @@ class DownstreamConfig(Settings):
         None, description="masks file: pruned weights stay zero; default: those that lie beside the model's weights"
     )
     dense: bool = Field(False, description="leave the masks beside the model's weights aside")
-    tasks: TaskNames = Field(min_length=1)
+    tasks: TaskNames = Field(
+        min_length=1, description="names, or files (mine.csv, mine.yaml), with commas between them"
+    )
     source: TaskSource = TaskSource()
     batch_size: int = Field(32, gt=0, description="rows (windows, for span tasks) an optimiser step")
     micro_batch_size: int | None = Field(
@@ -49,7 +51,7 @@ class DownstreamConfig(Settings):
     num_workers: int = Field(
         1, gt=0, description="Ray Train workers that share each step; 1: this process, without Ray"
     )
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, description="how often training goes through the rows")
     max_steps: int | None = Field(None, gt=0, description="overrides epochs")
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.1)
@@ -64,7 +66,9 @@ class DownstreamConfig(Settings):
         "default", description="torch.compile's, of those that record no CUDA graphs: lengths of batches change"
     )
     checkpoint_every: int = Field(500, gt=0, description="steps between checkpoints to resume from")
-    keep_model: Literal["best", "last", "none"] = "best"
+    keep_model: Literal["best", "last", "none"] = Field(
+        "best", description="whose weights are left behind: the best evaluation's, the last step's, or none"
+    )
     predict_test: bool = Field(True, description="write predictions and submission files for test splits")
     span: SpanConfig = SpanConfig()
 
@@ -102,8 +106,10 @@ class FinetuneConfig(DownstreamConfig):
     small data sets need, and an evaluation an epoch. Published protocols are presets (`mlpt.downstream.command`).
     """
 
-    out: str = "finetuned"
-    seeds: Seeds = Field((1, 2, 3), min_length=1)
+    out: str = Field("finetuned", description="folder or URI of the results")
+    seeds: Seeds = Field(
+        (1, 2, 3), min_length=1, description="of heads, the order of rows and dropout; a cell for each"
+    )
     learning_rates: Rates = Field((2e-5,), min_length=1, description="peak rates; the best is reported")
     optimizer: OptimizerConfig = OptimizerConfig(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.06)

@@ -165,7 +165,9 @@ class Temperature(_Weighted):
     """Probability proportional to size^(1/temperature): 1 is proportional, large ones approach uniform."""
 
     class Config(Settings):
-        """temperature > 0; draw: one task for each `row` of a batch (default) or for a whole `step`."""
+        """temperature  > 0: tasks are drawn by the number of their rows to the power 1 / temperature.
+        draw         one task for each `row` of a batch, or for a whole `step`.
+        """
 
         rule: Literal["temperature"] = "temperature"
         temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
@@ -184,6 +186,7 @@ class PolicySampler(_Weighted):
         """learner    the meta-learner's rule over tasks and its settings.
         lookahead  how a rule that differentiates looks ahead.
         interval   steps between updates.
+        draw       one task for a whole `step`.
         """
 
         rule: Literal["policy"] = "policy"

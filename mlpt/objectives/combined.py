@@ -28,8 +28,8 @@ class Combined(Objective):
 
         mlm: MaskedLM.Config = MaskedLM.Config()
         distill: Distillation.Config = Distillation.Config()
-        mlm_weight: float = Field(1.0, ge=0)
-        distill_weight: float = Field(1.0, ge=0)
+        mlm_weight: float = Field(1.0, ge=0, description="of the loss of mlm in the sum")
+        distill_weight: float = Field(1.0, ge=0, description="of the loss of distill in the sum")
 
     def __init__(self, config: Config, vocabulary: Vocabulary):
         super().__init__(config, vocabulary)

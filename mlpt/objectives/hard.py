@@ -30,6 +30,7 @@ class HardTokens(MaskingConfig):
     special      may special tokens be chosen: `out`; `in`, as published.
     spans        lengths (odd) of the span that a chosen position becomes the middle of, drawn with chances that fall by
                  `span_decay` from each to the next; none: the position alone, as published.
+    span_decay   ratio of the chance of each of `spans` to that of the one before it.
     cap          the largest share of a text's eligible positions, at least one position: others are dropped at random.
     top_up       the least share: where fewer are chosen, random other positions are too.
     fallback     how texts without a hard token are masked (k = 0, a split that was not questioned); null: not at all.

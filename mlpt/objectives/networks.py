@@ -10,14 +10,14 @@ from mlpt.settings import Settings
 class NetworkConfig(Settings):
     """Sizes of a teacher or a student; the defaults are those of the published runs on text."""
 
-    hidden_size: int = Field(default=256, gt=0)
-    layers: int = Field(default=6, gt=0)
-    heads: int = Field(default=4, gt=0)
-    intermediate_size: int = Field(default=1024, gt=0)
+    hidden_size: int = Field(default=256, gt=0, description="width of every layer")
+    layers: int = Field(default=6, gt=0, description="number of layers")
+    heads: int = Field(default=4, gt=0, description="attention heads of a layer")
+    intermediate_size: int = Field(default=1024, gt=0, description="width of the feed-forward layers")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="of embeddings and of each layer's two branches")
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1, description="of attention's weights")
     activation_dropout: float = Field(default=0.0, ge=0, lt=1, description="inside the feed-forward layers")
-    activation: Literal["gelu", "relu"] = "gelu"
+    activation: Literal["gelu", "relu"] = Field(default="gelu", description="of the feed-forward layers")
     norm: Literal["pre", "post"] = Field(
         default="pre", description="where each branch is normalised; every reported run uses 'pre'"
     )

@@ -29,7 +29,7 @@ _PACKAGES = ("mlflow", "wandb", "trackio")  # each called like its setting
 class BoardSettings(Settings):
     """Where numbers go besides `metrics.jsonl`."""
 
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="event files in the run's folder, for TensorBoard")
     mlflow: str | None = Field(
         None, description="tracking server or store: http://HOST:5000, sqlite:///mlflow.db; needs mlflow"
     )

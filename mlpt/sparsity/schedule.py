@@ -50,6 +50,7 @@ class ResetConfig(Settings):
 
     cadence     "interval": after every `interval` updates (published for TAMT-MLM, 1000). "before": one update earlier
                 and at the first (published for TAMT-KD: 1, 99, 199, ... with interval 100) and at each epoch's end.
+    interval    updates between resets.
     first_step  also after the first update ("before" always does), as `--logging_first_step` did.
     """
 

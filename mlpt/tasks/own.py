@@ -29,11 +29,13 @@ from mlpt.tasks.task import Example, Task, TaskData
 class OwnTask(Settings):
     """One task from own files. Which columns hold the texts and the label is said, never guessed."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="what the task is called, in settings and results")
     train: str | None = Field(None, description="file of the labelled training rows")
     dev: str | None = Field(None, description="file of the labelled rows that are scored")
     test: str | None = Field(None, description="file of rows that are predicted; labels are ignored")
-    kind: Literal["classification", "regression", "span", "token_classification"] = "classification"
+    kind: Literal["classification", "regression", "span", "token_classification"] = Field(
+        "classification", description="what a label is: one of several names, a number, a part of a text, or one a word"
+    )
     first: str = Field("", description="column of the text, the question of a span, or the list of words")
     second: str | None = Field(None, description="column of the second text, or of the context of a span")
     label: str = Field("label", description="column of the label, the score, the answer's text, or the words' labels")

@@ -41,7 +41,9 @@ class TrainConfig(Settings):
         "objectives, domains or tasks. Where it is not the mixture p but q, losses are multiplied by p / q: the "
         "mixture then says how much an arm's loss weighs, and not how often it comes",
     )
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="of forward and backward passes, by autocast; weights and the optimiser are float32"
+    )
     compile: bool = Field(False, description="torch.compile the model")
     compile_mode: CompileMode = Field(
         "default",
@@ -73,9 +75,9 @@ class TrainConfig(Settings):
     nonfinite_limit: int = Field(
         20, gt=0, description="steps in a row that may be left out; fp16 leaves out those that overflow whatever is set"
     )
-    log_every: int = Field(10, gt=0)
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl and of the terminal")
     evaluate_every: int = Field(0, ge=0, description="steps between held-out evaluations; 0: only before and after")
-    evaluate_batches: int = Field(16, gt=0)
+    evaluate_batches: int = Field(16, gt=0, description="batches of held-out blocks that an evaluation takes, an arm")
     checkpoint_every: int = Field(500, gt=0, description="steps; the meta-learner is waited for at others than its own")
     keep: int = Field(3, gt=0, description="checkpoints kept besides the best")
 

@@ -24,8 +24,8 @@ class OptimizerConfig(Settings):
 
     kind: Literal["adamw", "muon", "transformers_adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.98), description="decay a step of the two moments")
+    eps: float = Field(1e-6, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
 
 

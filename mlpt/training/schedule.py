@@ -12,7 +12,9 @@ from mlpt.settings import Settings
 class ScheduleConfig(Settings):
     """Warm-up, then a shape. Lengths below 1 are shares of all steps; from 1 on they count steps."""
 
-    shape: Literal["linear", "cosine", "wsd", "constant", "inverse_power", "power_law"] = "linear"
+    shape: Literal["linear", "cosine", "wsd", "constant", "inverse_power", "power_law"] = Field(
+        "linear", description="of the rate after warm-up; wsd: constant, then a short decay"
+    )
     warmup: float = Field(0.06, ge=0, description="linear from 0 to the peak")
     decay: float = Field(0.2, ge=0, description="wsd: length of the final decay, 1 - sqrt shaped")
     final: float = Field(0.0, ge=0, le=1, description="rate at the end as a share of the peak")

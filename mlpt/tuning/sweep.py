@@ -41,9 +41,17 @@ _TRACEBACKS = ("ray.tune.execution.tune_controller", "ray.tune.execution.experim
 class SweepConfig(Settings):
     """Words of `mlpt tune` that begin with `sweep.`; null: as the space says.
 
-    concurrent  trials at a time; null: as many as the cluster holds now. Needed where a cluster starts from zero nodes.
-    retries     crashes of a trial (not errors of its settings) after which it is started again, from its checkpoint.
-    folder      where the sweep lives; null: a new folder under runs/.
+    trials       points that are tried (with `grid`: passes over the grid).
+    tokens       training budget of one trial, in tokens.
+    seeds        seeds that each of the finalists runs with in the end.
+    finalists    the best points of the search, which get the other seeds.
+    evaluations  reports of each trial to the scheduler, at equal distances in tokens.
+    search       how points are chosen: at random, by grid, or by Optuna's TPE.
+    scheduler    who stops trials early, counted in tokens: nobody, ASHA, Hyperband; or PBT.
+    concurrent   trials at a time; null: as many as the cluster holds now. For clusters that start from zero nodes.
+    retries      crashes of a trial (not errors of its settings) after which it is started again, from its checkpoint.
+    seed         of the search, and of each trial's first run.
+    folder       where the sweep lives; null: a new folder under runs/.
     """
 
     trials: int | None = Field(None, gt=0)

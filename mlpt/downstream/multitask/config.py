@@ -38,8 +38,8 @@ class MultitaskConfig(DownstreamConfig):
     are the default.
     """
 
-    out: str = "multitask"
-    seed: int = 42
+    out: str = Field("multitask", description="folder or URI of the results")
+    seed: int = Field(42, description="of decoders, draws of rows and dropout")
     published: bool = Field(False, description="default to the published code's quirks")
     encoder: Literal["conditional", "shared"] = Field(
         "conditional", description="CA-MTL's, or the stock encoder as the multi-task baseline"

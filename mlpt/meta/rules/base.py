@@ -15,7 +15,10 @@ from mlpt.storage.state import State
 
 
 class RuleConfig(Settings):
-    """Base of every rule's `Config`, which gives `rule` its own name as the default."""
+    """Base of every rule's `Config`, which gives `rule` its own name as the default.
+
+    rule  name of the rule, or the path of one's own, package.module:Class.
+    """
 
     rule: str
 

@@ -35,8 +35,8 @@ class TeacherOptimizerConfig(Settings):
     """AdamW of the teacher; the defaults are the published ones, where student and teacher share a schedule."""
 
     lr: float | None = Field(default=None, ge=0, description="null: the rate of the student's step, schedule and all")
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-6, gt=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay a step of the two moments")
+    eps: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(default=0.01, ge=0, description="of all weights")
 
 
