@@ -43,6 +43,7 @@ BASE = {
     "train": {"steps": 16, "batch_size": 8, "log_every": 1, "evaluate_batches": 2, "checkpoint_every": 4, "keep": 10},
     "report": {"tensorboard": False},
 }
+AVERAGED = {"engine": "alignment", "averaged_steps": 4}
 
 
 def prose(domain, random, words=60):
@@ -200,14 +201,25 @@ def killed_rank_main(group, values, blocks, folder, step):
 
 
 @pytest.mark.slow  # processes of two ranks
-@pytest.mark.parametrize("more", [{}, {"sampling": {"mlm": 2, "topic": 1}}], ids=["drawn as weighed", "drawn apart"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"train": {"sampling": {"mlm": 2, "topic": 1}}},
+        {
+            "meta": {"interval": 4, "lag": 2, "rules": {"mixture": {"rule": "dga"}}, "lookahead": AVERAGED},
+            "train": {"checkpoint_every": 3},
+        },
+    ],
+    ids=["drawn as weighed", "drawn apart", "among the steps that a look-ahead averages"],
+)
 def test_a_killed_run_of_two_ranks_with_domains_tasks_and_a_target_goes_on_bit_for_bit(workspace, tmp_path, more):
-    config = config_of(
-        workspace,
-        data={"mix": "learned"},
-        meta={"target": {"topic": 0.5, "mlm@legal": 0.5}, "interval": 8, "lag": 4},
-        train={"draw": "stratified", "micro_batch_size": 2, **more},
-    )
+    changes = {
+        "data": {"mix": "learned"},
+        "meta": {"target": {"topic": 0.5, "mlm@legal": 0.5}, "interval": 8, "lag": 4},
+        "train": {"draw": "stratified", "micro_batch_size": 2},
+    }
+    config = config_of(workspace, **merge(changes, more))
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     for folder in (whole, killed):
         Path(folder).mkdir()
