@@ -144,6 +144,24 @@ def test_a_dry_run_counts_what_fsdp_holds_and_sends(small_blocks):
         assert f"traffic: {one_float * moved[way] * (workers - 1) / workers:,.0f} MiB of gradients" in told[way]
 
 
+def test_a_dry_run_counts_the_gradients_of_arms_that_are_kept_for_look_aheads():
+    """Four arms, each told of ten steps: every sum is sent once by each of two workers."""
+    words = [
+        *SMALL,
+        "data.sources={a: docs, b: docs}",
+        "data.mix=learned",
+        "data.vocab_size=8192",
+        "objectives=mlm,clm",
+    ]
+    words += ["meta.rules.mixture.rule=dga", "meta.lookahead.engine=alignment", "meta.lookahead.averaged_steps=10"]
+    words += ["meta.interval=20", "meta.lag=20", "runtime.num_workers=2", "model.hidden_size=256"]
+    told = "\n".join(plan(load_run_config(None, parse_overrides(words))))
+    parameters = int(re.search(r"model: ([\d,]+) parameters", told).group(1).replace(",", ""))
+    mib = 4 * parameters / 2**20
+    assert f"{4 * 10 * mib:,.0f} MiB of arms' gradients every 20 steps from each" in told
+    assert f"a snapshot of {(3 + 1 + 4) * mib:,.0f} MiB every 20 steps" in told
+
+
 def test_a_dry_run_knows_the_model_and_the_pace_of_a_run_that_did_the_same(tmp_path, monkeypatch, small_blocks):
     monkeypatch.chdir(tmp_path)
     words = [f"data.source={small_blocks}", *SMALL]

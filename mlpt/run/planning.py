@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from mlpt.arms import arms_of
 from mlpt.config import RunConfig
 from mlpt.data.manifest import Manifest, read_manifest
 from mlpt.data.vocabulary import Vocabulary
@@ -35,7 +36,7 @@ def plan(config: RunConfig) -> list[str]:
     manifest = _manifest(config)
     length = manifest.block_size if manifest is not None else config.data.block_size
     model = _model(config, manifest, length)
-    workload = None if model is None else _workload(config, model, length)
+    workload = None if model is None else _workload(config, manifest, model, length)
     return [
         *_about_data(config, manifest),
         *_about_steps(config, length),
@@ -108,24 +109,32 @@ def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:
         return AutoModelForMaskedLM.from_config(made)
 
 
-def _workload(config: RunConfig, model: Any, length: int) -> Workload:
+def _workload(config: RunConfig, manifest: Manifest | None, model: Any, length: int) -> Workload:
     """What the run does in a step, for the cost model."""
     train, workers = config.train, config.runtime.most_workers
     shares = train.parallel == "fsdp" and workers > 1
     layers = nn.ModuleList(layers_of(model)).parameters() if shares else ()
     looks_ahead = any(rule_class(part, settings.rule).needs_moments for part, settings in config.meta.rules.items())
-    kept = 1 + len(config.objectives) if config.meta.keeps_gradients else 0
+    keeps, arms = config.meta.keeps_gradients, _arms(config, manifest)
     return Workload(
         parameters=int(model.num_parameters()),
         step_tokens=train.batch_size * length,
         flops_per_token=flops_per_token(model.base_model, model.config, length),
         interval=config.meta.interval if learns(config) else None,
-        snapshot_tensors=(3 if looks_ahead else 1) + kept,
+        snapshot_tensors=(3 if looks_ahead else 1) + (1 + arms if keeps else 0),
+        arm_gradients=arms * config.meta.lookahead.averaged_steps if keeps else 0,
         gradient_bytes=2 if train.compress_gradients else FLOAT,
         sharded=sum(one.numel() for one in layers),
         passes=max(1, train.micro_batches // workers),
         checkpoint_every=train.checkpoint_every,
     )
+
+
+def _arms(config: RunConfig, manifest: Manifest | None) -> int:
+    """How many arms train, as far as the domains of the text are known."""
+    domains = list(config.data.sources or (manifest.splits["train"].domains if manifest is not None else ()))
+    mix = config.data.mix if domains else None
+    return len(arms_of(list(config.objectives), domains, mix, texts=False, tasks=config.tasks).trained)
 
 
 def _vocabulary(config: RunConfig, manifest: Manifest | None) -> Vocabulary | None:
@@ -159,6 +168,9 @@ def _about_traffic(config: RunConfig, workload: Workload | None) -> Iterator[str
     if workers > 1:
         what = "gradients and gathered layers" if workload.sharded else "gradients"
         told.append(f"{workload.sent(workers) / _MIB:,.0f} MiB of {what} a step from each worker")
+        if workload.arm_gradients:
+            arms = f"{workload.sent_for_arms(workers) / _MIB:,.0f} MiB of arms' gradients"
+            told.append(f"{arms} every {workload.interval} steps from each")
     if workload.interval:
         told.append(f"a snapshot of {workload.snapshot / _MIB:,.0f} MiB every {workload.interval} steps")
     told.append(f"a checkpoint of {workload.checkpoint / _MIB:,.0f} MiB every {workload.checkpoint_every} steps")

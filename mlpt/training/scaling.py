@@ -24,6 +24,8 @@ class Workload:
     interval         steps between updates of the policy; None: nothing is learned.
     snapshot_tensors float32 tensors of the size of the weights that an update is given: the weights, with look-aheads
                      AdamW's moments, with engine `alignment` a gradient of the whole step and one of each arm.
+    arm_gradients    gradients of arms that all workers sum between updates (engine `alignment`): one an arm and step
+                     that it is averaged over.
     lookahead        what an update takes the meta-learner, in training steps of one worker.
     policy_bytes     of an answer.
     checkpoint_every steps.
@@ -37,6 +39,7 @@ class Workload:
     passes: int = 1
     interval: int | None = None
     snapshot_tensors: int = 3
+    arm_gradients: int = 0
     lookahead: float = 2.0
     policy_bytes: int = 1000
     checkpoint_every: int = 500
@@ -66,6 +69,10 @@ class Workload:
         ring = ring_bytes(self.gradient, workers)
         return ring + (2 * self.passes - 1) * (workers - 1) / workers * FLOAT * self.sharded
 
+    def sent_for_arms(self, workers: int) -> float:
+        """Bytes that each of so many workers sends between updates so that arms' gradients are summed."""
+        return self.arm_gradients * ring_bytes(FLOAT * self.parameters, workers)
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -87,9 +94,9 @@ class Machine:
 class Cost:
     """Of a step, in seconds and bytes, with what comes less often spread over the steps between.
 
-    sent        bytes that each worker sends for gradients, and to gather sharded weights.
+    sent        bytes that each worker sends for gradients, those of arms too, and to gather sharded weights.
     compute     seconds of forward, backward and optimiser.
-    exchange    seconds of the all-reduce; `exposed`: those that the backward pass does not hide.
+    exchange    seconds of the all-reduces; `exposed`: those that the backward pass does not hide.
     snapshot    seconds that training stands still for snapshots, and for answers that come to all workers.
     checkpoint  seconds that it stands still for checkpoints.
     learner     the meta-learner's share of the time between updates; above 1 training waits for it.
@@ -125,6 +132,9 @@ def cost(workload: Workload, machine: Machine, workers: int) -> Cost:
     snapshot = learner = 0.0
     checkpoint = workload.checkpoint / machine.copy / workload.checkpoint_every
     if workload.interval:
+        arms = workload.sent_for_arms(workers) / workload.interval
+        summing = 2 * (workers - 1) * machine.latency * workload.arm_gradients / workload.interval + arms / machine.link
+        sent, exchange, exposed = sent + arms, exchange + summing, exposed + summing
         answer = math.ceil(math.log2(workers)) * (machine.latency + workload.policy_bytes / machine.link)
         snapshot = (workload.snapshot / machine.copy + answer) / workload.interval
         ahead = workload.lookahead * workload.step_tokens * workload.flops_per_token / machine.flops

@@ -1,6 +1,7 @@
 """The cost model: its bytes are those that DDP sends, its seconds those of the equations."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def test_a_step_is_its_arithmetic_and_what_cannot_hide_behind_it():
     assert slow.exchange == pytest.approx(2 * 0.25 + 4)
     assert slow.exposed == pytest.approx(4.5 - 1.0)
     assert slow.efficiency == pytest.approx(1.5 / 5.0, rel=1e-6)
+
+
+def test_gradients_of_arms_are_summed_behind_nothing():
+    """Three arms over two steps of every four: six sums of 4 kB, each of which two workers send once."""
+    machine = Machine(flops=1e9, link=1e6, latency=0.25, copy=1e12)
+    plain = Workload(parameters=1000, step_tokens=1000, flops_per_token=3e6, interval=4, lookahead=0.0)
+    with_arms = replace(plain, arm_gradients=6)
+    assert with_arms.sent_for_arms(2) == 6 * 4000
+    before, after = cost(plain, machine, 2), cost(with_arms, machine, 2)
+    assert after.sent - before.sent == 6 * 4000 / 4
+    assert after.exposed - before.exposed == pytest.approx(6 * (2 * 0.25 + 0.004) / 4)
 
 
 def test_a_meta_learner_that_is_too_slow_holds_training_up():
