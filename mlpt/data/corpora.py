@@ -126,12 +126,13 @@ def plan(
     piece, because it can only be read from its start.
 
     `documents` says what a document of a text file is: the file, a line, or what stands between blank lines. "auto":
-    the file where the corpus has several to train on, but for large ones with WikiText's titles; else, as a single file
-    has to be cut, an article or what stands between blank lines. A file without any is one document where documents
-    are split `by_hash`, because its lines may be one text; else each line is one. Rows of other files are documents,
-    but for "auto" joined to articles where they are lines of WikiText.
+    the file where the corpus, or the domain that a source was given, has several to train on, but for large ones with
+    WikiText's titles; else, as a single file has to be cut, an article or what stands between blank lines. A file
+    without any is one document where documents are split `by_hash`, because its lines may be one text; else each line
+    is one. Rows of other files are documents, but for "auto" joined to articles where they are lines of WikiText.
     """
-    several = sum(file.kind == "text" and file.split in (None, "train") for file in files) > 1
+    to_train = (file for file in files if file.kind == "text" and file.split in (None, "train"))
+    beside = Counter(_given_domain(file) for file in to_train)
     ready = sum(file.size for file in files if file.capped)
     rest = sum(file.size for file in files if not file.capped)
     kept = 1.0 if max_bytes is None or not rest else min(1.0, max(0, max_bytes - ready) / rest)
@@ -142,7 +143,7 @@ def plan(
         size, owed = 0, 0
         for file in (one for one in files if one.split == split):
             limit = None if file.capped or kept == 1.0 else max(1, int(file.size * kept))
-            style = _style(file, documents, several, by_hash)
+            style = _style(file, documents, beside[_given_domain(file)] > 1, by_hash)
             if limit is not None and style == "file" and file.size <= DOCUMENT_BYTES:
                 owed += limit  # a document is taken whole or not at all
                 if owed <= 0:
@@ -182,6 +183,10 @@ def _version(path: str) -> str:
         return str(fs.modified(inner))
     except NotImplementedError:
         return str(fs.ukey(inner))
+
+
+def _given_domain(file: CorpusFile) -> str | None:
+    return file.domain if file.named else None
 
 
 def _style(file: CorpusFile, documents: Documents, several: bool, by_hash: bool) -> str:

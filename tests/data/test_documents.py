@@ -97,6 +97,21 @@ def test_what_was_read_is_said(articles: Path, tmp_path: Path) -> None:
     assert describe(lines, "out").startswith("text: 60 files, each line a document: 480 documents; skipped")
 
 
+def test_a_domain_of_one_file_is_cut_as_that_file_alone_is(tmp_path: Path, articles: Path) -> None:
+    """`data.sources={few: few.txt, many: many.txt, articles: FOLDER}`: each of the two is no single document."""
+    for name, blanks in (("few", 3), ("many", 5)):
+        paragraphs = [f"{name} {line}" for line in sentences(blanks)]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(paragraphs))
+    sources = [("few", str(tmp_path / "few.txt")), ("many", str(tmp_path / "many.txt")), ("articles", str(articles))]
+    read = [
+        (document.domain, document.text)
+        for piece in plan(find_files(sources))
+        for segment in piece.segments
+        for document in read_segment(segment)
+    ]
+    assert [sum(domain == name for domain, _ in read) for name in ("few", "many", "articles")] == [3, 5, 60]
+
+
 def test_text_that_one_file_is_named_after_keeps_its_documents(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("one\ntwo")
     (tmp_path / "valid.txt").write_text("three\n\nfour")
