@@ -65,6 +65,8 @@ def write_text(folder: Path) -> None:
     draw = numbers(1)
     documents = [" . ".join(sentence(draw) for _ in range(3)) for _ in range(400)]
     (folder / "text.txt").write_text("\n\n".join(documents))
+    jumbled = (" ".join(WORDS[next(draw) % len(WORDS)] for _ in range(30)) for _ in range(400))
+    (folder / "jumbled.txt").write_text("\n\n".join(jumbled))
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
 
@@ -141,6 +143,12 @@ SMALL_MASKS = {"train": {"steps": 24, "optimizer": {"lr": 2.0e-3}, "schedule": {
 # recipe -> what makes it short
 PRETRAINING: dict[str, dict[str, Any]] = {
     "quickstart": {"model": NEW, "meta": {"interval": 4, "lag": 4, "lookahead": {"start": 8}}},
+    "domains": {
+        "model": NEW,
+        "blocks": None,
+        "meta": {"interval": 2, "lag": 2, "lookahead": {"start": 4, "averaged_steps": 2, "dev_batch_size": 16}},
+        "train": {"micro_batch_size": 2},
+    },
     "mometas": {"model": NEW, "meta": {"interval": 4, "lag": 4}},
     "tamt_meta": {
         "model": NEW,
@@ -209,6 +217,10 @@ def pretraining(recipe: str, folder: Path, run_dir: Path, **more: Any) -> list[d
         settings["model"] = {"pretrained": str(folder / "bert")}
         settings["data"]["tokenizer"] = str(folder / "bert")
         settings["blocks"] = str(folder / "blocks_of_bert")
+    if recipe == "domains":
+        del settings["data"]["source"]
+        settings["data"]["sources"] = {name: str(folder / f"{name}.txt") for name in ("text", "jumbled")}
+        settings["meta"] = {"target": {"texts": str(folder / "text.txt")}}
     settings |= {"data": more.pop("data", settings["data"])}
     pretrain(recipe, merge(merge(settings, PRETRAINING[recipe]), more))
     return curve_of(run_dir)
