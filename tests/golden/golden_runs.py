@@ -146,7 +146,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "domains": {
         "model": NEW,
         "blocks": None,
-        "meta": {"interval": 2, "lag": 2, "lookahead": {"start": 4, "averaged_steps": 2, "dev_batch_size": 16}},
+        "meta": {"interval": 2, "lag": 2, "lookahead": {"start": 4, "batch_size": 16, "dev_batch_size": 16}},
         "train": {"micro_batch_size": 2},
     },
     "mometas": {"model": NEW, "meta": {"interval": 4, "lag": 4}},
