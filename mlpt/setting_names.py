@@ -103,7 +103,7 @@ def keys_of(
     described = docstring_entries(cls)
     for name, field in cls.model_fields.items():
         inner = settings_in(field.annotation)
-        meaning = "" if inner else _short(field.description or described.get(name, "") or _values(field.annotation))
+        meaning = "" if inner else _values(field.annotation) or _short(field.description or described.get(name, ""))
         yield Key(prefix + name, meaning, conditional, of_entries)
         several = of_entries or typing.get_origin(field.annotation) in (list, tuple)
         for one in inner:

@@ -42,7 +42,7 @@ class TrainConfig(Settings):
         "mixture then says how much an arm's loss weighs, and not how often it comes",
     )
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        "float32", description="float32 or bf16 or fp16; of passes, by autocast: weights and the optimiser are float32"
+        "float32", description="of forward and backward passes, by autocast; weights and the optimiser are float32"
     )
     compile: bool = Field(False, description="torch.compile the model")
     compile_mode: CompileMode = Field(

@@ -143,3 +143,5 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     def load_state(self, state: State) -> None:
         self._logits, self._updates = list(state.values["logits"]), state.values["updates"]
         self._sums = dict(state.tensors)
+        if "shares" not in self._sums:  # of a rule that saw nothing yet, or of an earlier form, whose sums were others
+            self._sums, self._updates = {}, 0
