@@ -109,7 +109,6 @@ class DgaShrunk(MixtureRule, LookaheadRule):
             self._add("foretold", foretold, memory)
             self._add("foretold_squares", foretold.square(), memory**2)
             self._add("sizes", mean.square().sum(1) / scale**2, memory)
-            self._add("foretold_in_all", foretold.sum(), memory)
             self._add("foretold_in_all_squares", foretold.sum().square(), memory**2)
         self._add("shares", shares, self.config.averaging)
         self._add("squares_in_all", shares.sum(0).square().mean(), self.config.averaging)
@@ -134,7 +133,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         sure = sums["foretold"] - self.config.doubt * sums["foretold_squares"].sqrt()
         factors = torch.where(sums["sizes"] > 0, sure / sums["sizes"], 0).clamp(0, 1)
         spread = sums["foretold_in_all_squares"].sqrt()
-        evidence = float(sums["foretold_in_all"] / spread) if spread > 0 else 0.0
+        evidence = float(sums["foretold"].sum() / spread) if spread > 0 else 0.0
         return ((factors[:, None] * mean).sum(0) / scale).tolist(), float(factors.mean()), evidence
 
     def state(self) -> State:
