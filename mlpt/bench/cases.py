@@ -10,7 +10,7 @@ from mlpt.errors import UserError
 from mlpt.outputs import write_json
 
 CASES = {
-    "step": ("mlpt.bench.step", "mlpt.bench.step_parts"),
+    "step": ("mlpt.bench.step", "mlpt.bench.step_parts", "mlpt.bench.step_profile"),
     "scale": ("mlpt.bench.scale",),
     "data": ("mlpt.bench.data",),
     "meta": ("mlpt.bench.meta", "mlpt.bench.overhead"),
