@@ -236,14 +236,14 @@ def test_masks_beside_the_model_are_kept_unless_it_is_to_be_dense(source, tmp_pa
     assert bool(trained[~kept].any()) == dense
 
 
-@pytest.mark.parametrize("last_layer", ["loaded", "random"])
-def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer):
+@pytest.mark.parametrize(("last_layer", "kind"), [("loaded", "adamw"), ("random", "adamw"), ("loaded", "muon")])
+def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer, kind):
     name = "encoder.layer.1.output.dense.weight"
     stock = BertModel.from_pretrained(saved)
     kept = torch.rand(32, 48) < 0.5
     masks = MaskFile.of({name: kept}, "random", base_hash=base_hash(stock, [name]))
     settings = {"conditional": {"max_length": 16, "last_layer": last_layer}, "masks": str(save_masks(masks, tmp_path))}
-    run_multitask(configured(saved, source, tmp_path / "run", **settings), quiet)
+    run_multitask(configured(saved, source, tmp_path / "run", optimizer={"kind": kind}, **settings), quiet)
     trained = load_multitask_model(tmp_path / "run" / "model").encoder.get_parameter(name)
     assert torch.equal(trained == 0, ~kept)
     assert not torch.equal(trained, stock.get_parameter(name) * kept)
