@@ -35,6 +35,8 @@ SAMPLERS = {
     "proportional": {"rule": "proportional"},
     "mometas": {"rule": "policy", "interval": 3, "learner": {"rule": "mometas"}},
     "exp3": {"rule": "policy", "interval": 3, "learner": {"rule": "exp3"}},
+    # Updates at the very steps of checkpoints.
+    "dga": {"rule": "policy", "interval": 5, "learner": {"rule": "dga", "scale": "plain"}, "lookahead": {"start": 0}},
 }
 
 

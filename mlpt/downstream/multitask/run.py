@@ -39,6 +39,7 @@ from mlpt.storage.state import State
 from mlpt.tasks import TaskData
 from mlpt.tasks.features import Features
 from mlpt.training.group import Group, default_device
+from mlpt.training.optimizer import set_learning_rate
 from mlpt.training.work import Tensors
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -202,6 +203,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         """Update the policy, which counts from this very step."""
         if self.learner is None:
             return
+        set_learning_rate(self.optimizer, rate)  # look-aheads make the coming step
         losses = {name: total / count for name, (total, count) in self.losses.items()}
         report = self.learner.update_if_due(step, losses)
         if report is not None:
