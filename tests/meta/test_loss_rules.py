@@ -12,6 +12,7 @@ from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
 from mlpt.meta.rules import RULES, rule_class, rule_config
 from mlpt.meta.rules.ado import power_law, rate
+from mlpt.meta.rules.mixture import with_floor
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.settings import load_settings
 from mlpt.storage.state import State
@@ -163,6 +164,27 @@ def test_every_rule_that_learns_keeps_the_floor(rule):
     assert max(max(mixture.values()) for mixture in found) > 0.334  # and learns within it
     with pytest.raises(UserError, match=r"floor=0\.4 is too much for 3 arms"):
         learner_of(rule, floor=0.4)
+
+
+@pytest.mark.parametrize("rule", LEARNS)
+def test_a_floor_that_nobody_set_leaves_room_to_learn_among_any_number_of_arms(rule):
+    usual = {"exp3": 0, "mometas": 0, "ado": 0.01, "dga_shrunk": 0.01, "doremi": 0.001}.get(rule, 0.02)
+    for count in (3, 25, 50, 100, 1000):
+        arms = [f"mlm@{number}" for number in range(count)]
+        reference = {"reference": dict.fromkeys(arms, 1.0)} if rule == "doremi" else {}
+        one = make(rule, arms, **reference)
+        assert one.floor == min(usual, 0.5 / count)
+        moved = with_floor({arm: float(arm == "mlm@1") for arm in arms}, one.floor)
+        assert moved["mlm@1"] > 0.5 and sum(moved.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("count", "floor"), [(100, 0.01), (50, 0.02), (6, 1 / 6)])
+def test_a_floor_that_leaves_nothing_to_learn_is_refused_with_one_that_fits(count, floor):
+    arms = [f"mlm@{number}" for number in range(count)]
+    with pytest.raises(UserError, match=f"too much for {count} arms") as refused:
+        make("dga", arms, floor=floor)
+    make("dga", arms, floor=float(str(refused.value).rpartition(" ")[2]))
+    make("dga", ["mlm"], floor=0.5)  # one arm has no other share
 
 
 @pytest.mark.parametrize("rule", LEARNS)

@@ -213,9 +213,9 @@ def test_the_entropy_bonus_pulls_a_skewed_mixture_back_whatever_the_hypergradien
 
 def test_a_floor_keeps_the_sum_and_an_impossible_one_is_refused():
     assert with_floor({"a": 1.0, "b": 0.0}, 0.2) == pytest.approx({"a": 0.8, "b": 0.2})
-    with pytest.raises(UserError, match="at most"):
+    with pytest.raises(UserError, match="too much"):
         make_learner(rule="famo", floor=0.4)
-    with pytest.raises(UserError, match="at most"):
+    with pytest.raises(UserError, match="too much"):
         looking(floor=0.5)
 
 

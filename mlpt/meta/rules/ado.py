@@ -29,11 +29,12 @@ class Ado(MixtureRule):
     """The mixture of the newest fits; it stays until every arm has enough losses, and where no loss falls."""
 
     name = "ado"
+    usual_floor = 0.01
 
     class Config(Smoothed):
         """credit     exponent of an arm's recent share (published: .5).
         history    share of the old recent shares that an update keeps (published, per step: .9).
-        floor      least probability of an arm.
+        floor      least probability of an arm; null: .01, or half an equal share where that is less.
         smoothing  share of the old mixture that an update keeps.
         start      step before which losses are not fitted and the mixture stays as it began.
         """
@@ -41,7 +42,7 @@ class Ado(MixtureRule):
         rule: Literal["ado"] = "ado"
         credit: float = Field(default=0.5, ge=0, allow_inf_nan=False)
         history: float = Field(default=0.9, ge=0, lt=1)
-        floor: float = Field(default=0.01, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.5, ge=0, lt=1)
         start: int = Field(default=100, ge=0)
 

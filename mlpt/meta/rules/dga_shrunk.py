@@ -44,6 +44,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     """One step of exponentiated gradient at every look-ahead after the second."""
 
     name = "dga_shrunk"
+    usual_floor = 0.01
 
     class Config(RuleConfig):
         """lr         of a step; without noise the v_i have a root mean square of 1 over arms.
@@ -52,7 +53,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         doubt      by how many standard errors averages must have foretold what came to be heard; 0: none.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits; the less, the more evidence
                    there is that alignments are no noise.
-        floor      least probability of an arm.
+        floor      least probability of an arm; null: .01, or half an equal share where that is less.
         smoothing  share of the old mixture that an update keeps.
         """
 
@@ -62,7 +63,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         memory: float = Field(default=0.98, gt=0, lt=1)
         doubt: float = Field(default=1.0, ge=0, allow_inf_nan=False)
         entropy: float = Field(default=0.5, ge=0, allow_inf_nan=False)
-        floor: float = Field(default=0.01, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def __init__(self, config: Config, arms: Sequence[str]):

@@ -27,17 +27,19 @@ class Doremi(MixtureRule):
     """
 
     name = "doremi"
+    usual_floor = 0.001
 
     class Config(Smoothed):
         """reference  arm -> nats, of every arm that trains.
         lr         the paper's eta (published: 1).
-        floor      least probability of an arm (published: .001 / number of arms); it enters the next update.
+        floor      least probability of an arm (published: .001 / number of arms), which enters the next update; null:
+                   .001, or half an equal share where that is less.
         """
 
         rule: Literal["doremi"] = "doremi"
         reference: dict[str, float]
         lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-        floor: float = Field(default=0.001, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
 
         @field_validator("reference")
         @classmethod
@@ -69,7 +71,7 @@ class Doremi(MixtureRule):
         grown = [a * math.exp(self.config.lr * (e - highest)) for a, e in zip(self._alpha, excess, strict=True)]
         total = math.fsum(grown)
         share = {arm: one / total for arm, one in zip(self.arms, grown, strict=True)}
-        self._alpha = list(with_floor(share, self.config.floor).values())
+        self._alpha = list(with_floor(share, self.floor).values())
         self._excess, self._updates = excess, self._updates + 1
         self._sum = [old + new for old, new in zip(self._sum, self._alpha, strict=True)]
         context.report["excess"] = dict(zip(self.arms, excess, strict=True))
