@@ -107,6 +107,17 @@ def test_ado_draws_by_predicted_fall_times_credit():
     assert shares(part) == pytest.approx([pulls[name] / sum(pulls.values()) for name in NAMES], abs=1e-6)
 
 
+def test_ado_fits_no_loss_from_before_its_start():
+    rule = make("ado", start=100)
+    part = rule.first()
+    for step in (100, 150, 200, 250):  # the first is of the steps 50 to 99
+        part = rule.update(part, evidence(dict.fromkeys(NAMES, 300 / step), part, steps=50), At(step))
+        assert shares(part) == [1 / 3] * 3
+    assert {name: [at for at, _ in seen] for name, seen in rule.state().values["seen"].items()} == dict.fromkeys(
+        NAMES, [125, 175, 225]
+    )
+
+
 def test_ado_without_a_falling_loss_leaves_the_mixture_alone():
     rule = make("ado", start=0)
     part = rule.first()

@@ -54,7 +54,8 @@ class Ado(MixtureRule):
     def update(self, part: Part, evidence: Evidence, context: MetaContext) -> Part:
         steps = math.fsum(evidence.draws.values())
         middle = context.step - steps / 2  # of the steps that the losses are means of
-        if middle > 0:
+        begun = round(context.step - steps)  # a mean with steps before `start` in it is not fitted
+        if middle > 0 and begun >= self.config.start:
             self._seen = {
                 arm: [*seen, [middle, evidence.losses[arm]]] if arm in evidence.losses else seen
                 for arm, seen in self._seen.items()
