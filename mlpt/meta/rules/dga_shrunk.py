@@ -25,7 +25,7 @@ there is nothing else. Then, as in Fan, Grangier and Ablin (2024, arXiv 2410.024
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +44,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     """One step of exponentiated gradient at every look-ahead after the second."""
 
     name = "dga_shrunk"
+    needs_parts = True
     usual_floor = 0.01
 
     class Config(RuleConfig):
@@ -71,16 +72,6 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         self._logits = [0.0] * len(arms)  # log alpha but for a constant
         self._sums: dict[str, Tensor] = {}  # over updates, old ones counting for less
         self._updates = 0
-
-    @classmethod
-    def refuses(cls, settings: Any, config: Any) -> str | None:
-        lookahead = config.meta.lookahead
-        if lookahead.takes_apart:
-            return None
-        return (
-            f"rule '{cls.name}' takes alignments apart by parameter, which engine {lookahead.engine} cannot for "
-            f"inner_steps={lookahead.inner_steps}: set meta.lookahead.engine=one_step, or alignment, and inner_steps=1"
-        )
 
     def share(self, part: Part, context: MetaContext) -> Weights:
         return Weights.of(self.arms, part, context, by_parameter=True)
