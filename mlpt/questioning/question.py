@@ -60,8 +60,9 @@ def question(
     run        scores parts elsewhere than in this process.
     overwrite  earlier scores in the folder are replaced.
 
-    Raises UserError for a model without a language-modelling head, of another vocabulary, or with masks of another model
-    beside its weights, blocks that can't be read, a folder with something else or with the answer to another question, a full disk.
+    Raises UserError for a model without a language-modelling head, of another vocabulary, or with masks of another
+    model beside its weights, blocks that can't be read, a folder with something else or with the answer to another
+    question, a full disk.
     """
     check_place(config.out, overwrite)
     blocks = Blocks.open(config.blocks, config.split)

@@ -90,10 +90,13 @@ def test_the_power_law_of_exact_points_is_found_and_its_rate_is_its_slope():
     assert rate(least, size, found, 700) == pytest.approx(-slope, rel=1e-4)
 
 
-def test_ado_draws_by_predicted_fall_times_credit():
+@pytest.mark.parametrize("prior", [None, {"a": 1.0, "b": 6.0, "c": 3.0}])
+def test_ado_draws_by_prior_times_credit_times_predicted_fall(prior):
     laws = {"a": (1.0, 9.0), "b": (2.0, 4.0), "c": (3.0, 0.0)}  # c has nothing left to learn
-    rule = make("ado", floor=0, smoothing=0, history=0, credit=0.5, start=0)
+    rule = make("ado", prior=prior, floor=0, smoothing=0, history=0, credit=0.5, start=0)
     part = rule.first()
+    weights = prior or dict.fromkeys(NAMES, 1.0)
+    assert shares(part) == pytest.approx([weights[name] / sum(weights.values()) for name in NAMES])
     in_force = {"a": 2.0, "b": 7.0, "c": 1.0}
     exponent = 0.2  # on the grid: .02 * 100 ** (20 / 40)
     for step in (20, 30, 40, 50):
@@ -103,8 +106,30 @@ def test_ado_draws_by_predicted_fall_times_credit():
         if step < 50:
             assert part is before  # too few points for three parameters
     slopes = {name: exponent * size * 50 ** (-exponent - 1) for name, (_, size) in laws.items()}
-    pulls = {name: math.sqrt(in_force[name] / 10) * slopes[name] for name in NAMES}
+    pulls = {name: weights[name] * math.sqrt(in_force[name] / 10) * slopes[name] for name in NAMES}
     assert shares(part) == pytest.approx([pulls[name] / sum(pulls.values()) for name in NAMES], abs=1e-6)
+
+
+def test_ados_credit_begins_as_if_the_prior_had_been_drawn():
+    prior = {"a": 0.1, "b": 0.6, "c": 0.3}
+    rule = make("ado", prior=prior, history=0.9, start=0)
+    drawn = {"a": 5.0, "b": 3.0, "c": 2.0}
+    rule.update(rule.first(), Evidence(drawn, {}, drawn), At(10))
+    expected = [0.9 * prior[name] + 0.1 * drawn[name] / 10 for name in NAMES]
+    assert rule.state().values["shares"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prior", "said"),
+    [
+        ({"a": 1, "b": 1}, "no weight of 'c'"),
+        ({"a": 1, "b": 1, "c": 1, "d": 1}, "names 'd'"),
+        ({"a": 0, "b": 1, "c": 1}, "numbers above 0"),
+    ],
+)
+def test_ado_refuses_priors_that_are_not_of_every_arm(prior, said):
+    with pytest.raises(UserError, match=said):
+        make("ado", prior=prior)
 
 
 def test_ado_fits_no_loss_from_before_its_start():

@@ -140,6 +140,15 @@ def check_arms(names: Iterable[str], arms: Sequence[str], setting: str) -> None:
             raise UserError(f"{setting} names '{name}', which this run does not train: {', '.join(arms)}")
 
 
+def check_every_arm(names: Iterable[str], arms: Sequence[str], setting: str, what: str) -> None:
+    """Raise `UserError` where `setting`, which says `what` of arms by name, leaves one out or names another."""
+    named = list(names)
+    check_arms(named, arms, setting)
+    missing = [arm for arm in arms if arm not in named]
+    if missing:
+        raise UserError(f"{setting} has no {what} of '{missing[0]}': give one for every arm")
+
+
 def softmax(scores: Sequence[float]) -> list[float]:
     """exp(s) / sum exp(s), in float64."""
     highest = max(scores)

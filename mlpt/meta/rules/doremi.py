@@ -12,10 +12,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import check_arms
+from mlpt.meta.rules.base import check_every_arm
 from mlpt.meta.rules.mixture import MixtureRule, Smoothed, with_floor
 from mlpt.storage.state import State
 
@@ -50,10 +49,7 @@ class Doremi(MixtureRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        check_arms(config.reference, arms, "meta.rules.mixture.reference")
-        missing = [arm for arm in arms if arm not in config.reference]
-        if missing:
-            raise UserError(f"meta.rules.mixture.reference has no loss of '{missing[0]}': give one for every arm")
+        check_every_arm(config.reference, arms, "meta.rules.mixture.reference", "loss")
         self._alpha = [1 / len(arms)] * len(arms)
         self._excess = [0.0] * len(arms)
         self._sum = [0.0] * len(arms)  # of alpha over the updates
