@@ -105,6 +105,17 @@ def test_a_finished_run_is_read_back_and_another_configuration_is_refused(saved,
         run_multitask(config.model_copy(update={"seed": 1}), quiet)
 
 
+def test_a_run_of_a_version_that_wrote_the_usual_floor_is_read_back(saved, source, tmp_path):
+    def of(**floor):
+        sampler = {"rule": "policy", "learner": {"rule": "loss_ratio", **floor}}
+        return configured(saved, source, tmp_path / "run", max_steps=2, sampler=sampler)
+
+    result = run_multitask(of(floor=0.02), quiet)
+    assert run_multitask(of(), quiet) == result
+    with pytest.raises(UserError, match=r"other settings or data \(sampler\)"):
+        run_multitask(of(floor=0.03), quiet)
+
+
 @pytest.mark.parametrize("changed", ["rows", "model"])
 def test_a_finished_run_is_no_answer_for_other_rows_or_another_model(tmp_path, changed):
     saved, source = saved_encoder(tmp_path / "model"), own_tasks(tmp_path)

@@ -35,10 +35,15 @@ class MixtureRule(Rule):
 
     def __init__(self, config: Any, arms: Sequence[str]):
         super().__init__(config, arms)
-        floor = getattr(config, "floor", None)
-        self.floor: float = min(self.usual_floor, 0.5 / len(arms)) if floor is None else floor
+        self.floor = self.floor_of(config, len(arms))
         # A floor that does not fit is refused now.
         with_floor(dict.fromkeys(arms, 1 / len(arms)), self.floor)
+
+    @classmethod
+    def floor_of(cls, config: Any, arms: int) -> float:
+        """The least probability of each of so many arms under these settings."""
+        floor: float | None = getattr(config, "floor", None)
+        return min(cls.usual_floor, 0.5 / arms) if floor is None else floor
 
     def begins(self, step: int) -> bool:
         return not isinstance(self.config, Guarded) or step >= self.config.start
