@@ -45,6 +45,8 @@ def question(
 
     given = {"model": resolve_model(model, say), "blocks": blocks, "out": out, "split": split}
     config = load_settings(QuestionConfig, {**given, **parse_overrides(settings or [])}, "question")
+    if config.masks is not None:
+        say(f"scoring under the masks beside the model ({config.masks}); dense=true leaves them aside")
     with Display(console=plain_console(stderr=True)) as display, display.rows_done("questioning", "blocks") as progress:
         if workers <= 1:
             scores = ask(config, progress=progress, overwrite=overwrite)

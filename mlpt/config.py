@@ -16,6 +16,7 @@ from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
 from mlpt.data.labelled import LabelledConfig, check_tasks, is_task, with_own_tasks
 from mlpt.data.manifest import read_manifest
 from mlpt.errors import UserError
+from mlpt.meta.joint_lookahead import check_parts
 from mlpt.meta.learner import MetaConfig
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import RULES, rule_class
@@ -231,6 +232,7 @@ class RunConfig(Settings):
                 )
             if rule.needs_moments:
                 check_look_ahead(f"rule '{rule.name}'", self.train.optimizer, "train.optimizer")
+            check_parts(rule, self.meta.lookahead, "meta.lookahead")
             if reason := rule.refuses(settings, self):
                 raise ValueError(reason)
         for name, values in self.objectives.items():

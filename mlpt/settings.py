@@ -6,15 +6,17 @@ Every component has a `Config(Settings)` class beside it; `mlpt.config` joins th
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mlpt.errors import UserError
 from mlpt.setting_names import hint, settings_in
 
 S = TypeVar("S", bound="Settings")
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Decay, Decay]  # of the two moments of Adam and its kin
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
 
 

@@ -160,7 +160,7 @@ def apply_masks(path: str, model: nn.Module) -> tuple[dict[str, Tensor], MaskFil
 
 
 def mask_gradients(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Zero the gradients of pruned weights, in place: AdamW then leaves a weight of zero at zero, decay included."""
+    """Zero the gradients of pruned weights, in place, so that they count in no norm and no moment."""
     for name, parameter in model.named_parameters():
         if name in masks and parameter.grad is not None:
             parameter.grad.mul_(masks[name])

@@ -19,6 +19,7 @@ from mlpt.downstream.place import Place
 from mlpt.errors import UserError
 from mlpt.logs import Event
 from mlpt.randomness import address
+from mlpt.sparsity.hooks import PrunedStayZero
 from mlpt.training.compiling import compiled_for_any_shape, why_not_compile
 from mlpt.training.group import Group
 from mlpt.training.loop import Loop
@@ -75,6 +76,7 @@ class Finetuning(Work[M], Generic[M, S]):
         self._shown: Shown = show if group.leads else lambda done, total, note: None
         self.model = model.to(self.device)
         self.masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        self.hooks = [PrunedStayZero(self.masks)] if masks else []
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         saves = config.checkpoint_every

@@ -1,5 +1,6 @@
 """What a rule may look at during one update: the model at the snapshot, meta-train and meta-dev batches, a report."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from mlpt.data.batch import Arm, Batch, Rows, Source
+from mlpt.errors import UserError
 from mlpt.meta.policy import Planned
 from mlpt.meta.snapshot import MadeStep
 from mlpt.objectives.base import Inputs
@@ -76,6 +78,7 @@ class MetaContext:
         """Mean held-out loss in nats of each of `arms`.
 
         batches  of `size` rows each (default: a training batch).
+        Raises `UserError` where one is not finite.
         """
         size = self.batch_size if size is None else size
         losses = {}
@@ -83,6 +86,7 @@ class MetaContext:
             objective = self.arms[arm].objective
             inputs = (self.dev_inputs(arm, size, index, texts, noise) for index in range(batches))
             losses[arm] = sum(float(self.model(objective, one)) for one in inputs) / batches
+        check_finite(losses, "held-out", self.step)
         return losses
 
     def _batch(
@@ -99,6 +103,16 @@ class MetaContext:
     def _corrupted(self, arm: str, batch: Batch, generator: torch.Generator) -> Inputs:
         inputs: Inputs = self.model.objectives[self.arms[arm].objective].corrupt(batch, generator)
         return inputs.to(next(self.model.parameters()).device)
+
+
+def check_finite(losses: Mapping[str, float], kind: str, step: int) -> None:
+    """Raise `UserError` where a loss by which a rule would learn is not finite: the rule would never forget it."""
+    for arm, loss in losses.items():
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the {kind} loss of '{arm}' at step {step} is not finite: training has diverged; lower the learning "
+                "rate"
+            )
 
 
 def each_share(rows: int, arms: int, replicas: int = 1) -> int:

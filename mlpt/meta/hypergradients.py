@@ -44,6 +44,9 @@ def lookahead(
         raise UserError(f"outer must hold leaf tensors that require a gradient{_named(frozen)}")
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise UserError(f"a look-ahead follows torch's Adam or AdamW, not {type(optimizer).__name__}")
+    own = {id(one) for one in model.parameters()}
+    if any(id(one) not in own for group in optimizer.param_groups for one in group["params"]):
+        raise UserError("the optimizer holds a parameter that the model has not: give one over the model's alone")
     losses: Sequence[Callable[..., Tensor]] = [inner] if callable(inner) else list(inner)
     if not losses:
         raise UserError("a look-ahead has at least one inner step")

@@ -17,7 +17,7 @@ from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer, by_parameter_of
 from mlpt.meta.policy import MIXTURE, Policy
 from mlpt.meta.replicas import DEV_LOSS
-from mlpt.meta.rules.base import Share
+from mlpt.meta.rules.base import Rule, Share
 from mlpt.meta.snapshot import made_step
 from mlpt.objectives.base import Inputs
 from mlpt.registry import find_class
@@ -71,6 +71,15 @@ class LookaheadConfig(Settings):
     def takes_apart(self) -> bool:
         """Whether the engine tells what of a gradient goes through which parameter."""
         return self.inner_steps == 1 and find_class(self.engine, ENGINES, Engine, "engine").takes_apart
+
+
+def check_parts(rule: type[Rule], lookahead: LookaheadConfig, setting: str) -> None:
+    """Raise `ValueError` where `rule` needs gradients' parts by parameter, and the engine of `setting` tells none."""
+    if rule.needs_parts and not lookahead.takes_apart:
+        raise ValueError(
+            f"rule '{rule.name}' takes alignments apart by parameter, which engine {lookahead.engine} cannot for "
+            f"inner_steps={lookahead.inner_steps}: set {setting}.engine=one_step and inner_steps=1"
+        )
 
 
 class LookAhead:

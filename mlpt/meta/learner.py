@@ -17,7 +17,7 @@ from mlpt.arms import Arms
 from mlpt.data.batch import Source
 from mlpt.data.sources import TEXTS
 from mlpt.errors import UserError
-from mlpt.meta.context import MetaContext
+from mlpt.meta.context import MetaContext, check_finite
 from mlpt.meta.joint_lookahead import LookAhead, LookaheadConfig
 from mlpt.meta.policy import MIXTURE, Answer, Evidence, Part, Policy
 from mlpt.meta.replicas import Gradients, Others, averaged, found_state
@@ -177,7 +177,9 @@ class Updates:
         """The parts after this update. A part that stays is the same object.
 
         others  what the other replicas of the look-ahead have found; None: they are computed here, one by one.
+        Raises `UserError` where a loss or a hypergradient to learn from is not finite.
         """
+        check_finite(evidence.losses, "training", context.step)
         looking = self._looking(context)
         gradients: Gradients = {}
         if looking:

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from mlpt.questioning.metrics import THRESHOLDS, Metric
 from mlpt.settings import Settings
+from mlpt.sparsity.artefacts import masks_beside
 
 
 class QuestionConfig(Settings):
@@ -13,6 +14,7 @@ class QuestionConfig(Settings):
 
     model         a run, a folder or a hub name of a masked language model.
     blocks        a prepared folder or URI.
+    dense         leave the masks beside the model's weights aside.
     out           folder or URI of the scores.
     split         of the blocks; training masks the train split by them.
     metrics       one score a token and 2 bytes each; they share their passes. The first is what readers get by default.
@@ -27,6 +29,7 @@ class QuestionConfig(Settings):
     """
 
     model: str
+    dense: bool = False
     blocks: str
     out: str
     split: Literal["train", "dev", "test"] = "train"
@@ -48,6 +51,11 @@ class QuestionConfig(Settings):
         if len(set(metrics)) < len(metrics):
             raise ValueError("a metric is named twice")
         return metrics
+
+    @property
+    def masks(self) -> str | None:
+        """Where the masks lie under which the model answers; None: it answers dense."""
+        return None if self.dense else masks_beside(self.model)
 
     def decisive(self) -> dict[str, Any]:
         """The settings that the scores of the chosen metrics depend on, besides model and blocks."""

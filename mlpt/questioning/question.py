@@ -18,6 +18,7 @@ from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
 from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.scoring import model_digest, score_tokens
+from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
 from mlpt.storage.files import absolute
 from mlpt.storage.store import Store
 
@@ -59,12 +60,15 @@ def question(
     run        scores parts elsewhere than in this process.
     overwrite  earlier scores in the folder are replaced.
 
-    Raises UserError for a model without a language-modelling head or of another vocabulary, blocks that can't be read,
-    a folder with something else or with the answer to another question, a full disk.
+    Raises UserError for a model without a language-modelling head, of another vocabulary, or with masks of another
+    model beside its weights, blocks that can't be read, a folder with something else or with the answer to another
+    question, a full disk.
     """
     check_place(config.out, overwrite)
     blocks = Blocks.open(config.blocks, config.split)
     encoder = load_encoder(config.model, {}, complete=True).eval()
+    if config.masks is not None:  # their zeros are in the digest of the weights that answer
+        zero_pruned(encoder, fit(load_masks(config.masks, encoder), encoder))
     blocks.tells_documents = attends_within_documents(encoder.config)
     _check_fit(config.model, encoder, blocks)
     config = config.model_copy(update={"out": absolute(config.out)})

@@ -1,6 +1,7 @@
-"""Step hooks of sparsity (`mlpt.models.hooks.StepHook`): threshold resets of mask training, iterative pruning.
+"""Step hooks of sparsity (`mlpt.models.hooks.StepHook`): threshold resets of mask training, iterative pruning,
+zeros that stay in fine-tuning.
 
-Both keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
+They keep the loop unaware of masks. Masks are written to `out` (rank 0 gives a folder, other ranks None).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -98,6 +99,26 @@ class MaskKeeper(NoHook):
 
     def save(self, step: int, model: nn.Module) -> None:
         self._save(f"step_{step}", model, step)
+
+
+class PrunedStayZero(NoHook):
+    """Fine-tuning's: `masks`, by parameter name (True: kept), hold after every update, whatever optimiser makes it.
+
+    Without gradients AdamW leaves a zero where it is; Muon's update of a matrix has no zeros.
+    """
+
+    name = "pruned_stay_zero"
+
+    def __init__(self, masks: Mapping[str, Tensor]):
+        self._masks = masks
+
+    @torch.no_grad()
+    def after_step(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for name, mask in self._masks.items():
+            model.get_parameter(name).mul_(mask)
+
+    def alters(self, parameter: str) -> bool:
+        return parameter in self._masks
 
 
 class IterativePruning(_MaskHook):

@@ -172,7 +172,8 @@ class Loop(Generic[M]):
             load_model_tensors(self.model, tensors["model"])
             load_optimizer_tensors(self.model, work.optimizer, tensors.get("optimizer", {}))
             work.load_state(state, tensors)
-            work.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where no loss was scaled; one that is now begins as in a new run
+                work.scaler.load_state_dict(state["scaler"])
             self.tracker.load_state(state)
             for hook in work.hooks:
                 named = tensors.get("hooks", {})

@@ -67,6 +67,10 @@ class GradientRecorder:
         yield
         self._now = None
 
+    def reopen(self) -> None:
+        """The step under way begins anew: its passes so far do not count."""
+        self._sums, self._weights = {}, {}
+
     def close(self, step: int, model: nn.Module, sound: bool, norm: Tensor, clip: float) -> None:
         """The optimiser has made the step, unless it was not `sound`. Every rank must call it.
 

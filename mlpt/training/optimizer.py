@@ -9,7 +9,7 @@ from torch import nn
 
 from mlpt.errors import UserError
 from mlpt.models.sharded import is_part
-from mlpt.settings import Settings
+from mlpt.settings import Betas, Settings
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
 from mlpt.training.muon import MuonWithAdamW, hidden_matrices
 
@@ -24,7 +24,7 @@ class OptimizerConfig(Settings):
 
     kind: Literal["adamw", "muon", "transformers_adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay a step of the two moments")
+    betas: Betas = Field((0.9, 0.98), description="decay a step of the two moments, each >= 0 and < 1")
     eps: float = Field(1e-6, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
 

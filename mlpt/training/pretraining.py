@@ -176,6 +176,7 @@ class Pretraining(Work[MicroBatch]):
 
     def again(self) -> None:
         self._meter.reopen()
+        self.outer.made.reopen()
 
     def examine(self, step: int, losses: Sequence[Tensor], norm: Tensor) -> tuple[bool, bool]:
         sound, stopping = self._nonfinite.examine(step, norm, self._meter.losses(), self.should_stop())

@@ -263,12 +263,13 @@ def test_a_repeated_seed_is_refused(tiny_model):
         load_settings(FinetuneConfig, {"model": str(tiny_model), "tasks": ["sst2"], "seeds": [1, 1]})
 
 
-def test_pruned_weights_stay_zero_and_the_rest_is_trained(settings, tiny_model, tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_pruned_weights_stay_zero_and_the_rest_is_trained(settings, tiny_model, tmp_path, kind):
     backbone = AutoModelForMaskedLM.from_pretrained(tiny_model)
     weights = {name: p for name, p in backbone.named_parameters() if ".encoder." in name and p.ndim == 2}
     masks = magnitude_masks(weights, 0.5)
     save_masks(MaskFile.of(masks, "magnitude", base_hash=base_hash(backbone, list(masks))), tmp_path / "m.safetensors")
-    optimizer = OptimizerConfig(weight_decay=0.1)
+    optimizer = OptimizerConfig(kind=kind, weight_decay=0.1)
     (result,) = finetune(settings(tmp_path / "out", masks=str(tmp_path / "m.safetensors"), optimizer=optimizer), quiet)
     tuned, start = weights_of(Path(result.folder) / "model"), backbone.state_dict()
     assert len(masks) == 2 * 6

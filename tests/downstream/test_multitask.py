@@ -35,6 +35,8 @@ SAMPLERS = {
     "proportional": {"rule": "proportional"},
     "mometas": {"rule": "policy", "interval": 3, "learner": {"rule": "mometas"}},
     "exp3": {"rule": "policy", "interval": 3, "learner": {"rule": "exp3"}},
+    # Updates at the very steps of checkpoints.
+    "dga": {"rule": "policy", "interval": 5, "learner": {"rule": "dga", "scale": "plain"}, "lookahead": {"start": 0}},
 }
 
 
@@ -101,6 +103,17 @@ def test_a_finished_run_is_read_back_and_another_configuration_is_refused(saved,
     assert said == [f"{tmp_path / 'run'} is finished; results: {tmp_path / 'run' / 'results.json'}", table(result)]
     with pytest.raises(UserError, match=r"other settings or data \(seed\)"):
         run_multitask(config.model_copy(update={"seed": 1}), quiet)
+
+
+def test_a_run_of_a_version_that_wrote_the_usual_floor_is_read_back(saved, source, tmp_path):
+    def of(**floor):
+        sampler = {"rule": "policy", "learner": {"rule": "loss_ratio", **floor}}
+        return configured(saved, source, tmp_path / "run", max_steps=2, sampler=sampler)
+
+    result = run_multitask(of(floor=0.02), quiet)
+    assert run_multitask(of(), quiet) == result
+    with pytest.raises(UserError, match=r"other settings or data \(sampler\)"):
+        run_multitask(of(floor=0.03), quiet)
 
 
 @pytest.mark.parametrize("changed", ["rows", "model"])
@@ -236,14 +249,14 @@ def test_masks_beside_the_model_are_kept_unless_it_is_to_be_dense(source, tmp_pa
     assert bool(trained[~kept].any()) == dense
 
 
-@pytest.mark.parametrize("last_layer", ["loaded", "random"])
-def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer):
+@pytest.mark.parametrize(("last_layer", "kind"), [("loaded", "adamw"), ("random", "adamw"), ("loaded", "muon")])
+def test_pruned_weights_stay_zero_and_the_others_train(saved, source, tmp_path, last_layer, kind):
     name = "encoder.layer.1.output.dense.weight"
     stock = BertModel.from_pretrained(saved)
     kept = torch.rand(32, 48) < 0.5
     masks = MaskFile.of({name: kept}, "random", base_hash=base_hash(stock, [name]))
     settings = {"conditional": {"max_length": 16, "last_layer": last_layer}, "masks": str(save_masks(masks, tmp_path))}
-    run_multitask(configured(saved, source, tmp_path / "run", **settings), quiet)
+    run_multitask(configured(saved, source, tmp_path / "run", optimizer={"kind": kind}, **settings), quiet)
     trained = load_multitask_model(tmp_path / "run" / "model").encoder.get_parameter(name)
     assert torch.equal(trained == 0, ~kept)
     assert not torch.equal(trained, stock.get_parameter(name) * kept)

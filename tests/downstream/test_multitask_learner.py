@@ -5,6 +5,7 @@ import torch
 from tiny_tasks import rows_of
 from transformers import BertConfig, BertModel
 
+from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import Collator
 from mlpt.downstream.multitask.learner import TaskLearner
 from mlpt.downstream.multitask.model import MultitaskModel
@@ -78,6 +79,18 @@ def test_mometas_is_rewarded_by_the_drop_of_the_tasks_held_out_losses():
     second = taught.update_if_due(4, {})
     expected = sum(relative_drop(first["dev_loss"][name], second["dev_loss"][name]) for name in NAMES)
     assert second["reward"] == pytest.approx(expected)
+
+
+def test_a_rule_by_parameter_wants_an_engine_that_tells_parameters_apart():
+    def configured(**lookahead):
+        sampler = {"rule": "policy", "learner": {"rule": "dga_shrunk"}, "lookahead": lookahead}
+        return load_settings(MultitaskConfig, {"model": "m", "tasks": ["cola", "rte"], "sampler": sampler})
+
+    for engine in ("auto", "one_step"):
+        configured(engine=engine)
+    for lookahead in ({}, {"engine": "auto", "inner_steps": 2}):
+        with pytest.raises(UserError, match=r"set sampler\.lookahead\.engine=one_step and inner_steps=1"):
+            configured(**lookahead)
 
 
 def test_an_engine_that_follows_steps_that_nobody_keeps_is_refused():

@@ -15,7 +15,7 @@ from mlpt.errors import UserError
 from mlpt.meta import lookahead
 from mlpt.meta.engines import ENGINES, Auto, FiniteDifference, ForwardOverReverse, Higher, OneStep
 from mlpt.meta.engines import auto as auto_engine
-from mlpt.meta.engines.base import InnerStep, Lookahead
+from mlpt.meta.engines.base import InnerStep, Lookahead, Made
 from mlpt.meta.engines.memory import activation_bytes, needed_bytes
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/learn_loss_weights.py"
@@ -90,6 +90,28 @@ def test_the_gradient_is_that_of_plain_training(trained, engine, steps):
     expected = numeric(model, optimizer, logits, losses, held_out)
     torch.testing.assert_close(found.gradients["logits"], expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close((model.state_dict(), optimizer.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_outer_tensors_of_the_held_out_loss_alone_have_its_gradient(trained, engine):
+    model, optimizer, batches = trained
+    logits = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+    (tokens, targets), held = batches[4:]
+    made = None
+    if ENGINES[engine].uses_made:
+        loss = model(tokens, targets=targets)
+        each = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, model.parameters()), strict=True))
+        made = Made(each, [each])
+
+    def inner(forward, outer):
+        return forward(tokens, targets=targets)
+
+    def held_out(forward, outer):
+        return forward(held[0], targets=held[1]) * outer["logits"].square().sum()
+
+    found = lookahead(model, optimizer, {"logits": logits}, inner, held_out, engine, made=made)
+    expected = 2 * logits.detach() * found.loss / logits.detach().square().sum()
+    torch.testing.assert_close(found.gradients["logits"], expected, rtol=1e-9, atol=0)
 
 
 def test_numeric_engines_take_models_that_return_logits_and_outer_tensors_inside_the_loss(trained):
@@ -195,10 +217,12 @@ def test_what_cannot_be_looked_ahead_is_one_line(trained):
     loss = weighted(batches[:2])
     good = {"logits": torch.zeros(2, dtype=torch.float64, requires_grad=True)}
     descent = torch.optim.SGD(model.parameters(), lr=0.1)
+    wider = torch.optim.AdamW([*model.parameters(), nn.Parameter(torch.zeros(3))])
     for changed, says in (
         ({"outer": {}}, "leaf tensors"),
         ({"outer": {"logits": torch.zeros(2)}}, "'logits' is none"),
         ({"optimizer": descent}, "not SGD"),
+        ({"optimizer": wider}, "a parameter that the model has not"),
         ({"inner": []}, "at least one inner step"),
         ({"engine": "magic"}, "there is no engine 'magic'; there are " + ", ".join(ENGINES)),
     ):

@@ -12,6 +12,7 @@ from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
 from mlpt.meta.rules import RULES, rule_class, rule_config
 from mlpt.meta.rules.ado import power_law, rate
+from mlpt.meta.rules.mixture import with_floor
 from mlpt.meta.snapshot import take_snapshot
 from mlpt.settings import load_settings
 from mlpt.storage.state import State
@@ -89,10 +90,13 @@ def test_the_power_law_of_exact_points_is_found_and_its_rate_is_its_slope():
     assert rate(least, size, found, 700) == pytest.approx(-slope, rel=1e-4)
 
 
-def test_ado_draws_by_predicted_fall_times_credit():
+@pytest.mark.parametrize("prior", [None, {"a": 1.0, "b": 6.0, "c": 3.0}])
+def test_ado_draws_by_prior_times_credit_times_predicted_fall(prior):
     laws = {"a": (1.0, 9.0), "b": (2.0, 4.0), "c": (3.0, 0.0)}  # c has nothing left to learn
-    rule = make("ado", floor=0, smoothing=0, history=0, credit=0.5, start=0)
+    rule = make("ado", prior=prior, floor=0, smoothing=0, history=0, credit=0.5, start=0)
     part = rule.first()
+    weights = prior or dict.fromkeys(NAMES, 1.0)
+    assert shares(part) == pytest.approx([weights[name] / sum(weights.values()) for name in NAMES])
     in_force = {"a": 2.0, "b": 7.0, "c": 1.0}
     exponent = 0.2  # on the grid: .02 * 100 ** (20 / 40)
     for step in (20, 30, 40, 50):
@@ -102,8 +106,40 @@ def test_ado_draws_by_predicted_fall_times_credit():
         if step < 50:
             assert part is before  # too few points for three parameters
     slopes = {name: exponent * size * 50 ** (-exponent - 1) for name, (_, size) in laws.items()}
-    pulls = {name: math.sqrt(in_force[name] / 10) * slopes[name] for name in NAMES}
+    pulls = {name: weights[name] * math.sqrt(in_force[name] / 10) * slopes[name] for name in NAMES}
     assert shares(part) == pytest.approx([pulls[name] / sum(pulls.values()) for name in NAMES], abs=1e-6)
+
+
+def test_ados_credit_begins_as_if_the_prior_had_been_drawn():
+    prior = {"a": 0.1, "b": 0.6, "c": 0.3}
+    rule = make("ado", prior=prior, history=0.9, start=0)
+    drawn = {"a": 5.0, "b": 3.0, "c": 2.0}
+    rule.update(rule.first(), Evidence(drawn, {}, drawn), At(10))
+    expected = [0.9 * prior[name] + 0.1 * drawn[name] / 10 for name in NAMES]
+    assert rule.state().values["shares"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prior", "said"),
+    [
+        ({"a": 1, "b": 1}, "no weight of 'c'"),
+        ({"a": 1, "b": 1, "c": 1, "d": 1}, "names 'd'"),
+        ({"a": 0, "b": 1, "c": 1}, "numbers above 0"),
+    ],
+)
+def test_ado_refuses_priors_that_are_not_of_every_arm(prior, said):
+    with pytest.raises(UserError, match=said):
+        make("ado", prior=prior)
+
+
+def test_ado_fits_no_loss_from_before_its_start():
+    rule = make("ado", start=100)
+    part = rule.first()
+    for step in (100, 150, 200, 250):  # the first is of the steps 50 to 99
+        part = rule.update(part, evidence(dict.fromkeys(NAMES, 300 / step), part, steps=50), At(step))
+        assert shares(part) == [1 / 3] * 3
+    for seen in rule.state().values["seen"].values():
+        assert [middle for middle, _ in seen] == [125, 175, 225]
 
 
 def test_ado_without_a_falling_loss_leaves_the_mixture_alone():
@@ -163,6 +199,28 @@ def test_every_rule_that_learns_keeps_the_floor(rule):
     assert max(max(mixture.values()) for mixture in found) > 0.334  # and learns within it
     with pytest.raises(UserError, match=r"floor=0\.4 is too much for 3 arms"):
         learner_of(rule, floor=0.4)
+
+
+@pytest.mark.parametrize("rule", LEARNS)
+def test_a_floor_that_nobody_set_leaves_room_to_learn_among_any_number_of_arms(rule):
+    usual = {"exp3": 0, "mometas": 0, "ado": 0.01, "dga_shrunk": 0.01, "doremi": 0.001}.get(rule, 0.02)
+    for count in (3, 25, 50, 100, 1000):
+        arms = [f"mlm@{number}" for number in range(count)]
+        reference = {"reference": dict.fromkeys(arms, 1.0)} if rule == "doremi" else {}
+        one = make(rule, arms, **reference)
+        assert one.floor == min(usual, 0.5 / count)
+        moved = with_floor({arm: float(arm == "mlm@1") for arm in arms}, one.floor)
+        assert moved["mlm@1"] > 0.5
+        assert sum(moved.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("count", "floor"), [(100, 0.01), (50, 0.02), (6, 1 / 6)])
+def test_a_floor_that_leaves_nothing_to_learn_is_refused_with_one_that_fits(count, floor):
+    arms = [f"mlm@{number}" for number in range(count)]
+    with pytest.raises(UserError, match=f"too much for {count} arms") as refused:
+        make("dga", arms, floor=floor)
+    make("dga", arms, floor=float(str(refused.value).rpartition(" ")[2]))
+    make("dga", ["mlm"], floor=0.5)  # one arm has no other share
 
 
 @pytest.mark.parametrize("rule", LEARNS)

@@ -35,6 +35,10 @@ REFUSED = {
         {"model": {"attend_within": "document"}, "meta": {"rules": {"teacher": {"tasks": ["mlm"]}}}},
         "judges by whole blocks",
     ),
+    "moments without end": (
+        {"meta": {"rules": {"teacher": {"optimizer": {"betas": [0.9, 1.0]}}}}},
+        r"teacher\.optimizer\.betas\.1.*less than 1",
+    ),
     "soft masker": (
         {
             "objectives": {"teacher_made": {"teacher": "masker"}},

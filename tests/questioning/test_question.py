@@ -28,6 +28,8 @@ from mlpt.questioning.config import QuestionConfig
 from mlpt.questioning.published import export_positions, import_positions
 from mlpt.questioning.question import question
 from mlpt.questioning.scoring import model_digest, score_tokens
+from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
+from mlpt.sparsity.commands import prune
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,6 +77,33 @@ def test_every_token_of_the_split_is_scored(config, small_blocks):
     np.testing.assert_allclose(scores.scores(rows).astype(float), expected.astype(float), rtol=2e-3, atol=2e-4)
     assert scores.question.model == model_digest(encoder)
     assert TokenScores.open(config.out, blocks, model_digest(encoder)).manifest == scores.manifest
+
+
+def test_a_model_answers_under_the_masks_beside_it_unless_it_is_to_be_dense(config, small_blocks, tmp_path):
+    masked = str(shutil.copytree(config.model, tmp_path / "masked"))
+    prune(masked, "magnitude", 0.7, masked)  # embeddings too, to which the decoder is tied
+    blocks, rows = Blocks.open(small_blocks), np.arange(64)
+    whole = config.model_copy(update={"model": masked})
+    scores = question(whole)
+    encoder = load_encoder(masked, {})
+    dense = score_tokens(encoder, blocks.tokens(rows), rows, blocks.vocabulary, config)["loss"]
+    zero_pruned(encoder, fit(load_masks(masked), encoder))
+    expected = score_tokens(encoder, blocks.tokens(rows), rows, blocks.vocabulary, config)["loss"]
+    close = {"rtol": 2e-3, "atol": 2e-3}
+    np.testing.assert_allclose(scores.scores(rows).astype(float), expected.astype(float), **close)
+    assert not np.allclose(dense.astype(float), expected.astype(float), **close)
+    assert scores.question.model == model_digest(encoder)
+    as_dense = whole.model_copy(update={"dense": True})
+    with pytest.raises(UserError, match="model"):
+        question(as_dense)
+    found = question(as_dense.model_copy(update={"out": str(tmp_path / "dense")})).scores(rows)
+    np.testing.assert_allclose(found.astype(float), dense.astype(float), **close)
+
+    def elsewhere(task, waiting):  # as another process makes the model
+        return (asking.score_part(task, task.encoder("cpu"), number) for number in waiting)
+
+    again = question(whole.model_copy(update={"out": str(tmp_path / "elsewhere")}), elsewhere)
+    np.testing.assert_array_equal(again.scores(rows), scores.scores(rows))
 
 
 def test_another_split_has_scores_of_its_own(config, small_blocks):

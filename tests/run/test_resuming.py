@@ -76,6 +76,14 @@ def test_a_run_whose_model_is_gone_is_not_finished(small_blocks, tmp_path):
     assert again.summary["tokens_per_second"] == pytest.approx(6 * 4 * 32 / again.summary["seconds"])
 
 
+def test_a_run_goes_on_in_another_precision(small_blocks, tmp_path):
+    run, _ = train(small_blocks, tmp_path / "run")
+    for steps, precision in ((9, "fp16"), (12, "fp16"), (15, "bf16")):  # fp16 scales its losses, the others none
+        resume(run.folder, {"train": {"precision": precision, "steps": steps}})
+        scaler = Checkpoints(run.folder / "checkpoints").load(steps).state["scaler"]
+        assert scaler.get("_growth_tracker") == {9: 3, 12: 6, 15: None}[steps]
+
+
 @pytest.mark.parametrize("longer", [{"steps": 12}, {"tokens": 12 * 4 * 32}], ids=["steps", "tokens"])
 def test_a_finished_run_is_made_longer_and_ends_as_one_that_was_that_long_from_the_start(
     small_blocks, tmp_path, longer

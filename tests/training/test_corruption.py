@@ -38,7 +38,8 @@ def train(blocks: str, folder: Path, values: dict = VALUES, **keywords) -> list[
     torch.set_num_threads(1)
     run_rank(load_settings(RunConfig, values), blocks, folder, Group(), **keywords)
     return [
-        {key: line.get(key) for key in ("step", "loss", "held_out", "gradient_norm")} for line in read_metrics(folder)
+        {key: line.get(key) for key in ("step", "loss", "held_out", "gradient_norm", "mixture")}
+        for line in read_metrics(folder)
     ]
 
 
@@ -142,8 +143,18 @@ def test_steps_that_come_out_differently_each_time_end_the_run(small_blocks, tmp
         train(small_blocks, tmp_path / "run")
 
 
-def test_replays_change_no_bit(small_blocks, tmp_path):
+KEEPS_GRADIENTS = {
+    "interval": 4,
+    "lag": 0,
+    "rules": {"mixture": {"rule": "dga"}},
+    "lookahead": {"engine": "alignment", "averaged_steps": 3, "start": 0},
+}
+
+
+@pytest.mark.parametrize("meta", [VALUES["meta"], KEEPS_GRADIENTS], ids=["uniform", "alignment"])
+def test_replays_change_no_bit(small_blocks, tmp_path, meta):
     values = {**VALUES, "objectives": ["mlm", "atd", "dtd", "cse"], "train": {**VALUES["train"], "steps": 12}}
+    values["meta"] = meta
     runs = [
         train(small_blocks, tmp_path / str(every), {**values, "runtime": {"replay_every": every}})
         for every in (None, 1, 3)

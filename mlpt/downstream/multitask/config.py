@@ -8,6 +8,7 @@ from mlpt.downstream.config import DownstreamConfig
 from mlpt.downstream.multitask.model import LabelDtype
 from mlpt.downstream.multitask.scoring import ScoringConfig
 from mlpt.downstream.samplers import MtUncertainty, PolicySampler, SamplerConfig
+from mlpt.meta.joint_lookahead import check_parts
 from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import rule_class
 from mlpt.models.conditional.encoder import ConditionalConfig
@@ -81,6 +82,8 @@ class MultitaskConfig(DownstreamConfig):
     def _can_be_learned(self) -> "MultitaskConfig":
         if not isinstance(self.sampler, PolicySampler.Config):
             return self
-        if rule_class(MIXTURE, self.sampler.learner.rule).needs_moments:
-            check_look_ahead(f"rule '{self.sampler.learner.rule}'", self.optimizer, "optimizer")
+        rule = rule_class(MIXTURE, self.sampler.learner.rule)
+        if rule.needs_moments:
+            check_look_ahead(f"rule '{rule.name}'", self.optimizer, "optimizer")
+        check_parts(rule, self.sampler.lookahead, "sampler.lookahead")
         return self

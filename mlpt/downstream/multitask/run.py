@@ -31,6 +31,9 @@ from mlpt.downstream.samplers import PolicySampler, Row, make_sampler
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.downstream.work import Finetuning, Say, own_randomness
 from mlpt.errors import UserError
+from mlpt.meta.policy import MIXTURE
+from mlpt.meta.rules import rule_class
+from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.models.conditional.encoder import load_stock_config
 from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
 from mlpt.outputs import read_json, write_json
@@ -39,6 +42,7 @@ from mlpt.storage.state import State
 from mlpt.tasks import TaskData
 from mlpt.tasks.features import Features
 from mlpt.training.group import Group, default_device
+from mlpt.training.optimizer import set_learning_rate
 from mlpt.training.work import Tensors
 
 Tell = Callable[[int, dict[str, float]], None]
@@ -202,6 +206,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         """Update the policy, which counts from this very step."""
         if self.learner is None:
             return
+        set_learning_rate(self.optimizer, rate)  # look-aheads make the coming step
         losses = {name: total / count for name, (total, count) in self.losses.items()}
         report = self.learner.update_if_due(step, losses)
         if report is not None:
@@ -359,4 +364,10 @@ def _identity(config: MultitaskConfig, tasks: list[TaskData]) -> dict[str, Any]:
     rows = {f"{data.task.name}/{split}": one for data in tasks for split, one in rows_digests(data).items()}
     masks = masks_of(config.model, config.masks, config.dense)
     contents = {"rows": rows, "model": model_digest(config.model), "masks": masks_digest(masks)}
-    return {**json.loads(config.model_dump_json(exclude=_ASIDE | BY_CONTENT)), **contents}
+    named = json.loads(config.model_dump_json(exclude=_ASIDE | BY_CONTENT))
+    if isinstance(config.sampler, PolicySampler.Config):  # earlier versions wrote the floor that null is now
+        learner = config.sampler.learner
+        rule = rule_class(MIXTURE, learner.rule)
+        if getattr(learner, "floor", 0.0) is None and issubclass(rule, MixtureRule):
+            named["sampler"]["learner"]["floor"] = rule.floor_of(learner, len(tasks))
+    return {**named, **contents}

@@ -21,9 +21,9 @@ from mlpt.meta.engines.base import (
     add,
     by_parameter,
     leaves,
-    named,
     outer_gradients,
     pieces,
+    through_weights,
 )
 
 
@@ -69,9 +69,7 @@ class Alignment(Engine):
         if problem.by_parameter:
             each = [one for one in problem.made.gradients if one is not None]  # all of them by now
             parts = by_parameter(problem, combination, each, through.adapted)
-        total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
-        found = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
-        return Hypergradient(loss, add(direct, named(problem.outer, found)) | parts)
+        return Hypergradient(loss, add(direct, through_weights(problem, combination, alignments)) | parts)
 
     @torch.no_grad()
     def _difference(

@@ -139,6 +139,17 @@ def named(outer: Outer, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]
     return {name: torch.zeros_like(one) if found is None else found for (name, one), found in pairs}
 
 
+def through_weights(
+    problem: Lookahead, combination: Sequence[Tensor], alignments: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Gradients by name through the weights of combined losses, whose alignments are numbers; zeros where no outer
+    tensor weighs a loss."""
+    total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
+    if not total.requires_grad:
+        return named(problem.outer, [None] * len(problem.outer))
+    return named(problem.outer, torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True))
+
+
 def add(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum by name; a name that stands on one side only is taken over."""
     return {**left, **{name: left[name] + one if name in left else one for name, one in right.items()}}

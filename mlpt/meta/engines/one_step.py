@@ -21,8 +21,8 @@ from mlpt.meta.engines.base import (
     by_parameter,
     dot,
     leaves,
-    named,
     outer_gradients,
+    through_weights,
 )
 from mlpt.meta.engines.path import Path
 
@@ -51,10 +51,7 @@ class OneStep(Engine):
         adapted, _, _ = path.pull_back(adjoint)
         alignments = [dot(each, adapted) for each in per_loss]
         parts = by_parameter(problem, combination, per_loss, adapted) if problem.by_parameter else {}
-        # The combination's weights are functions of the outer tensors; the alignments are numbers.
-        total = torch.stack([weight * one for weight, one in zip(combination, alignments, strict=True)]).sum()
-        through = torch.autograd.grad(total, list(problem.outer.values()), allow_unused=True)
-        return Hypergradient(loss, add(direct, named(problem.outer, through)) | parts)
+        return Hypergradient(loss, add(direct, through_weights(problem, combination, alignments)) | parts)
 
     @staticmethod
     def _inner_gradients(

@@ -30,6 +30,7 @@ class Rule:
     learns         False: the part never changes, so that no learner need run for it.
     needs_weights  `update` forwards the model: the learner loads the snapshot first.
     needs_moments  `update` looks ahead: snapshots must carry AdamW's moments.
+    needs_parts    of a look-ahead's gradients it asks for the parts by parameter: the engine must tell them.
     needs_coming   `update` reads `evidence.coming`, the micro-batches of the step to come.
     needs_rows     `update` reads `evidence.rows`, the training rows to come.
     needs_progress `update` reads `context.progress`: only pretraining, whose length is known, can have the rule.
@@ -46,6 +47,7 @@ class Rule:
     learns: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = False
     needs_moments: ClassVar[bool] = False
+    needs_parts: ClassVar[bool] = False
     needs_coming: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
     needs_progress: ClassVar[bool] = False
@@ -136,6 +138,15 @@ def check_arms(names: Iterable[str], arms: Sequence[str], setting: str) -> None:
     for name in names:
         if name not in arms:
             raise UserError(f"{setting} names '{name}', which this run does not train: {', '.join(arms)}")
+
+
+def check_every_arm(names: Iterable[str], arms: Sequence[str], setting: str, what: str) -> None:
+    """Raise `UserError` where `setting`, which says `what` of arms by name, leaves one out or names another."""
+    named = list(names)
+    check_arms(named, arms, setting)
+    missing = [arm for arm in arms if arm not in named]
+    if missing:
+        raise UserError(f"{setting} has no {what} of '{missing[0]}': give one for every arm")
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

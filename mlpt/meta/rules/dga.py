@@ -29,6 +29,7 @@ class Dga(MixtureRule, LookaheadRule):
     """One step of exponentiated gradient at every look-ahead."""
 
     name = "dga"
+    usual_floor = 0.02
 
     class Config(RuleConfig):
         """lr         the paper's eta.
@@ -41,7 +42,7 @@ class Dga(MixtureRule, LookaheadRule):
                    a_i by how much those of single updates differ: what noise alone could be moves nothing, and what
                    is not noise moves later. 2 asks for about two standard errors; 0: no shrinking.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits.
-        floor      least probability of an arm.
+        floor      least probability of an arm; null: .02, or half an equal share where that is less.
         smoothing  share of the old mixture that an update keeps (the paper's moving average: .9).
         factor     [objective, domain]: a logit for each objective and each domain, added up; a level's alignment is the
                    mean of its arms', by their probabilities. By default one for each arm.
@@ -53,7 +54,7 @@ class Dga(MixtureRule, LookaheadRule):
         averaging: float = Field(default=0.0, ge=0, lt=1)
         doubt: float = Field(default=0.0, ge=0, allow_inf_nan=False)
         entropy: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-        floor: float = Field(default=0.02, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
         factor: FactorList = Field(default_factory=list)
 

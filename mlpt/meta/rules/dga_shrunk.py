@@ -25,7 +25,7 @@ there is nothing else. Then, as in Fan, Grangier and Ablin (2024, arXiv 2410.024
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +44,8 @@ class DgaShrunk(MixtureRule, LookaheadRule):
     """One step of exponentiated gradient at every look-ahead after the second."""
 
     name = "dga_shrunk"
+    needs_parts = True
+    usual_floor = 0.01
 
     class Config(RuleConfig):
         """lr         of a step; without noise the v_i have a root mean square of 1 over arms.
@@ -52,7 +54,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         doubt      by how many standard errors averages must have foretold what came to be heard; 0: none.
         entropy    pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits; the less, the more evidence
                    there is that alignments are no noise.
-        floor      least probability of an arm.
+        floor      least probability of an arm; null: .01, or half an equal share where that is less.
         smoothing  share of the old mixture that an update keeps.
         """
 
@@ -62,7 +64,7 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         memory: float = Field(default=0.98, gt=0, lt=1)
         doubt: float = Field(default=1.0, ge=0, allow_inf_nan=False)
         entropy: float = Field(default=0.5, ge=0, allow_inf_nan=False)
-        floor: float = Field(default=0.01, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     def __init__(self, config: Config, arms: Sequence[str]):
@@ -70,16 +72,6 @@ class DgaShrunk(MixtureRule, LookaheadRule):
         self._logits = [0.0] * len(arms)  # log alpha but for a constant
         self._sums: dict[str, Tensor] = {}  # over updates, old ones counting for less
         self._updates = 0
-
-    @classmethod
-    def refuses(cls, settings: Any, config: Any) -> str | None:
-        lookahead = config.meta.lookahead
-        if lookahead.takes_apart:
-            return None
-        return (
-            f"rule '{cls.name}' takes alignments apart by parameter, which engine {lookahead.engine} cannot for "
-            f"inner_steps={lookahead.inner_steps}: set meta.lookahead.engine=one_step, or alignment, and inner_steps=1"
-        )
 
     def share(self, part: Part, context: MetaContext) -> Weights:
         return Weights.of(self.arms, part, context, by_parameter=True)

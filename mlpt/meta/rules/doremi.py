@@ -12,10 +12,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.policy import Evidence, Part
-from mlpt.meta.rules.base import check_arms
+from mlpt.meta.rules.base import check_every_arm
 from mlpt.meta.rules.mixture import MixtureRule, Smoothed, with_floor
 from mlpt.storage.state import State
 
@@ -27,17 +26,19 @@ class Doremi(MixtureRule):
     """
 
     name = "doremi"
+    usual_floor = 0.001
 
     class Config(Smoothed):
         """reference  arm -> nats, of every arm that trains.
         lr         the paper's eta (published: 1).
-        floor      least probability of an arm (published: .001 / number of arms); it enters the next update.
+        floor      least probability of an arm (published: .001 / number of arms), which enters the next update; null:
+                   .001, or half an equal share where that is less.
         """
 
         rule: Literal["doremi"] = "doremi"
         reference: dict[str, float]
         lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-        floor: float = Field(default=0.001, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
 
         @field_validator("reference")
         @classmethod
@@ -48,10 +49,7 @@ class Doremi(MixtureRule):
 
     def __init__(self, config: Config, arms: Sequence[str]):
         super().__init__(config, arms)
-        check_arms(config.reference, arms, "meta.rules.mixture.reference")
-        missing = [arm for arm in arms if arm not in config.reference]
-        if missing:
-            raise UserError(f"meta.rules.mixture.reference has no loss of '{missing[0]}': give one for every arm")
+        check_every_arm(config.reference, arms, "meta.rules.mixture.reference", "loss")
         self._alpha = [1 / len(arms)] * len(arms)
         self._excess = [0.0] * len(arms)
         self._sum = [0.0] * len(arms)  # of alpha over the updates
@@ -69,7 +67,7 @@ class Doremi(MixtureRule):
         grown = [a * math.exp(self.config.lr * (e - highest)) for a, e in zip(self._alpha, excess, strict=True)]
         total = math.fsum(grown)
         share = {arm: one / total for arm, one in zip(self.arms, grown, strict=True)}
-        self._alpha = list(with_floor(share, self.config.floor).values())
+        self._alpha = list(with_floor(share, self.floor).values())
         self._excess, self._updates = excess, self._updates + 1
         self._sum = [old + new for old, new in zip(self._sum, self._alpha, strict=True)]
         context.report["excess"] = dict(zip(self.arms, excess, strict=True))

@@ -22,12 +22,13 @@ class Famo(MixtureRule):
     """One step on the task weights at every update, with plain SGD as in the paper (its code takes Adam)."""
 
     name = "famo"
+    usual_floor = 0.02
     needs_weights = True
 
     class Config(Smoothed):
         """lr, decay       the paper's beta and gamma.
         smallest_loss   nats; a loss below counts as this much, lest a solved objective take all the draws.
-        floor           least probability of an objective.
+        floor           least probability of an objective; null: .02, or half an equal share where that is less.
         dev_batches     meta-dev batches of each objective a measurement, the same before and after.
         dev_batch_size  texts in each; null: the training batch size.
         """
@@ -36,7 +37,7 @@ class Famo(MixtureRule):
         lr: float = Field(default=1.0, gt=0, allow_inf_nan=False)
         decay: float = Field(default=1e-3, ge=0, allow_inf_nan=False)
         smallest_loss: float = Field(default=0.05, gt=0, allow_inf_nan=False)
-        floor: float = Field(default=0.02, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         dev_batches: int = Field(default=1, ge=1)
         dev_batch_size: int | None = Field(default=None, ge=2)
 

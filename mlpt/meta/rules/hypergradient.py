@@ -28,13 +28,14 @@ class Hypergradient(MixtureRule, LookaheadRule):
     """One outer step on the logits at every look-ahead."""
 
     name = "hypergradient"
+    usual_floor = 0.02
 
     class Config(RuleConfig):
         """optimizer, lr  the outer optimiser of the logits; `adam` takes steps of about lr whatever the scale of the
                        hypergradient, `sgd` follows it.
         entropy        pull towards the uniform mixture, in steps of lr * entropy * dH/dlogits, decoupled from the
                        hypergradient as AdamW's decay is.
-        floor          least probability of an arm.
+        floor          least probability of an arm; null: .02, or half an equal share where that is less.
         smoothing      share of the old mixture that an update keeps.
         factor         [objective, domain]: a logit for each objective and each domain, added up; by default one for
                        each arm.
@@ -44,7 +45,7 @@ class Hypergradient(MixtureRule, LookaheadRule):
         optimizer: Literal["adam", "sgd"] = "adam"
         lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
         entropy: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-        floor: float = Field(default=0.02, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.5, ge=0, lt=1)
         factor: FactorList = Field(default_factory=list)
 
@@ -57,7 +58,7 @@ class Hypergradient(MixtureRule, LookaheadRule):
     def share(self, part: Part, context: MetaContext) -> "_Weights":
         device = next(context.model.parameters()).device
         logits = torch.tensor(self._logits, device=device, requires_grad=True)
-        return _Weights(self.arms, logits, self._factors, self.config.floor)
+        return _Weights(self.arms, logits, self._factors, self.floor)
 
     def descend(self, part: Part, gradients: Mapping[str, Tensor], context: MetaContext) -> Part:
         gradient = gradients[LOGITS].double().cpu()

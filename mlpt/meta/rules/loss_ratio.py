@@ -23,16 +23,17 @@ class LossRatio(MixtureRule):
     """The mixture of the newest losses; an arm not drawn since the last update keeps its ratio, at first 1."""
 
     name = "loss_ratio"
+    usual_floor = 0.02
 
     class Config(Smoothed):
         """power      how sharply the mixture follows the ratios; 0: uniform (GradNorm's alpha: .12 to 1.5).
-        floor      least probability of an arm.
+        floor      least probability of an arm; null: .02, or half an equal share where that is less.
         smoothing  share of the old mixture that an update keeps.
         """
 
         rule: Literal["loss_ratio"] = "loss_ratio"
         power: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-        floor: float = Field(default=0.02, ge=0, lt=1)
+        floor: float | None = Field(default=None, ge=0, lt=1)
         smoothing: float = Field(default=0.5, ge=0, lt=1)
 
     def __init__(self, config: Config, arms: Sequence[str]):

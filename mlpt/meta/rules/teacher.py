@@ -21,7 +21,7 @@ from mlpt.models.writers import flat_weights
 from mlpt.objectives import objective_class
 from mlpt.objectives.teacher_made import TeacherMade
 from mlpt.randomness import torch_generator
-from mlpt.settings import Settings
+from mlpt.settings import Betas, Settings
 from mlpt.storage.state import State
 from mlpt.tasks import TaskSource
 from mlpt.tasks.episodes import MLM, EpisodeConfig
@@ -35,7 +35,7 @@ class TeacherOptimizerConfig(Settings):
     """AdamW of the teacher; the defaults are the published ones, where student and teacher share a schedule."""
 
     lr: float | None = Field(default=None, ge=0, description="null: the rate of the student's step, schedule and all")
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="decay a step of the two moments")
+    betas: Betas = Field(default=(0.9, 0.98), description="decay a step of the two moments, each >= 0 and < 1")
     eps: float = Field(default=1e-6, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(default=0.01, ge=0, description="of all weights")
 
