@@ -148,6 +148,11 @@ class DataConfig(Settings):
         return self
 
     @property
+    def tells_domains(self) -> bool:
+        """Whether a run tells the domains of its text from each other."""
+        return self.mix not in (None, "characters")
+
+    @property
     def places(self) -> list[str]:
         """All files, folders and so on that are named."""
         return [place for _, place in self.named_places]

@@ -210,6 +210,11 @@ def _quotas(shares: list[float]) -> NDArray[np.int64]:
 
 
 def _shares(mix: Mapping[str, float] | str | None, train: Blocks) -> dict[str, float] | None:
+    if mix not in (None, "characters") and not train.domains:
+        raise UserError(
+            f"no domain fills a block of {train.block_size} tokens with training text, which data.mix needs: give more "
+            "text of each, or lower data.block_size"
+        )
     if mix == "uniform":
         mix = dict.fromkeys(train.domains, 1.0)
     if mix is None or isinstance(mix, str):
