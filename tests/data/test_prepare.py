@@ -152,7 +152,7 @@ def test_blocks_of_an_earlier_version_are_not_taken_for_a_run_that_tells_domains
     del manifest["apart"]
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert prepare(config, str(out)).reused
-    with pytest.raises(UserError, match="of an earlier mlpt.*--overwrite"):
+    with pytest.raises(UserError, match=r"of an earlier mlpt.*--overwrite"):
         prepare(mixed, str(out))
 
 
