@@ -194,6 +194,8 @@ def test_a_mix_that_is_given_leaves_the_objectives_to_their_rule(blocks, tmp_pat
     assert summary["mixture"].keys() == {"mlm", "atd"}
     domains = {f"{objective}@{domain}" for objective in ("mlm", "atd") for domain in WORDS}
     assert summary["held_out"].keys() == {"mlm", "atd"} | domains
+    rows = {name: len(source.train) for name, source in Sources.open(blocks["domains"]).items() if name != "all"}
+    assert summary["epochs"] == pytest.approx({name: 16 * 8 / 3 / count for name, count in rows.items()})
 
 
 def test_a_text_that_is_used_up_is_drawn_no_more(blocks, tmp_path):

@@ -291,6 +291,26 @@ def test_a_task_is_learned_beside_the_text_and_the_model_loads_without_it(worksp
     assert load_file(Path(made) / "heads.safetensors").keys() == names
 
 
+def test_a_domain_of_a_fixed_mix_beside_a_task_is_gone_through_as_often_as_it_may_be(workspace, tmp_path):
+    values = {**BASE, "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"topic": 1, "mlm": 99}}}}}
+    changes = {
+        "data": {"source": str(workspace / "blocks"), "mix": {"legal": 0.1, "sea": 0.9}, "max_repeats": 1},
+        "tasks": [str(workspace / "topic.csv")],
+    }
+    config = load_settings(RunConfig, merge(values, changes))
+    sources = open_sources(config, config.data.source)
+    text, task = len(sources["sea"].train) / 0.9, len(sources["topic"].train)
+    config = load_settings(RunConfig, merge(config.model_dump(), {"train": {"steps": int(text + task / 2) // 8}}))
+    epochs = run(config, tmp_path)["epochs"]
+    assert epochs.keys() == {"legal", "sea", "topic"}
+    assert 0.95 < epochs["sea"] <= 1
+    assert epochs["legal"] == pytest.approx(epochs["sea"] / 9 * len(sources["sea"].train) / len(sources["legal"].train))
+    assert 0.3 < epochs["topic"] <= 1
+    more = load_settings(RunConfig, merge(config.model_dump(), {"train": {"steps": int(text + task) // 8 + 1}}))
+    with pytest.raises(UserError, match=r"data.max_repeats=1 leaves"):
+        run(more, tmp_path / "more")
+
+
 @pytest.mark.parametrize("rule", ["hypergradient", "mometas"])
 def test_every_rule_goes_through_with_a_target_of_tasks_that_train_or_do_not(workspace, tmp_path, rule):
     target = {"topic": 0.5, "mlm": 0.25, "tasks": [str(workspace / "more.yaml")]}
