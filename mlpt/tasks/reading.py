@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mlpt.errors import UserError
 
 T = TypeVar("T")
+_FIELD = 1 << 26  # characters of a CSV file's field, in place of Python's 131,072; more is an unclosed quote
 _NAMED = 3  # how many malformed rows a report names
 
 
@@ -174,16 +175,38 @@ def _read_csv(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    names = next(reader, [])
-    for fields in reader:
-        if not fields:
-            continue
-        if len(fields) == len(names):
-            yield reader.line_num, dict(zip(names, fields, strict=True))
-        else:
+    names: list[str] | None = None
+    for number, fields in _csv_rows(text, path, report):
+        if names is None:
+            names = fields
+        elif len(fields) == len(names):
+            yield number, dict(zip(names, fields, strict=True))
+        elif fields:
             report.rows += 1
-            report.bad(reader.line_num, f"has {len(fields)} columns instead of {len(names)}")
+            report.bad(number, f"has {len(fields)} columns instead of {len(names)}")
+
+
+def _csv_rows(text: str, path: Path, report: FileReport) -> Iterator[tuple[int, list[str]]]:
+    """Numbered rows of fields. A quote that is not closed as it must be is a malformed row where it takes one line;
+    where it takes more the rows in these are lost, and it is an error."""
+    csv.field_size_limit(_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        begins = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > begins or "limit" in str(error):
+                raise UserError(
+                    f"{path}:{begins}: has a quote that is not closed, or not before a comma or the line's end, up to "
+                    f"line {reader.line_num} ({error}); close it, and write quotes inside of a quoted text twice"
+                ) from error
+            report.rows += 1
+            report.bad(begins, f"has a quote inside of a quoted text that is not written twice ({error})")
+        else:
+            yield reader.line_num, fields
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:

@@ -116,6 +116,34 @@ def test_own_files_are_read_by_named_columns_from_every_format(tmp_path):
         assert [(row.first, row.label) for row in data.splits["train"]] == [(rows[0]["body"], 1), ("rain", 0)]
 
 
+def test_long_fields_and_fields_of_several_lines_are_read(tmp_path):
+    long, verse = "long " * 50_000, 'one\n"two", three\r\n\nfour'
+    quoted = verse.replace('"', '""')
+    write(tmp_path, "a.csv", f'text,label\n{long},good\n"{quoted}",bad\nlast,good\n')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text")
+    rows = load_task("mood", TaskSource(own=(own,))).splits["train"]
+    assert [row.first for row in rows] == [long, verse, "last"]
+
+
+@pytest.mark.parametrize("later", ['a "good" one,good', "never closed,good"])
+def test_a_quote_that_swallows_rows_is_one_line_that_says_where_it_opens(tmp_path, later):
+    plain = "fine,good\nwet,bad\n" * 450
+    write(tmp_path, "a.csv", f'text,label\nrain,bad\n"an open quote,good\n{plain}{later}\n{plain}')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text", labels=("bad", "good"))
+    with pytest.raises(UserError, match=r"a\.csv:3: has a quote that is not closed") as error:
+        load_task("mood", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert "\n" not in str(error.value)
+
+
+def test_a_quote_inside_of_a_quoted_line_is_a_malformed_row(tmp_path):
+    write(tmp_path, "a.csv", 'text,label\n"a "good" one",good\n5" wide,bad\nfine,good\n')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text")
+    data = load_task("mood", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert [row.first for row in data.splits["train"]] == ['5" wide', "fine"]
+    assert (data.reports[0].rows, data.reports[0].malformed) == (3, 1)
+    assert "a.csv:2: has a quote" in data.warnings()[0]
+
+
 def test_a_missing_column_names_those_that_are_there(tmp_path):
     write(tmp_path, "a.csv", "body,mood\nx,good\ny,bad\n")
     own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text", label="mood")
