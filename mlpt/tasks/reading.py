@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 
 T = TypeVar("T")
 _FIELD = 1 << 26  # characters of a CSV file's field, in place of Python's 131,072; more is an unclosed quote
@@ -54,13 +54,19 @@ class FileReport:
 
 
 def parse_rows(rows: Iterable[tuple[int, T]], parse: Callable[[T], Iterable[Any]], report: FileReport) -> Iterator[Any]:
-    """What `parse` makes of each (line number, row). A row for which it raises `RowError` gives nothing and counts."""
+    """What `parse` makes of each (line number, row). A row for which it raises `RowError`, or what Python raises for
+    fields that are missing or of another type, gives nothing and counts."""
     for line, row in rows:
         report.rows += 1
         try:
-            yield from list(parse(row))
+            found = list(parse(row))
         except RowError as error:
             report.bad(line, str(error))
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+            report.bad(line, f"has fields of another form than it should ({what})")
+        else:
+            yield from found
 
 
 def read_lines(path: Path, report: FileReport) -> Iterator[tuple[int, str]]:
@@ -117,7 +123,7 @@ def read_jsonl(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     for number, line in read_lines(path, report):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             record = error
         if isinstance(record, dict):
             yield number, record
@@ -132,8 +138,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {one_line(error)}; download it again") from error
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # what `read_table` reads
@@ -233,7 +239,7 @@ def number_of(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
     try:
         return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"has {value!r} instead of an integer in '{name}'") from error
 
 
@@ -274,7 +280,7 @@ def score_of(value: Any, low: float = float("-inf"), high: float = float("inf"))
     """A finite float within bounds."""
     try:
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"has score {value!r}, expected a number") from error
     if not low <= score <= high or score in (float("inf"), float("-inf")):
         raise RowError(f"has score {value!r}, expected {low:g} to {high:g}")
