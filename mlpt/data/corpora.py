@@ -5,14 +5,19 @@ same bytes.
 """
 
 import glob
+import gzip
 import hashlib
 import itertools
+import math
 import posixpath
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from pyarrow.parquet import FileMetaData
 
 from mlpt.data import docs_corpus, hub
 from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
@@ -42,6 +47,7 @@ _SPLIT_WORDS = {
     "val": "dev",
     "test": "test",
 }
+SAMPLED = 1 << 24  # bytes of a gzip file's text that show how much the rest of it is
 HASHED_WHOLE = 1 << 30  # bytes of corpus that are hashed to know it again (a second or two)
 
 
@@ -61,6 +67,11 @@ class CorpusFile:
     split: str | None
     capped: bool = False
     named: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether its size is not that of its text."""
+        return self.gzipped or self.kind == "parquet"
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,8 @@ def plan(
 ) -> list[Piece]:
     """Cut the corpus into pieces of SMALLEST_PIECE to LARGEST_PIECE bytes; small files share one.
 
-    With `max_bytes`, each file gives its share from its beginning, in proportion to its size. A gzipped file is one
-    piece, because it can only be read from its start.
+    With `max_bytes`, each file gives its share of these from its beginning, in proportion to its text's size; that of
+    packed files is unpacked text. A gzipped file is one piece, because it can only be read from its start.
 
     `documents` says what a document of a text file is: the file, a line, or what stands between blank lines. "auto":
     the file where the corpus, or the domain that a source was given, has several to train on, but for large ones with
@@ -134,21 +145,25 @@ def plan(
     to_train = (file for file in files if file.kind == "text" and file.split in (None, "train"))
     beside = Counter(_given_domain(file) for file in to_train)
     ready = sum(file.size for file in files if file.capped)
-    rest = sum(file.size for file in files if not file.capped)
-    kept = 1.0 if max_bytes is None or not rest else min(1.0, max(0, max_bytes - ready) / rest)
-    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * kept) // PIECES))
+    texts = {file.path: file.size if max_bytes is None else _text_size(file) for file in files if not file.capped}
+    rest = sum(texts.values())
+    share = math.inf if max_bytes is None or not rest else max(0, max_bytes - ready) / rest
+    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * min(1.0, share)) // PIECES))
     pieces: list[Piece] = []
     for split in (None, *SPLITS):
         group: list[Segment] = []
         size, owed = 0, 0
         for file in (one for one in files if one.split == split):
-            limit = None if file.capped or kept == 1.0 else max(1, int(file.size * kept))
+            text = texts.get(file.path, file.size)
+            # The text of packed files may be longer than it seems: it is limited even where it should fit.
+            whole = file.capped or share == math.inf or (share >= 1 and not file.packed)
+            limit = None if whole else max(1, int(text * share))
             style = _style(file, documents, beside[_given_domain(file)] > 1, by_hash)
-            if limit is not None and style == "file" and file.size <= DOCUMENT_BYTES:
+            if limit is not None and style == "file" and text <= DOCUMENT_BYTES:
                 owed += limit  # a document is taken whole or not at all
                 if owed <= 0:
                     continue
-                owed, limit = owed - file.size, None
+                owed, limit = owed - text, None
             for segment, bytes_ in _cut(file, limit, target, style):
                 if group and size + bytes_ > target * 5 // 4:
                     pieces.append(Piece(tuple(group), split, size))
@@ -158,6 +173,34 @@ def plan(
         if group:
             pieces.append(Piece(tuple(group), split, size))
     return pieces
+
+
+def _text_size(file: CorpusFile) -> int:
+    """Bytes of a file's text, unpacked: of a gzip file with more than SAMPLED as its beginning says, of a parquet file
+    as it says itself, which is a little more."""
+    if file.kind == "parquet":
+        with readable_errors(file.path, "read"):
+            return sum(_text_sizes(open_parquet(file.path).metadata))
+    if not file.gzipped:
+        return file.size
+    fs, inner = filesystem(file.path)
+    read = 0
+    with readable_errors(file.path, "read"), fs.open(inner, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+        try:
+            while read < SAMPLED and (chunk := stream.read(READ_BYTES)):
+                read += len(chunk)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return max(read, 1)  # reading the segment says so
+        return max(1, read if read < SAMPLED else int(file.size * read / packed.tell()))
+
+
+def _text_sizes(metadata: FileMetaData) -> list[int]:
+    """Bytes of text in each row group of a parquet file, unpacked."""
+    sizes = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        sizes.append(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == "text"))
+    return sizes
 
 
 def fingerprint(files: Sequence[CorpusFile]) -> str:
@@ -297,18 +340,21 @@ def _cut(file: CorpusFile, limit: int | None, target: int, style: str) -> list[t
 def _cut_parquet(file: CorpusFile, limit: int | None, target: int, style: str) -> list[tuple[Segment, int]]:
     with readable_errors(file.path, "read"):
         metadata = open_parquet(file.path).metadata
+    texts = _text_sizes(metadata)
+    scale = None if limit is None else max(1.0, limit / max(1, sum(texts)))  # above 1: there is room for all of it
     cut: list[tuple[Segment, int]] = []
-    start, size, left = 0, 0, limit
+    start, size, text, left = 0, 0, 0, limit
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
-        last = group == metadata.num_row_groups - 1 or (left is not None and size >= left)
+        text += texts[group]
+        last = group == metadata.num_row_groups - 1 or (left is not None and text >= left)
         if size >= target or last:
-            most = left if last else None
+            most = None if left is None or scale is None else max(1, int(min(left, text) * scale))
             segment = Segment(file.path, "parquet", file.domain, start, group + 1, most, style=style, named=file.named)
             cut.append((segment, size))
             start = group + 1
-            left = None if left is None else left - size
-            size = 0
+            left = None if left is None else left - text
+            size = text = 0
         if last:
             break
     return cut

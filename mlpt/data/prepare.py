@@ -110,9 +110,11 @@ def _written(
 
 def input_digest(config: DataConfig) -> str:
     """A name for what `prepare` would make: the same input and settings give the same digest."""
-    source_hash = fingerprint(_files(config))
-    apart = ["apart"] if config.tells_domains else []  # earlier blocks may hold several domains under one name
-    text = json.dumps([_recorded(config), source_hash, *apart], sort_keys=True)
+    files = _files(config)
+    # Not the names of blocks of earlier versions, which may have several domains under one name, or more text.
+    apart = ["apart"] if config.tells_domains else []
+    unpacked = ["unpacked"] if config.max_bytes is not None and any(file.packed for file in files) else []
+    text = json.dumps([_recorded(config), fingerprint(files), *apart, *unpacked], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

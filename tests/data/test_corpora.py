@@ -1,12 +1,17 @@
 """What a source's name means: files, splits, domains, pieces."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from mlpt.data import corpora
 from mlpt.data.corpora import LARGEST_PIECE, SMALLEST_PIECE, find_files, fingerprint, missing_splits, plan
 from mlpt.data.readers import read_segment
 from mlpt.errors import UserError
@@ -109,6 +114,38 @@ def test_a_cap_takes_a_share_of_every_file(tmp_path: Path) -> None:
     found = [one for piece in pieces for segment in piece.segments for one in read_segment(segment)]
     assert Counter(one.domain for one in found).keys() == {"a", "b"}
     assert 19_000 <= sum(len(one.text) for one in found) <= 20_300
+
+
+@pytest.mark.parametrize("most", [100_000, 1_000_000, 10_000_000])
+@pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "parquet"])
+def test_a_cap_counts_the_text_of_packed_files(tmp_path: Path, kind: str, most: int) -> None:
+    texts = [f"{number:05d} " + "x y " * 24 for number in range(20_000)]  # 2 MB, packed to a fraction
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts, "more": ["z" * 50] * 20_000}), path, row_group_size=1000)
+    else:
+        lines = texts if kind == "txt.gz" else [json.dumps({"text": text}) for text in texts]
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    write(tmp_path, "b.txt")
+    files = find_files([str(tmp_path)])
+    pieces = plan(files, max_bytes=most, documents="lines")
+    found = [one.text for piece in pieces for segment in piece.segments for one in read_segment(segment)]
+    assert "text of b.txt"[:5] in found[-1]
+    assert most > 2_000_000 or 0.85 * most < sum(map(len, found)) < 1.02 * most + 1000
+    if most > 2_000_000:
+        assert found[:-1] == [text.strip() if kind == "txt.gz" else text for text in texts]
+
+
+def test_the_text_of_a_long_gzip_file_is_told_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "SAMPLED", 1 << 20)
+    random = np.random.default_rng(0)
+    lines = "\n".join(" ".join(map(str, random.integers(0, 1000, 20))) for _ in range(100_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    (file,) = find_files([str(tmp_path / "a.txt.gz")])
+    assert file.size < len(lines) / 2
+    assert corpora._text_size(file) == pytest.approx(len(lines), rel=0.05)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
