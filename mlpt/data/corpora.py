@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import itertools
 import math
+import os
 import posixpath
 import re
 import zlib
@@ -21,7 +22,7 @@ from pyarrow.parquet import FileMetaData
 
 from mlpt.data import docs_corpus, hub
 from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
-from mlpt.errors import UserError
+from mlpt.errors import UserError, reason
 from mlpt.storage.files import filesystem, is_local, readable_errors
 
 Documents = Literal["auto", "files", "lines", "blank"]
@@ -107,10 +108,23 @@ def find_files(
         described = [_describe(path, _root(source, files)) for path in files]
         described = [replace(file, capped=True) for file in described] if source == "docs" else described
         found += described if domain is None else [replace(file, domain=domain, named=True) for file in described]
-    unique = list({file.path: file for file in found}.values())
+    unique = _once(found)
     if not any(file.split == "train" for file in unique) or not _alike(unique):
         unique = [replace(file, split=None) for file in unique]
     return unique
+
+
+def _once(found: Iterable[CorpusFile]) -> list[CorpusFile]:
+    """Each file once. Raises UserError for one of two named domains."""
+    files: dict[str, CorpusFile] = {}
+    for file in found:
+        before = files.get(file.path, file)
+        if before.domain != file.domain and before.named and file.named:
+            raise UserError(
+                f"data.sources: both {before.domain} and {file.domain} name {file.path}; name each text once"
+            )
+        files[file.path] = file
+    return list(files.values())
 
 
 def _alike(files: Iterable[CorpusFile]) -> bool:
@@ -250,7 +264,7 @@ def _paths(source: str, skipped: Counter[str]) -> list[str]:
         if fs.isfile(inner):
             found = [inner]
         elif fs.isdir(inner):
-            paths = [path for path in fs.find(inner) if not _hidden(path, inner)]
+            paths = _below(inner) if is_local(fs) else [path for path in fs.find(inner) if not _hidden(path, inner)]
             found = [path for path in paths if _suffix(path)]
             skipped.update(posixpath.splitext(path)[1] or "without suffix" for path in paths if not _suffix(path))
         elif glob.has_magic(inner):
@@ -262,6 +276,31 @@ def _paths(source: str, skipped: Counter[str]) -> list[str]:
     if not found:
         raise UserError(f"{source} holds no {', '.join(_SUFFIXES)} file; point to the folder or files of text")
     return sorted(found if is_local(fs) else [fs.unstrip_protocol(path) for path in found])
+
+
+def _below(root: str) -> list[str]:
+    """All files of a local folder and of folders that links in it lead to, each folder once, hidden ones left out.
+
+    A link to a folder that `root` lies in is not followed. Raises UserError for a folder that can't be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {reason(error)}; its text would be missing") from error
+
+    here = os.path.realpath(root)
+    found: list[str] = []
+    waiting, seen = [root], set[str]()
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0), onerror=unreadable):
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [os.path.join(folder, name) for name in files if not name.startswith(".")]
+            links = [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
+            waiting += [path for path in links if os.path.commonpath([here, to := os.path.realpath(path)]) != to]
+    return found
 
 
 def _hidden(path: str, root: str) -> bool:

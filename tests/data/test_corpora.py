@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -54,6 +56,44 @@ def test_globs_folders_and_files_are_found_once_each(tmp_path: Path) -> None:
     write(tmp_path, "x.txt", "sub/y.txt", ".hidden/z.txt", "notes.md")
     assert splits(tmp_path) == {"x.txt": None, "y.txt": None}
     assert splits(tmp_path / "*.txt", tmp_path / "x.txt") == {"x.txt": None}
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside", "far/b.txt", "c.txt", ".hidden/d.txt")
+    folder = write(tmp_path / "folder", "a.txt", "inside/e.txt")
+    links = {"link": outside, "again": outside / "far", "back": folder, "up": tmp_path, "twice": folder / "inside"}
+    for name, to in links.items():
+        (folder / name).symlink_to(to)
+    (folder / "c_too.txt").symlink_to(outside / "c.txt")
+    skipped: Counter[str] = Counter()
+    found = [Path(file.path).relative_to(folder).as_posix() for file in find_files([str(folder)], skipped=skipped)]
+    assert found == ["a.txt", "again/b.txt", "c_too.txt", "inside/e.txt", "link/c.txt"]
+    assert not skipped
+
+
+def test_a_folder_that_cannot_be_read_is_one_line() -> None:
+    nobody = 65534 if os.geteuid() == 0 else os.geteuid()  # root may read everything
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name), "a.txt", "closed/b.txt")
+        folder.chmod(0o755)
+        (folder / "closed").chmod(0)
+        before = os.geteuid()
+        os.seteuid(nobody)
+        try:
+            with pytest.raises(UserError, match=r"cannot read .*closed: permission denied") as error:
+                find_files([name])
+        finally:
+            os.seteuid(before)
+            (folder / "closed").chmod(0o700)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_two_named_domains_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "b.txt")
+    both: list[tuple[str | None, str]] = [("a", str(tmp_path / "a.txt")), ("b", str(tmp_path))]
+    with pytest.raises(UserError, match=r"both a and b name .*a\.txt; name each text once"):
+        find_files(both)
+    assert len(find_files([("a", str(tmp_path / "a.txt")), ("a", str(tmp_path))])) == 2
 
 
 def test_any_fsspec_uri_is_read() -> None:
