@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -276,8 +277,8 @@ def label_of(text: str, labels: Sequence[str]) -> int:
 
 
 def name_of(value: Any) -> str:
-    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name; "" for none."""
-    if value is None:
+    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name; "" for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -212,7 +212,8 @@ class ArmRows:
 
     def epochs(self) -> dict[str, float]:
         """How many times the rows of each source that trains, and of each domain of a fixed mix, were gone through."""
-        mix, found = self.sources.mix, {}
+        mix = self.sources.mix
+        found: dict[str, float] = {}
         for source, taken in self._taken.items():
             if source == ALL and mix is not None:
                 found |= {name: taken * mix.get(name, 0.0) / self._rows(name) for name in self.sources.domains}

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 
 from mlpt.errors import UserError
@@ -102,9 +104,6 @@ def test_bytes_that_are_not_utf8_are_counted(tmp_path):
 
 
 def test_own_files_are_read_by_named_columns_from_every_format(tmp_path):
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
     rows = [{"body": 'He said "hi", then left', "mood": "good"}, {"body": "rain", "mood": "bad"}]
     write(tmp_path, "a.csv", 'body,mood\n"He said ""hi"", then left",good\nrain,bad\n')
     write(tmp_path, "a.jsonl", "\n".join(json.dumps(row) for row in rows))
@@ -212,6 +211,29 @@ def test_a_task_file_that_says_nothing_usable_is_one_line(tmp_path, text, says):
     assert str(error.value).startswith(str(file))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_files_of_own_tasks_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "train.csv", "text,mood\nfine,good\nwet,bad\n")
+    file = write(tmp_path, "other/task.yaml", "name: mood\ntrain: ~/train.csv\nfirst: text\nlabel: mood\n")
+    named = OwnTask(name="mood", train="~/train.csv", first="text", label="mood")
+    assert read_task_file(str(file)) == (named,)
+    assert load_task("mood", TaskSource(own=(named,))).task.labels == ("bad", "good")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_label_that_is_no_number_is_a_gap(tmp_path, suffix):
+    rows = [{"text": "a", "label": 0.0}, {"text": "b", "label": 1.0}, {"text": "c", "label": float("nan")}]
+    if suffix == "jsonl":
+        write(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    own = OwnTask(name="odd", train=str(tmp_path / f"a.{suffix}"), first="text")
+    data = load_task("odd", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert data.task.labels == ("0", "1")
+    assert [row.label for row in data.splits["train"]] == [0, 1]
+    assert data.reports[0].malformed == 1
 
 
 def test_a_missing_task_file_is_one_line(tmp_path):
