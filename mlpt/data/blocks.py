@@ -119,13 +119,13 @@ class Blocks:
         """The numbers of all rows of a domain, ascending: (n,) int64."""
         found = [np.empty(0, dtype=np.int64)]
         for number, begin in enumerate(self._begins):
-            same = pc.equal(self._shard(number).table["domain"], domain)
+            same = pc.fill_null(pc.equal(self._shard(number).table["domain"], domain), False)
             found.append(np.flatnonzero(same.to_numpy(zero_copy_only=False)) + begin)
         return np.concatenate(found)
 
     def domain_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The domain of each of `rows`, as an index into `domains`: (n,) int64."""
-        index = {domain: number for number, domain in enumerate(self.domains)}
+        """The domain of each of `rows`, as an index into `domains`, -1 for a block of several: (n,) int64."""
+        index: dict[str | None, int] = {domain: number for number, domain in enumerate(self.domains)} | {None: -1}
         out = np.empty(len(rows), dtype=np.int64)
         for number, where, inside in self._by_shard(rows):
             names = self._shard(number).table["domain"].take(pa.array(inside)).to_pylist()

@@ -20,6 +20,13 @@ OF_RUN = ("source", "sources", "mix", "max_repeats", "workers", "max_unknown")  
 RESERVED = ("all", "texts")  # names of sources that are no domains
 
 
+def unfit_for_a_domain(name: str) -> str | None:
+    """Why a run that tells domains apart can't have one of that name; None if it can."""
+    if name not in RESERVED and re.fullmatch(r"[\w.-]+", name) is not None:
+        return None
+    return f"{name!r} can't name a domain: take letters, digits, '_', '-' and '.', and not {' or '.join(RESERVED)}"
+
+
 class DataConfig(Settings):
     """What to prepare, and how."""
 
@@ -84,11 +91,8 @@ class DataConfig(Settings):
             if not sources or not all(sources.values()):
                 raise ValueError("name at least one domain and its text: {legal: FILE OR FOLDER, ...}")
             for name in sources:
-                if name in RESERVED or re.fullmatch(r"[\w.-]+", name) is None:
-                    raise ValueError(
-                        f"'{name}' can't name a domain: take letters, digits, '_', '-' and '.', and not "
-                        f"{' or '.join(RESERVED)}"
-                    )
+                if (unfit := unfit_for_a_domain(name)) is not None:
+                    raise ValueError(unfit)
         return sources
 
     @field_validator("mix")
@@ -146,6 +150,11 @@ class DataConfig(Settings):
         if self.dev_share + self.test_share >= 1:
             raise ValueError("dev_share and test_share leave no text to train on")
         return self
+
+    @property
+    def tells_domains(self) -> bool:
+        """Whether a run tells the domains of its text from each other."""
+        return self.mix not in (None, "characters")
 
     @property
     def places(self) -> list[str]:

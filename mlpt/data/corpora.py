@@ -5,18 +5,24 @@ same bytes.
 """
 
 import glob
+import gzip
 import hashlib
 import itertools
+import math
+import os
 import posixpath
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pyarrow.parquet import FileMetaData
+
 from mlpt.data import docs_corpus, hub
 from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
-from mlpt.errors import UserError
+from mlpt.errors import UserError, reason
 from mlpt.storage.files import filesystem, is_local, readable_errors
 
 Documents = Literal["auto", "files", "lines", "blank"]
@@ -42,6 +48,7 @@ _SPLIT_WORDS = {
     "val": "dev",
     "test": "test",
 }
+SAMPLED = 1 << 24  # bytes of a gzip file's text that show how much the rest of it is
 HASHED_WHOLE = 1 << 30  # bytes of corpus that are hashed to know it again (a second or two)
 
 
@@ -61,6 +68,11 @@ class CorpusFile:
     split: str | None
     capped: bool = False
     named: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether its size is not that of its text."""
+        return self.gzipped or self.kind == "parquet"
 
 
 @dataclass(frozen=True)
@@ -96,10 +108,23 @@ def find_files(
         described = [_describe(path, _root(source, files)) for path in files]
         described = [replace(file, capped=True) for file in described] if source == "docs" else described
         found += described if domain is None else [replace(file, domain=domain, named=True) for file in described]
-    unique = list({file.path: file for file in found}.values())
+    unique = _once(found)
     if not any(file.split == "train" for file in unique) or not _alike(unique):
         unique = [replace(file, split=None) for file in unique]
     return unique
+
+
+def _once(found: Iterable[CorpusFile]) -> list[CorpusFile]:
+    """Each file once. Raises UserError for one of two named domains."""
+    files: dict[str, CorpusFile] = {}
+    for file in found:
+        before = files.get(file.path, file)
+        if before.domain != file.domain and before.named and file.named:
+            raise UserError(
+                f"data.sources: both {before.domain} and {file.domain} name {file.path}; name each text once"
+            )
+        files[file.path] = file
+    return list(files.values())
 
 
 def _alike(files: Iterable[CorpusFile]) -> bool:
@@ -122,8 +147,8 @@ def plan(
 ) -> list[Piece]:
     """Cut the corpus into pieces of SMALLEST_PIECE to LARGEST_PIECE bytes; small files share one.
 
-    With `max_bytes`, each file gives its share from its beginning, in proportion to its size. A gzipped file is one
-    piece, because it can only be read from its start.
+    With `max_bytes`, each file gives its share of these from its beginning, in proportion to its text's size; that of
+    packed files is unpacked text. A gzipped file is one piece, because it can only be read from its start.
 
     `documents` says what a document of a text file is: the file, a line, or what stands between blank lines. "auto":
     the file where the corpus, or the domain that a source was given, has several to train on, but for large ones with
@@ -134,21 +159,25 @@ def plan(
     to_train = (file for file in files if file.kind == "text" and file.split in (None, "train"))
     beside = Counter(_given_domain(file) for file in to_train)
     ready = sum(file.size for file in files if file.capped)
-    rest = sum(file.size for file in files if not file.capped)
-    kept = 1.0 if max_bytes is None or not rest else min(1.0, max(0, max_bytes - ready) / rest)
-    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * kept) // PIECES))
+    texts = {file.path: file.size if max_bytes is None else _text_size(file) for file in files if not file.capped}
+    rest = sum(texts.values())
+    share = math.inf if max_bytes is None or not rest else max(0, max_bytes - ready) / rest
+    target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * min(1.0, share)) // PIECES))
     pieces: list[Piece] = []
     for split in (None, *SPLITS):
         group: list[Segment] = []
         size, owed = 0, 0
         for file in (one for one in files if one.split == split):
-            limit = None if file.capped or kept == 1.0 else max(1, int(file.size * kept))
+            text = texts.get(file.path, file.size)
+            # The text of packed files may be longer than it seems: it is limited even where it should fit.
+            whole = file.capped or share == math.inf or (share >= 1 and not file.packed)
+            limit = None if whole else max(1, int(text * share))
             style = _style(file, documents, beside[_given_domain(file)] > 1, by_hash)
-            if limit is not None and style == "file" and file.size <= DOCUMENT_BYTES:
+            if limit is not None and style == "file" and text <= DOCUMENT_BYTES:
                 owed += limit  # a document is taken whole or not at all
                 if owed <= 0:
                     continue
-                owed, limit = owed - file.size, None
+                owed, limit = owed - text, None
             for segment, bytes_ in _cut(file, limit, target, style):
                 if group and size + bytes_ > target * 5 // 4:
                     pieces.append(Piece(tuple(group), split, size))
@@ -158,6 +187,34 @@ def plan(
         if group:
             pieces.append(Piece(tuple(group), split, size))
     return pieces
+
+
+def _text_size(file: CorpusFile) -> int:
+    """Bytes of a file's text, unpacked: of a gzip file with more than SAMPLED as its beginning says, of a parquet file
+    as it says itself, which is a little more."""
+    if file.kind == "parquet":
+        with readable_errors(file.path, "read"):
+            return sum(_text_sizes(open_parquet(file.path).metadata))
+    if not file.gzipped:
+        return file.size
+    fs, inner = filesystem(file.path)
+    read = 0
+    with readable_errors(file.path, "read"), fs.open(inner, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+        try:
+            while read < SAMPLED and (chunk := stream.read(READ_BYTES)):
+                read += len(chunk)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            return max(read, 1)  # reading the segment says so
+        return max(1, read if read < SAMPLED else int(file.size * read / packed.tell()))
+
+
+def _text_sizes(metadata: FileMetaData) -> list[int]:
+    """Bytes of text in each row group of a parquet file, unpacked."""
+    sizes = []
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        sizes.append(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == "text"))
+    return sizes
 
 
 def fingerprint(files: Sequence[CorpusFile]) -> str:
@@ -207,7 +264,7 @@ def _paths(source: str, skipped: Counter[str]) -> list[str]:
         if fs.isfile(inner):
             found = [inner]
         elif fs.isdir(inner):
-            paths = [path for path in fs.find(inner) if not _hidden(path, inner)]
+            paths = _below(inner) if is_local(fs) else [path for path in fs.find(inner) if not _hidden(path, inner)]
             found = [path for path in paths if _suffix(path)]
             skipped.update(posixpath.splitext(path)[1] or "without suffix" for path in paths if not _suffix(path))
         elif glob.has_magic(inner):
@@ -219,6 +276,31 @@ def _paths(source: str, skipped: Counter[str]) -> list[str]:
     if not found:
         raise UserError(f"{source} holds no {', '.join(_SUFFIXES)} file; point to the folder or files of text")
     return sorted(found if is_local(fs) else [fs.unstrip_protocol(path) for path in found])
+
+
+def _below(root: str) -> list[str]:
+    """All files of a local folder and of folders that links in it lead to, each folder once, hidden ones left out.
+
+    A link to a folder that `root` lies in is not followed. Raises UserError for a folder that can't be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {reason(error)}; its text would be missing") from error
+
+    here = os.path.realpath(root)
+    found: list[str] = []
+    waiting, seen = [root], set[str]()
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0), onerror=unreadable):
+            if (real := os.path.realpath(folder)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [os.path.join(folder, name) for name in files if not name.startswith(".")]
+            links = [path for name in folders if os.path.islink(path := os.path.join(folder, name))]
+            waiting += [path for path in links if os.path.commonpath([here, to := os.path.realpath(path)]) != to]
+    return found
 
 
 def _hidden(path: str, root: str) -> bool:
@@ -297,18 +379,21 @@ def _cut(file: CorpusFile, limit: int | None, target: int, style: str) -> list[t
 def _cut_parquet(file: CorpusFile, limit: int | None, target: int, style: str) -> list[tuple[Segment, int]]:
     with readable_errors(file.path, "read"):
         metadata = open_parquet(file.path).metadata
+    texts = _text_sizes(metadata)
+    scale = None if limit is None else max(1.0, limit / max(1, sum(texts)))  # above 1: there is room for all of it
     cut: list[tuple[Segment, int]] = []
-    start, size, left = 0, 0, limit
+    start, size, text, left = 0, 0, 0, limit
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
-        last = group == metadata.num_row_groups - 1 or (left is not None and size >= left)
+        text += texts[group]
+        last = group == metadata.num_row_groups - 1 or (left is not None and text >= left)
         if size >= target or last:
-            most = left if last else None
+            most = None if left is None or scale is None else max(1, int(min(left, text) * scale))
             segment = Segment(file.path, "parquet", file.domain, start, group + 1, most, style=style, named=file.named)
             cut.append((segment, size))
             start = group + 1
-            left = None if left is None else left - size
-            size = 0
+            left = None if left is None else left - text
+            size = text = 0
         if last:
             break
     return cut

@@ -162,20 +162,42 @@ def labelled_source(name: str, config: LabelledConfig, blocks: Blocks) -> Source
         raise UserError(f"task '{name}' has no labelled training rows: give its training file, or leave it out")
     reported = next((rows for split in data.dev_splits if (rows := _labelled(data.splits[split]))), [])
     held = min(config.dev_rows, len(train) // 5)
-    least = min([held] if not reported else [held, len(reported)])
-    if least < LEAST_HELD_OUT:
+    together = _together(train)
+    order = [together[one] for one in numpy_generator(0, f"held-out rows of {name}").permutation(len(together))]
+    dev, order = _held_out(order, held)
+    test_rows, order = _held_out(order, 0 if reported else held)
+    if min(len(dev), len(reported or test_rows)) < LEAST_HELD_OUT:
         raise UserError(
             f"task '{name}' has {len(train)} training and {len(reported)} dev rows with labels, too few to hold "
-            f"{LEAST_HELD_OUT} out of each (a fifth of the training rows at most): give more"
+            f"{LEAST_HELD_OUT} out of each (a fifth of the training rows at most, those of one passage together): "
+            "give more"
         )
-    order = numpy_generator(0, f"held-out rows of {name}").permutation(len(train))
-    features = _features(data.task, train, blocks)
-    dev, rest = order[:held], order[held:]
+    features, rest = _features(data.task, train, blocks), np.concatenate(order)
     if reported:
         test = LabelledRows(_features(data.task, reported, blocks), np.arange(len(reported)), "test")
     else:
-        test, rest = LabelledRows(features, rest[:held], "test"), rest[held:]
+        test = LabelledRows(features, test_rows, "test")
     return Source(LabelledRows(features, rest, "train"), LabelledRows(features, dev, "dev"), test)
+
+
+def _together(examples: Sequence[Example]) -> list[list[int]]:
+    """The numbers of rows that go together: those on one passage or question; every other row is alone."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for number, one in enumerate(examples):
+        found.setdefault(("group", one.group[0]) if one.group else ("row", number), []).append(number)
+    return list(found.values())
+
+
+def _held_out(order: Sequence[list[int]], most: int) -> tuple[NDArray[np.int64], list[list[int]]]:
+    """The rows of the first of `order` that have `most` in all, one that has too many passed over; and the others."""
+    taken: list[int] = []
+    rest: list[list[int]] = []
+    for rows in order:
+        if len(taken) + len(rows) <= most:
+            taken += rows
+        else:
+            rest.append(rows)
+    return np.array(taken, dtype=np.int64), rest
 
 
 def _labelled(examples: Iterable[Example]) -> list[Example]:

@@ -61,13 +61,14 @@ class Manifest(Settings):
     block_size: int
     dtype: str
     splits: dict[str, SplitEntry]
+    apart: bool = Field(default=False, description="whether blocks that hold several domains belong to none of them")
     input: InputEntry | None = Field(default=None, description="what was read, for people")
     _reused: bool = PrivateAttr(default=False)
 
     @property
     def digest(self) -> str:
         """A name for these very blocks: equal manifests list equal shards, by their hashes."""
-        for_people: Any = {"input": True, "splits": {split: {"unknown"} for split in self.splits}}
+        for_people: Any = {"input": True, "apart": True, "splits": {split: {"unknown"} for split in self.splits}}
         # Sorted, as the keys of a manifest that was read back are.
         content = json.dumps(self.model_dump(mode="json", exclude=for_people), sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -7,7 +7,8 @@
 
 The block opens and closes as the architecture expects a sequence to; a [SEP] inside it ends a document, and a document
 that doesn't fit goes on in the next block. (Where a document ends right at the end of a payload, its own [SEP] and the
-block's stand side by side.) As RoBERTa's FULL-SENTENCES (Liu et al. 2019, section 4.2), with domains kept apart.
+block's stand side by side.) As RoBERTa's FULL-SENTENCES (Liu et al. 2019, section 4.2), with domains kept apart:
+what they leave at the end that doesn't fill a block goes into blocks of no domain.
 
 `packing: document` gives each document a block: [CLS] its first `block_size - 2` ids [SEP], then padding.
 

@@ -68,7 +68,7 @@ def prepare(
     source_hash = fingerprint(files)
     existing = read_manifest(out)
     if existing is not None:
-        other = _difference(existing, settings, source_hash)
+        other = _difference(existing, settings, source_hash, config.tells_domains)
         if other is None:
             check_known(existing.unknown_share, config)
             log.info("%s is already prepared with these settings from this input: reused", out)
@@ -110,8 +110,11 @@ def _written(
 
 def input_digest(config: DataConfig) -> str:
     """A name for what `prepare` would make: the same input and settings give the same digest."""
-    source_hash = fingerprint(_files(config))
-    text = json.dumps([_recorded(config), source_hash], sort_keys=True)
+    files = _files(config)
+    # Not the names of blocks of earlier versions, which may have several domains under one name, or more text.
+    apart = ["apart"] if config.tells_domains else []
+    unpacked = ["unpacked"] if config.max_bytes is not None and any(file.packed for file in files) else []
+    text = json.dumps([_recorded(config), fingerprint(files), *apart, *unpacked], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -127,12 +130,16 @@ def _recorded(config: DataConfig) -> dict[str, Any]:
     return settings
 
 
-def _difference(existing: Manifest, settings: dict[str, Any], source_hash: str) -> str | None:
+def _difference(existing: Manifest, settings: dict[str, Any], source_hash: str, tells_domains: bool) -> str | None:
     """How prepared text differs from what is asked for; None if it does not."""
     for key, value in settings.items():
         if existing.settings.get(key) != value:
             return f"blocks prepared with {key}={existing.settings.get(key)}, not {value}"
-    return None if existing.fingerprint == source_hash else "blocks of other text (or of a former version of it)"
+    if existing.fingerprint != source_hash:
+        return "blocks of other text (or of a former version of it)"
+    if tells_domains and not existing.apart and len(existing.splits["train"].domains) > 1:
+        return "blocks of an earlier mlpt, some of which have text of several domains under the name of one"
+    return None
 
 
 @contextlib.contextmanager
@@ -293,6 +300,7 @@ def _manifest(
         block_size=config.block_size,
         dtype=_dtype(vocabulary),
         splits={split: _split_entry(split, results) for split in SPLITS},
+        apart=True,
         input=read,
     )
 

@@ -60,7 +60,7 @@ class Segment:
 
     def domain_of(self, said: object) -> str:
         """The domain of a row that says `said` (None: nothing)."""
-        return self.domain if said is None or self.named else str(said)
+        return self.domain if said is None or self.named else _without_lone_surrogates(str(said))
 
 
 def read_segment(segment: Segment) -> Iterator[Document]:
@@ -225,7 +225,7 @@ def _jsonl(segment: Segment) -> Iterator[Document]:
 def _json_document(segment: Segment, line: bytes, number: int) -> Document:
     try:
         record = json.loads(_decode(segment.path, line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
         where = _line(segment, number)
         raise UserError(f"{segment.path}, line {where} is not JSON ({one_line(error)}); mend or remove it") from error
     text = record.get("text") if isinstance(record, dict) else None

@@ -199,21 +199,22 @@ class _SplitWriter:
         if len(rest.ids):
             self.streams[domain] = rest
 
-    def _write(self, packed: Packed, domain: str) -> None:
+    def _write(self, packed: Packed, domain: str | None) -> None:
         if len(packed):
             if self.file is None:
                 name = f"shards/{self.split}-{self.job.number:05d}.arrow"
                 self.file = ShardFile(posixpath.join(self.job.out, name), self.job.layout.block_size, self.job.dtype)
             self.file.write(packed, domain)
-            self.domains.add(domain)
+            if domain is not None:
+                self.domains.add(domain)
 
     def close(self) -> Shard | None:
-        """Pack what the domains left, end to end under the domain of each part's beginning, and finish the file."""
+        """Pack what the domains left end to end, in blocks of no domain, and finish the file."""
         tail: Stream | None = None
-        for domain, stream in sorted(self.streams.items()):
+        for _, stream in sorted(self.streams.items()):
             tail = stream if tail is None else tail.then(stream)
             packed, tail = pack_full(tail, self.job.layout)
-            self._write(packed, domain)
+            self._write(packed, None)
         if self.file is None:
             return None
         rows, size, digest = self.file.close()
@@ -222,7 +223,7 @@ class _SplitWriter:
 
 
 class ShardFile:
-    """An Arrow IPC file of blocks being written: columns input_ids, domain, document, boundaries."""
+    """An Arrow IPC file of blocks being written: columns input_ids, domain (null: of several), document, boundaries."""
 
     def __init__(self, path: str, block_size: int, dtype: str):
         self.path, self.block_size = path, block_size
@@ -236,15 +237,15 @@ class ShardFile:
             ]
         )
         self.rows = 0
-        self.waiting: list[tuple[Packed, str]] = []
+        self.waiting: list[tuple[Packed, str | None]] = []
         self.waiting_bytes = 0
         with readable_errors(path, "write"):
             fs, inner = filesystem(path)
             self.stream = _Hashed(fs.open(inner, "wb"))
             self.writer = pa.ipc.new_file(pa.PythonFile(self.stream, mode="w"), self.schema)
 
-    def write(self, packed: Packed, domain: str) -> None:
-        """Add blocks of one domain; they reach the disk ROWS_BYTES at a time."""
+    def write(self, packed: Packed, domain: str | None) -> None:
+        """Add blocks of one domain, or of None; they reach the disk ROWS_BYTES at a time."""
         self.waiting.append((packed, domain))
         self.waiting_bytes += packed.tokens.nbytes
         if self.waiting_bytes >= ROWS_BYTES:

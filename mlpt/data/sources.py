@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mlpt.data.batch import Batch, Rows, Source, Split
 from mlpt.data.blocks import Blocks
 from mlpt.data.character_sampler import CharacterSampler, character_counts
+from mlpt.data.config import unfit_for_a_domain
 from mlpt.data.sampler import Sampler
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
@@ -210,6 +211,8 @@ def _quotas(shares: list[float]) -> NDArray[np.int64]:
 
 
 def _shares(mix: Mapping[str, float] | str | None, train: Blocks) -> dict[str, float] | None:
+    if mix not in (None, "characters"):
+        _check_domains(train)
     if mix == "uniform":
         mix = dict.fromkeys(train.domains, 1.0)
     if mix is None or isinstance(mix, str):
@@ -222,3 +225,18 @@ def _shares(mix: Mapping[str, float] | str | None, train: Blocks) -> dict[str, f
         )
     total = sum(mix.values())
     return {name: share / total for name, share in mix.items()}
+
+
+def _check_domains(train: Blocks) -> None:
+    """Raise `UserError` unless there are domains that a run can tell apart."""
+    if not train.domains:
+        raise UserError(
+            f"no domain fills a block of {train.block_size} tokens with training text, which data.mix needs: give more "
+            "text of each, or lower data.block_size"
+        )
+    for name in train.domains:
+        if (unfit := unfit_for_a_domain(name)) is not None:
+            raise UserError(
+                f"{unfit}; the text names it by a file or by rows, so name it yourself, data.sources={{NAME: PLACE}}, "
+                "or rename that"
+            )

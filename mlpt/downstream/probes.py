@@ -114,6 +114,8 @@ class DomainProbe(Suite):
         every = numpy_generator(self.config.seed, "probe/blocks").permutation(len(self.blocks))
         self.rows = np.sort(every[:most])
         self.labels = self.blocks.domain_of(self.rows)
+        of_one = self.labels >= 0
+        self.rows, self.labels = self.rows[of_one], self.labels[of_one]
         if len(np.unique(self.labels)) < 2:
             raise UserError(
                 f"the {self.config.split} split of {self.config.data} has one domain; prepare several sources"

@@ -1,11 +1,12 @@
 """The user's own labelled data: CSV, TSV, JSONL or Parquet files with named columns; words also one a line."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mlpt.errors import UserError
 from mlpt.settings import Settings, load_settings
@@ -44,6 +45,11 @@ class OwnTask(Settings):
     metrics: tuple[str, ...] | None = Field(None, description="default: those that suit the kind and the labels")
     max_length: int = Field(128, gt=0, description="tokens")
 
+    @field_validator("train", "dev", "test")
+    @classmethod
+    def _in_home(cls, file: str | None) -> str | None:
+        return file and os.path.expanduser(file)
+
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> "OwnTask":
         if not (self.train or self.dev):
@@ -77,7 +83,9 @@ def read_task_file(file: str) -> tuple[OwnTask, ...]:
 
 def _own_task(described: dict[str, Any], file: Path) -> OwnTask:
     placed = {
-        key: str(file.parent / value) if key in ("train", "dev", "test") and isinstance(value, str) else value
+        key: str(file.parent / os.path.expanduser(value))
+        if key in ("train", "dev", "test") and isinstance(value, str)
+        else value
         for key, value in described.items()
     }
     try:

@@ -4,15 +4,17 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 
 T = TypeVar("T")
+_FIELD = 1 << 26  # characters of a CSV file's field, in place of Python's 131,072; more is an unclosed quote
 _NAMED = 3  # how many malformed rows a report names
 
 
@@ -53,13 +55,19 @@ class FileReport:
 
 
 def parse_rows(rows: Iterable[tuple[int, T]], parse: Callable[[T], Iterable[Any]], report: FileReport) -> Iterator[Any]:
-    """What `parse` makes of each (line number, row). A row for which it raises `RowError` gives nothing and counts."""
+    """What `parse` makes of each (line number, row). A row for which it raises `RowError`, or what Python raises for
+    fields that are missing or of another type, gives nothing and counts."""
     for line, row in rows:
         report.rows += 1
         try:
-            yield from list(parse(row))
+            found = list(parse(row))
         except RowError as error:
             report.bad(line, str(error))
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+            report.bad(line, f"has fields of another form than it should ({what})")
+        else:
+            yield from found
 
 
 def read_lines(path: Path, report: FileReport) -> Iterator[tuple[int, str]]:
@@ -115,8 +123,8 @@ def read_jsonl(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     """Numbered JSON objects, one a line."""
     for number, line in read_lines(path, report):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = _of_json(line)
+        except (ValueError, RecursionError) as error:
             record = error
         if isinstance(record, dict):
             yield number, record
@@ -125,14 +133,22 @@ def read_jsonl(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
             report.bad(number, "is not a JSON object")
 
 
+def _of_json(text: str) -> Any:
+    """What a JSON text says, with a question mark for each half of a surrogate pair: tokenizers refuse those."""
+    found = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    return found
+
+
 def read_json(path: Path) -> Any:
     """A whole JSON document."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return _of_json(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; download it again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {one_line(error)}; download it again") from error
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")  # what `read_table` reads
@@ -174,16 +190,38 @@ def _read_csv(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    names = next(reader, [])
-    for fields in reader:
-        if not fields:
-            continue
-        if len(fields) == len(names):
-            yield reader.line_num, dict(zip(names, fields, strict=True))
-        else:
+    names: list[str] | None = None
+    for number, fields in _csv_rows(text, path, report):
+        if names is None:
+            names = fields
+        elif len(fields) == len(names):
+            yield number, dict(zip(names, fields, strict=True))
+        elif fields:
             report.rows += 1
-            report.bad(reader.line_num, f"has {len(fields)} columns instead of {len(names)}")
+            report.bad(number, f"has {len(fields)} columns instead of {len(names)}")
+
+
+def _csv_rows(text: str, path: Path, report: FileReport) -> Iterator[tuple[int, list[str]]]:
+    """Numbered rows of fields. A quote that is not closed as it must be is a malformed row where it takes one line;
+    where it takes more the rows in these are lost, and it is an error."""
+    csv.field_size_limit(_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        begins = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num > begins or "limit" in str(error):
+                raise UserError(
+                    f"{path}:{begins}: has a quote that is not closed, or not before a comma or the line's end, up to "
+                    f"line {reader.line_num} ({error}); close it, and write quotes inside of a quoted text twice"
+                ) from error
+            report.rows += 1
+            report.bad(begins, f"has a quote inside of a quoted text that is not written twice ({error})")
+        else:
+            yield reader.line_num, fields
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
@@ -210,7 +248,7 @@ def number_of(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
     try:
         return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"has {value!r} instead of an integer in '{name}'") from error
 
 
@@ -239,8 +277,8 @@ def label_of(text: str, labels: Sequence[str]) -> int:
 
 
 def name_of(value: Any) -> str:
-    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name; "" for none."""
-    if value is None:
+    """A label's name as text: 1 and 1.0 (how a table stores integers beside gaps) are one name; "" for None and NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -251,7 +289,7 @@ def score_of(value: Any, low: float = float("-inf"), high: float = float("inf"))
     """A finite float within bounds."""
     try:
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"has score {value!r}, expected a number") from error
     if not low <= score <= high or score in (float("inf"), float("-inf")):
         raise RowError(f"has score {value!r}, expected {low:g} to {high:g}")

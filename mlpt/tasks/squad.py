@@ -44,7 +44,7 @@ def read_squad(path: Path, report: FileReport) -> list[Example]:
         if not isinstance(question, dict) or not isinstance(context, str):
             raise RowError("is not a question with a context")
         unanswerable = bool(question.get("is_impossible"))
-        answers = [] if unanswerable else [(a["text"], a["answer_start"]) for a in question.get("answers", [])]
+        answers = [] if unanswerable else [(a["text"], a["answer_start"]) for a in question.get("answers") or []]
         if not answers and not unanswerable:
             raise RowError(f"question {question.get('id')} has no answer and isn't marked impossible")
         yield span_example(question.get("id", ""), question.get("question", ""), context, answers)
@@ -63,6 +63,8 @@ def span_example(index: int | str, question: str, context: str, answers: list[tu
     if not question or not context:
         raise RowError(f"question {index} has no text or no context")
     texts = tuple(dict.fromkeys(text for text, _ in answers))
+    if not all(isinstance(text, str) for text in (question, context, *texts)):
+        raise RowError(f"question {index} has a question, context or answer that is no text")
     if not answers:
         return Example(index, question, context, label=0)
     text, start = answers[0]

@@ -36,7 +36,7 @@ class TaggedFile:
         """The numbered rows or sentences; `tagged` reads them."""
         if self.lines:
             for sentence in sentences_of_lines(self.path, report):
-                if sentence[0][1][0] != _DOCUMENT:
+                if sentence[0][1][:1] != [_DOCUMENT]:
                     yield sentence[0][0], sentence
         else:
             yield from read_columns(self.path, report, [self.words, *([self.label] if self.label else [])])
@@ -52,7 +52,7 @@ class TaggedFile:
 
     def _of_lines(self, sentence: Sequence[tuple[int, list[str]]]) -> Tagged:
         for number, fields in sentence:
-            if not fields[0].strip() or (self.label and (len(fields) < 2 or not fields[-1].strip())):
+            if not fields or not fields[0].strip() or (self.label and (len(fields) < 2 or not fields[-1].strip())):
                 raise RowError(f"line {number} has no word and label")
         words = [fields[0] for _, fields in sentence]
         return words, [fields[-1] for _, fields in sentence] if self.label else None

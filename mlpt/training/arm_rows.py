@@ -96,7 +96,7 @@ class ArmRows:
                     f"data.mix would go through '{name}' {repeats:.1f} times, and data.max_repeats is {most:g}: give "
                     "it a smaller share, more text, or train for fewer steps"
                 )
-        there = sum(int(most * self._rows(name)) // self.config.batch_size for name in self._walks)
+        there = sum(int(self._most(name, most)) // self.config.batch_size for name in self._walks)
         left = there * self.config.batch_size
         if left < wanted:
             raise UserError(
@@ -111,9 +111,15 @@ class ArmRows:
         spent = {
             name
             for name in self._walks
-            if self._taken[name] + self.config.batch_size > self.max_repeats * self._rows(name)
+            if self._taken[name] + self.config.batch_size > self._most(name, self.max_repeats)
         }
         return {name for name in self.trained if self.arms[name].source in spent}
+
+    def _most(self, source: str, repeats: float) -> float:
+        """Rows that a source may give; a fixed mix no more than its first domain to be gone through that often."""
+        if source != ALL or self.sources.mix is None:
+            return repeats * self._rows(source)
+        return min(repeats * self._rows(name) / share for name, share in self.sources.mix.items() if share)
 
     def _rows(self, source: str) -> int:
         return len(self.sources[source].train)
@@ -205,8 +211,15 @@ class ArmRows:
         return sum(weight * losses[name] for name, weight in self.target.items())
 
     def epochs(self) -> dict[str, float]:
-        """How many times the rows of each source that trains have been gone through."""
-        return {name: self._taken[name] / self._rows(name) for name in self._walks}
+        """How many times the rows of each source that trains, and of each domain of a fixed mix, were gone through."""
+        mix = self.sources.mix
+        found: dict[str, float] = {}
+        for source, taken in self._taken.items():
+            if source == ALL and mix is not None:
+                found |= {name: taken * mix.get(name, 0.0) / self._rows(name) for name in self.sources.domains}
+            else:
+                found[source] = taken / self._rows(source)
+        return found
 
     def state(self) -> State:
         """What a checkpoint must hold."""

@@ -1,12 +1,19 @@
 """What a source's name means: files, splits, domains, pieces."""
 
+import gzip
 import json
+import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from mlpt.data import corpora
 from mlpt.data.corpora import LARGEST_PIECE, SMALLEST_PIECE, find_files, fingerprint, missing_splits, plan
 from mlpt.data.readers import read_segment
 from mlpt.errors import UserError
@@ -49,6 +56,44 @@ def test_globs_folders_and_files_are_found_once_each(tmp_path: Path) -> None:
     write(tmp_path, "x.txt", "sub/y.txt", ".hidden/z.txt", "notes.md")
     assert splits(tmp_path) == {"x.txt": None, "y.txt": None}
     assert splits(tmp_path / "*.txt", tmp_path / "x.txt") == {"x.txt": None}
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    outside = write(tmp_path / "outside", "far/b.txt", "c.txt", ".hidden/d.txt")
+    folder = write(tmp_path / "folder", "a.txt", "inside/e.txt")
+    links = {"link": outside, "again": outside / "far", "back": folder, "up": tmp_path, "twice": folder / "inside"}
+    for name, to in links.items():
+        (folder / name).symlink_to(to)
+    (folder / "c_too.txt").symlink_to(outside / "c.txt")
+    skipped: Counter[str] = Counter()
+    found = [Path(file.path).relative_to(folder).as_posix() for file in find_files([str(folder)], skipped=skipped)]
+    assert found == ["a.txt", "again/b.txt", "c_too.txt", "inside/e.txt", "link/c.txt"]
+    assert not skipped
+
+
+def test_a_folder_that_cannot_be_read_is_one_line() -> None:
+    nobody = 65534 if os.geteuid() == 0 else os.geteuid()  # root may read everything
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name), "a.txt", "closed/b.txt")
+        folder.chmod(0o755)
+        (folder / "closed").chmod(0)
+        before = os.geteuid()
+        os.seteuid(nobody)
+        try:
+            with pytest.raises(UserError, match=r"cannot read .*closed: permission denied") as error:
+                find_files([name])
+        finally:
+            os.seteuid(before)
+            (folder / "closed").chmod(0o700)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_two_named_domains_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "b.txt")
+    both: list[tuple[str | None, str]] = [("a", str(tmp_path / "a.txt")), ("b", str(tmp_path))]
+    with pytest.raises(UserError, match=r"both a and b name .*a\.txt; name each text once"):
+        find_files(both)
+    assert len(find_files([("a", str(tmp_path / "a.txt")), ("a", str(tmp_path))])) == 2
 
 
 def test_any_fsspec_uri_is_read() -> None:
@@ -109,6 +154,38 @@ def test_a_cap_takes_a_share_of_every_file(tmp_path: Path) -> None:
     found = [one for piece in pieces for segment in piece.segments for one in read_segment(segment)]
     assert Counter(one.domain for one in found).keys() == {"a", "b"}
     assert 19_000 <= sum(len(one.text) for one in found) <= 20_300
+
+
+@pytest.mark.parametrize("most", [100_000, 1_000_000, 10_000_000])
+@pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "parquet"])
+def test_a_cap_counts_the_text_of_packed_files(tmp_path: Path, kind: str, most: int) -> None:
+    texts = [f"{number:05d} " + "x y " * 24 for number in range(20_000)]  # 2 MB, packed to a fraction
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": texts, "more": ["z" * 50] * 20_000}), path, row_group_size=1000)
+    else:
+        lines = texts if kind == "txt.gz" else [json.dumps({"text": text}) for text in texts]
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    write(tmp_path, "b.txt")
+    files = find_files([str(tmp_path)])
+    pieces = plan(files, max_bytes=most, documents="lines")
+    found = [one.text for piece in pieces for segment in piece.segments for one in read_segment(segment)]
+    assert "text of b.txt"[:5] in found[-1]
+    assert most > 2_000_000 or 0.85 * most < sum(map(len, found)) < 1.02 * most + 1000
+    if most > 2_000_000:
+        assert found[:-1] == [text.strip() if kind == "txt.gz" else text for text in texts]
+
+
+def test_the_text_of_a_long_gzip_file_is_told_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "SAMPLED", 1 << 20)
+    random = np.random.default_rng(0)
+    lines = "\n".join(" ".join(map(str, random.integers(0, 1000, 20))) for _ in range(100_000))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(lines.encode()))
+    (file,) = find_files([str(tmp_path / "a.txt.gz")])
+    assert file.size < len(lines) / 2
+    assert corpora._text_size(file) == pytest.approx(len(lines), rel=0.05)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from data_texts import sentences
 from mlpt.data import prepare as prepare_module
 from mlpt.data.blocks import Blocks
 from mlpt.data.packing import Layout, Stream, pack_full
-from mlpt.data.prepare import DataConfig, prepare
+from mlpt.data.prepare import DataConfig, input_digest, prepare
 from mlpt.data.sampler import Sampler
 from mlpt.data.shards import ShardFile
+from mlpt.data.sources import Sources
 from mlpt.data.splits import split_of
 from mlpt.errors import UserError
 
@@ -116,6 +117,43 @@ def test_domains_stay_apart_and_are_known_of_each_block(two_domains: Path, tmp_p
         n % 2 for n, text in enumerate(sentences(400)) if split_of(text, {"dev": 0.05, "test": 0.05}, 0) == "train"
     ]
     assert domains[:-1].tolist() == [order[number] for number in documents[:-1]]
+
+
+def test_a_block_that_holds_several_domains_belongs_to_none(tmp_path: Path) -> None:
+    words = [{"hills": "north", "rivers": "east", "junk": "zz"}[name] for name in ("hills", "rivers", "junk")]
+    path = tmp_path / "rows.jsonl"
+    rows = [("hills", 30), ("rivers", 30), ("junk", 5)]
+    made = [{"text": " ".join([word] * n), "domain": name} for word, (name, n) in zip(words, rows, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    settings = {"tokenizer": str(tmp_path / "vocab.txt"), "block_size": 10, "dev_share": 0, "test_share": 0}
+    prepare(DataConfig(source=str(path), documents="lines", **settings), str(tmp_path / "out"))
+    blocks = Blocks.open(str(tmp_path / "out"), "train")
+    tokens = blocks.tokens(np.arange(len(blocks))).numpy()
+    held = [set(row[row > 4].tolist()) for row in tokens]  # words of a block
+    assert blocks.domains == ["hills", "rivers"]
+    labels = blocks.domain_of(np.arange(len(blocks))).tolist()
+    assert labels == [-1 if len(words) > 1 else min(words) - 5 for words in held]
+    assert labels.count(-1) == 2  # nothing is lost to a run that tells no domains apart
+    sources = Sources(blocks, blocks, blocks, "uniform")
+    taken = sources.walk("all", 2, seed=0).take(0, 100)
+    assert {labels[row] for row in taken} == {0, 1}
+
+
+def test_blocks_of_an_earlier_version_are_not_taken_for_a_run_that_tells_domains_apart(
+    two_domains: Path, tmp_path: Path
+) -> None:
+    config, out = DataConfig(source=str(two_domains), **SMALL), tmp_path / "out"
+    mixed = config.model_copy(update={"mix": "uniform"})
+    assert input_digest(config) != input_digest(mixed)
+    prepare(config, str(out))
+    assert prepare(mixed, str(out)).reused
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["apart"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert prepare(config, str(out)).reused
+    with pytest.raises(UserError, match=r"of an earlier mlpt.*--overwrite"):
+        prepare(mixed, str(out))
 
 
 def test_the_same_document_never_stands_in_two_splits(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlpt.data.corpora import Documents, find_files, plan
-from mlpt.data.readers import READ_BYTES, read_segment, text_style
+from mlpt.data.readers import READ_BYTES, Segment, read_segment, text_style
 from mlpt.errors import UserError
 
 
@@ -156,5 +156,12 @@ def test_a_parquet_without_text_or_damaged_is_refused(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_in_json_becomes_a_question_mark(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "odd \\ud800 end"}\n')
-    assert documents(path) == ["odd ? end"]
+    path.write_text('{"text": "odd \\ud800 end", "domain": "half \\ud83d"}\n')
+    (document,) = read_segment(Segment(str(path), "jsonl", "a"))
+    assert (document.text, document.domain) == ("odd ? end", "half ?")
+
+
+def test_a_number_too_long_for_python_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "odd", "id": 1' + "0" * 5000 + "}\n")
+    assert "line 2 is not JSON" in error_of(path)

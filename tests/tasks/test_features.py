@@ -1,5 +1,6 @@
 """Token ids of examples: padding only where needed, label types by the task, answers found inside windows."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from mlpt.downstream.loading import load_tokenizer
 from mlpt.errors import UserError
-from mlpt.tasks import TASKS, Example
+from mlpt.tasks import TASKS, Example, OwnTask, TaskSource, load_task
 from mlpt.tasks.features import SpanConfig, lost_answers, make_features, window_stride
 
 CPU = torch.device("cpu")
@@ -30,6 +31,23 @@ def test_rows_are_what_the_tokenizer_says_of_each_alone(tokenizer):
     expected = tokenizer([a for a, _ in pairs], [b for _, b in pairs], padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert torch.equal(batch[name], expected[name]), name
+
+
+def test_half_a_surrogate_pair_in_a_labelled_file_becomes_a_question_mark(tokenizer, tmp_path):
+    rows = [{"text": "the \ud83d file \u00e9 \U0001f600", "label": "\udc00x"}, {"text": "a", "label": "y"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = OwnTask(name="odd", train=str(tmp_path / "a.jsonl"), first="text")
+    data = load_task("odd", TaskSource(own=(own,)))
+    assert data.splits["train"][0].first == "the ? file \u00e9 \U0001f600"
+    assert data.task.labels == ("?x", "y")
+    assert make(data.task, data.splits["train"], tokenizer).labels is not None
+    answers = [{"text": "\ud83d Oslo", "answer_start": 4}]
+    question = {"id": "a", "question": "Where \ud83d", "answers": answers}
+    document = {"data": [{"paragraphs": [{"context": "Ann \ud83d Oslo", "qas": [question]}]}]}
+    (tmp_path / "train-v1.1.json").write_text(json.dumps(document))
+    squad = load_task("squad", TaskSource(data_dir=str(tmp_path)))
+    assert (squad.splits["train"][0].answers, squad.splits["train"][0].answer_start) == (("? Oslo",), 4)
+    make(squad.task, squad.splits["train"], tokenizer)
 
 
 def test_there_is_no_mask_where_nothing_is_padded(tokenizer):

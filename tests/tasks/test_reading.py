@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 
 from mlpt.errors import UserError
@@ -102,9 +104,6 @@ def test_bytes_that_are_not_utf8_are_counted(tmp_path):
 
 
 def test_own_files_are_read_by_named_columns_from_every_format(tmp_path):
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
     rows = [{"body": 'He said "hi", then left', "mood": "good"}, {"body": "rain", "mood": "bad"}]
     write(tmp_path, "a.csv", 'body,mood\n"He said ""hi"", then left",good\nrain,bad\n')
     write(tmp_path, "a.jsonl", "\n".join(json.dumps(row) for row in rows))
@@ -114,6 +113,34 @@ def test_own_files_are_read_by_named_columns_from_every_format(tmp_path):
         data = load_task("mood", TaskSource(own=(own,)))
         assert data.task.labels == ("bad", "good")
         assert [(row.first, row.label) for row in data.splits["train"]] == [(rows[0]["body"], 1), ("rain", 0)]
+
+
+def test_long_fields_and_fields_of_several_lines_are_read(tmp_path):
+    long, verse = "long " * 50_000, 'one\n"two", three\r\n\nfour'
+    quoted = verse.replace('"', '""')
+    write(tmp_path, "a.csv", f'text,label\n{long},good\n"{quoted}",bad\nlast,good\n')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text")
+    rows = load_task("mood", TaskSource(own=(own,))).splits["train"]
+    assert [row.first for row in rows] == [long, verse, "last"]
+
+
+@pytest.mark.parametrize("later", ['a "good" one,good', "never closed,good"])
+def test_a_quote_that_swallows_rows_is_one_line_that_says_where_it_opens(tmp_path, later):
+    plain = "fine,good\nwet,bad\n" * 450
+    write(tmp_path, "a.csv", f'text,label\nrain,bad\n"an open quote,good\n{plain}{later}\n{plain}')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text", labels=("bad", "good"))
+    with pytest.raises(UserError, match=r"a\.csv:3: has a quote that is not closed") as error:
+        load_task("mood", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert "\n" not in str(error.value)
+
+
+def test_a_quote_inside_of_a_quoted_line_is_a_malformed_row(tmp_path):
+    write(tmp_path, "a.csv", 'text,label\n"a "good" one",good\n5" wide,bad\nfine,good\n')
+    own = OwnTask(name="mood", train=str(tmp_path / "a.csv"), first="text")
+    data = load_task("mood", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert [row.first for row in data.splits["train"]] == ['5" wide', "fine"]
+    assert (data.reports[0].rows, data.reports[0].malformed) == (3, 1)
+    assert "a.csv:2: has a quote" in data.warnings()[0]
 
 
 def test_a_missing_column_names_those_that_are_there(tmp_path):
@@ -184,6 +211,29 @@ def test_a_task_file_that_says_nothing_usable_is_one_line(tmp_path, text, says):
     assert str(error.value).startswith(str(file))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_files_of_own_tasks_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "train.csv", "text,mood\nfine,good\nwet,bad\n")
+    file = write(tmp_path, "other/task.yaml", "name: mood\ntrain: ~/train.csv\nfirst: text\nlabel: mood\n")
+    named = OwnTask(name="mood", train="~/train.csv", first="text", label="mood")
+    assert read_task_file(str(file)) == (named,)
+    assert load_task("mood", TaskSource(own=(named,))).task.labels == ("bad", "good")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_label_that_is_no_number_is_a_gap(tmp_path, suffix):
+    rows = [{"text": "a", "label": 0.0}, {"text": "b", "label": 1.0}, {"text": "c", "label": float("nan")}]
+    if suffix == "jsonl":
+        write(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    own = OwnTask(name="odd", train=str(tmp_path / f"a.{suffix}"), first="text")
+    data = load_task("odd", TaskSource(own=(own,), max_malformed_share=0.5))
+    assert data.task.labels == ("0", "1")
+    assert [row.label for row in data.splits["train"]] == [0, 1]
+    assert data.reports[0].malformed == 1
 
 
 def test_a_missing_task_file_is_one_line(tmp_path):

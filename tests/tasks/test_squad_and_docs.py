@@ -38,6 +38,30 @@ def test_an_answer_that_does_not_stand_where_it_says_is_malformed(tmp_path):
     assert [row.index for row in rows] == ["a"]
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"answers": [{"text": "Oslo"}]},
+        {"answers": [{"answer_start": 16}]},
+        {"answers": [{"text": "Oslo", "answer_start": "16"}]},
+        {"answers": [{"text": "Oslo", "answer_start": None}]},
+        {"answers": [{"text": 5, "answer_start": 16}]},
+        {"answers": [{"text": "Oslo", "answer_start": 16}, {"text": None, "answer_start": 0}]},
+        {"answers": ["Oslo"]},
+        {"answers": None},
+        {"answers": 5},
+        {"question": ["Where?"], "answers": [{"text": "Oslo", "answer_start": 16}]},
+    ],
+)
+def test_a_question_of_another_form_is_malformed(tmp_path, question):
+    good = {"id": "a", "question": "Where?", "answers": [{"text": "Oslo", "answer_start": 16}]}
+    write_squad(tmp_path, "v1.1", good, {"id": "b", "question": "Where?", **question})
+    data = load_task("squad", TaskSource(data_dir=str(tmp_path), max_malformed_share=0.5))
+    assert [row.index for row in data.splits["dev"]] == ["a"]
+    assert data.reports[0].malformed == 1
+    assert "dev-v1.1.json:2: " in data.warnings()[0]
+
+
 def test_a_file_that_is_not_squad_is_refused_in_one_line(tmp_path):
     (tmp_path / "dev-v1.1.json").write_text('{"articles": []}')
     with pytest.raises(UserError, match="is not a SQuAD file"):

@@ -9,7 +9,7 @@ from mlpt.tasks.markers import find_span, insert_stars
 
 
 def load(tmp_path, folder, name, *records):
-    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder).mkdir(exist_ok=True, parents=True)
     (tmp_path / folder / "val.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     return load_task(name, TaskSource(data_dir=str(tmp_path), max_malformed_share=0)).splits["dev"]
 
@@ -115,3 +115,47 @@ def test_a_diagnostic_set_alone_has_its_own_metric_and_labels(tmp_path):
     data = load_task("axb", TaskSource(data_dir=str(tmp_path / "SuperGLUE")))
     assert (data.task.select, data.task.labels) == ("matthews", ("entailment", "not_entailment"))
     assert list(data.splits) == ["test"]
+
+
+_ANSWER = {"idx": 0, "text": "x", "label": 1}
+_PASSAGE = {"text": "Ann met Bob.", "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 10}]}
+_QUERY = {"idx": 0, "query": "@placeholder left.", "answers": [{"start": 0, "end": 2, "text": "Ann"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            "multirc",
+            {"idx": 0, "passage": {"text": "t", "questions": [{"idx": 0, "question": "q", "answers": [_ANSWER]}]}},
+            [
+                {"idx": 1, "passage": {"text": "t", "questions": ["q"]}},
+                {"idx": 1, "passage": {"text": "t", "questions": [{"idx": 0, "question": "q", "answers": ["a"]}]}},
+                {"idx": float("inf"), "passage": {"text": "t", "questions": []}},
+            ],
+        ),
+        *(
+            (
+                name,
+                {"idx": 0, "passage": _PASSAGE, "qas": [_QUERY]},
+                [
+                    {"idx": 1, "passage": _PASSAGE, "qas": ["who"]},
+                    {"idx": 1, "passage": _PASSAGE, "qas": [{**_QUERY, "answers": ["Ann"]}]},
+                    {"idx": 1, "passage": _PASSAGE, "qas": [{**_QUERY, "answers": 5}]},
+                    {"idx": 1, "passage": {**_PASSAGE, "entities": ["Ann"]}, "qas": [_QUERY]},
+                ],
+            )
+            for name in ("record", "record_span")
+        ),
+    ],
+)
+def test_records_of_another_form_are_malformed_rows(tmp_path, name, good, bad):
+    folder = {"multirc": "MultiRC"}.get(name, "ReCoRD")
+    (tmp_path / folder).mkdir()
+    lines = [json.dumps(record) for record in (good, *bad)]
+    nested, huge = "[" * 100_000, '{"idx": 1' + "0" * 5000 + "}"
+    (tmp_path / folder / "val.jsonl").write_text("\n".join([*lines, nested, huge]))
+    data = load_task(name, TaskSource(data_dir=str(tmp_path), max_malformed_share=0.95))
+    assert data.splits["dev"]
+    assert data.splits["dev"] == load(tmp_path / "good", folder, name, good)
+    assert data.reports[0].malformed == len(bad) + 2

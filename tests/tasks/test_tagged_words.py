@@ -138,3 +138,10 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path, files, setting
         task(tmp_path, files, **settings)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["\u00a0\nAnn B-PER\n\n", "\u00a0\n\n", "Ann B-PER\n\u00a0\n\n"])
+def test_a_line_without_a_word_makes_its_sentence_malformed(tmp_path, place):
+    data = task(tmp_path, {"train.conll": place + CONLL}, share=0.5)
+    assert len(data.splits["train"]) == 2
+    assert data.reports[0].malformed == 1

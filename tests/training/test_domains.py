@@ -194,6 +194,8 @@ def test_a_mix_that_is_given_leaves_the_objectives_to_their_rule(blocks, tmp_pat
     assert summary["mixture"].keys() == {"mlm", "atd"}
     domains = {f"{objective}@{domain}" for objective in ("mlm", "atd") for domain in WORDS}
     assert summary["held_out"].keys() == {"mlm", "atd"} | domains
+    rows = {name: len(source.train) for name, source in Sources.open(blocks["domains"]).items() if name != "all"}
+    assert summary["epochs"] == pytest.approx({name: 16 * 8 / 3 / count for name, count in rows.items()})
 
 
 def test_a_text_that_is_used_up_is_drawn_no_more(blocks, tmp_path):
@@ -303,6 +305,27 @@ def test_sources_that_make_no_sense_are_one_line(data, message):
     with pytest.raises(UserError, match=message) as error:
         load_settings(DataConfig, data, "data")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["all", "texts", "a b", "mlm@sea"])
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_a_domain_that_text_names_as_no_domain_may_be_named_is_one_line(texts, tmp_path, name, by_rows):
+    folder, out = tmp_path / "folder", str(tmp_path / "blocks")
+    folder.mkdir()
+    for domain, words in (("legal", "legal"), (name, "sea")):
+        file = folder / ("both.jsonl" if by_rows else f"{domain}.txt")
+        rows = [json.loads(line)["text"] for line in Path(texts[words]).read_text().splitlines()]
+        lines = [json.dumps({"text": row, "domain": domain}) if by_rows else row + "\n" for row in rows]
+        with file.open("a") as opened:
+            opened.write("\n".join(lines) + "\n")
+    settings = {"source": str(folder), "documents": "blank", "vocab_size": 120, "block_size": 16, "workers": 1}
+    assert prepare(load_settings(DataConfig, settings), out).splits["train"].domains == sorted(["legal", name])
+    Sources.open(out)  # a run that mixes nothing does not tell them apart
+    for mix in ("uniform", "learned", {name: 1.0}):
+        with pytest.raises(UserError, match="can't name a domain") as error:
+            Sources.open(out, mix)
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
 
 
 def test_a_domain_without_enough_text_is_named(texts, tmp_path):

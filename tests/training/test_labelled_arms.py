@@ -21,6 +21,7 @@ from mlpt.config import RunConfig
 from mlpt.data.prepare import DataConfig, prepare
 from mlpt.errors import UserError
 from mlpt.objectives.labelled import PENALTY
+from mlpt.randomness import numpy_generator
 from mlpt.run.build import build_model, open_sources, run_rank
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge
@@ -131,6 +132,31 @@ def test_rows_are_held_out_and_every_row_is_in_one_place(workspace):
     with open(workspace / "pairs.csv") as file:
         written = sorted(f"{row['one']} {row['two']}" for row in csv.DictReader(file))
     assert sorted(text for rows in (without.train, without.dev, without.test) for text in texts(rows)) == written
+    order = numpy_generator(0, "held-out rows of pairs").permutation(160)  # by which every version splits them
+    with open(workspace / "pairs.csv") as file:
+        rows = [f"{row['one']} {row['two']}" for row in csv.DictReader(file)]
+    assert texts(without.dev) + texts(without.test) + texts(without.train) == [rows[number] for number in order]
+
+
+def test_no_passage_has_rows_on_both_sides(workspace, tmp_path):
+    random, lines = np.random.default_rng(1), []
+    for number in range(40):
+        answers = [{"idx": one, "text": prose("sea", random, 2), "label": one % 2} for one in range(3)]
+        questions = [{"idx": one, "question": prose("legal", random, 3), "answers": answers} for one in range(2)]
+        passage = {"text": prose("sea", random, 8), "questions": questions}
+        lines.append(json.dumps({"idx": number, "passage": passage}) + "\n")
+    (tmp_path / "MultiRC").mkdir()
+    (tmp_path / "MultiRC" / "train.jsonl").write_text("".join(lines))
+    config = config_of(workspace, tasks=["multirc"], labelled={"data_dir": str(tmp_path), "dev_rows": 40})
+    source = open_sources(config, config.data.source)["multirc"]
+    examples = load_task("multirc", config.labelled).splits["train"]
+    of = {
+        split: {examples[number].group[0] for number in rows._numbers}
+        for split, rows in (("train", source.train), ("dev", source.dev), ("test", source.test))
+    }
+    assert [len(of[split]) for split in ("train", "dev", "test")] == [28, 6, 6]
+    assert [len(one) for one in (source.train, source.dev, source.test)] == [168, 36, 36]
+    assert len(set.union(*of.values())) == 40
 
 
 def test_a_batch_has_its_rows_own_labels_and_types(workspace):
@@ -263,6 +289,26 @@ def test_a_task_is_learned_beside_the_text_and_the_model_loads_without_it(worksp
     made = resolve_model(f"{tmp_path}@step=56")  # a checkpoint becomes a model without the task's rows
     names = {f"topic.{layer}.{weight}" for layer in (0, 3) for weight in ("weight", "bias")}
     assert load_file(Path(made) / "heads.safetensors").keys() == names
+
+
+def test_a_domain_of_a_fixed_mix_beside_a_task_is_gone_through_as_often_as_it_may_be(workspace, tmp_path):
+    values = {**BASE, "meta": {"rules": {"mixture": {"rule": "fixed", "weights": {"topic": 1, "mlm": 99}}}}}
+    changes = {
+        "data": {"source": str(workspace / "blocks"), "mix": {"legal": 0.1, "sea": 0.9}, "max_repeats": 1},
+        "tasks": [str(workspace / "topic.csv")],
+    }
+    config = load_settings(RunConfig, merge(values, changes))
+    sources = open_sources(config, config.data.source)
+    text, task = len(sources["sea"].train) / 0.9, len(sources["topic"].train)
+    config = load_settings(RunConfig, merge(config.model_dump(), {"train": {"steps": int(text + task / 2) // 8}}))
+    epochs = run(config, tmp_path)["epochs"]
+    assert epochs.keys() == {"legal", "sea", "topic"}
+    assert 0.95 < epochs["sea"] <= 1
+    assert epochs["legal"] == pytest.approx(epochs["sea"] / 9 * len(sources["sea"].train) / len(sources["legal"].train))
+    assert 0.3 < epochs["topic"] <= 1
+    more = load_settings(RunConfig, merge(config.model_dump(), {"train": {"steps": int(text + task) // 8 + 1}}))
+    with pytest.raises(UserError, match=r"data.max_repeats=1 leaves"):
+        run(more, tmp_path / "more")
 
 
 @pytest.mark.parametrize("rule", ["hypergradient", "mometas"])
