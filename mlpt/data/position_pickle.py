@@ -124,7 +124,7 @@ def _read(file: Path) -> dict[int, Positions]:
                 return _walk(content)
             except _RefusedError as error:
                 raise UserError(
-                    f"{file} is refused: it holds {error}, and only {{block index: positions}} is read"
+                    f"{file} is refused: it holds {one_line(error)}, and only {{block index: positions}} is read"
                 ) from error
             except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
                 raise UserError(f"{file} is damaged or no pickle ({one_line(error)[:80]}); write it again") from error
