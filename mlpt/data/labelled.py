@@ -17,6 +17,7 @@ from mlpt.errors import UserError
 from mlpt.randomness import numpy_generator
 from mlpt.tasks import TASKS, Example, OwnTask, Task, TaskSource, load_task, read_task_file, task_of
 from mlpt.tasks.features import Features, SpanConfig, make_features
+from mlpt.tasks.holding_out import first_rows, rows_together
 from mlpt.tasks.own import load_own
 from mlpt.tasks.reading import TABLES
 
@@ -162,10 +163,10 @@ def labelled_source(name: str, config: LabelledConfig, blocks: Blocks) -> Source
         raise UserError(f"task '{name}' has no labelled training rows: give its training file, or leave it out")
     reported = next((rows for split in data.dev_splits if (rows := _labelled(data.splits[split]))), [])
     held = min(config.dev_rows, len(train) // 5)
-    together = _together(train)
+    together = rows_together(train)
     order = [together[one] for one in numpy_generator(0, f"held-out rows of {name}").permutation(len(together))]
-    dev, order = _held_out(order, held)
-    test_rows, order = _held_out(order, 0 if reported else held)
+    dev, order = first_rows(order, held)
+    test_rows, order = first_rows(order, 0 if reported else held)
     if min(len(dev), len(reported or test_rows)) < LEAST_HELD_OUT:
         raise UserError(
             f"task '{name}' has {len(train)} training and {len(reported)} dev rows with labels, too few to hold "
@@ -178,26 +179,6 @@ def labelled_source(name: str, config: LabelledConfig, blocks: Blocks) -> Source
     else:
         test = LabelledRows(features, test_rows, "test")
     return Source(LabelledRows(features, rest, "train"), LabelledRows(features, dev, "dev"), test)
-
-
-def _together(examples: Sequence[Example]) -> list[list[int]]:
-    """The numbers of rows that go together: those on one passage or question; every other row is alone."""
-    found: dict[tuple[str, int], list[int]] = {}
-    for number, one in enumerate(examples):
-        found.setdefault(("group", one.group[0]) if one.group else ("row", number), []).append(number)
-    return list(found.values())
-
-
-def _held_out(order: Sequence[list[int]], most: int) -> tuple[NDArray[np.int64], list[list[int]]]:
-    """The rows of the first of `order` that have `most` in all, one that has too many passed over; and the others."""
-    taken: list[int] = []
-    rest: list[list[int]] = []
-    for rows in order:
-        if len(taken) + len(rows) <= most:
-            taken += rows
-        else:
-            rest.append(rows)
-    return np.array(taken, dtype=np.int64), rest
 
 
 def _labelled(examples: Iterable[Example]) -> list[Example]:

@@ -263,7 +263,7 @@ def test_a_truncated_file_is_one_line(tmp_path):
 
 
 def test_a_name_of_two_lines_is_refused_in_one(tmp_path):
-    with pytest.raises(UserError, match="it holds the name a b.c, ") as refused:
+    with pytest.raises(UserError, match=r"it holds the name a b\.c, ") as refused:
         read_positions([saved(tmp_path, b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.")])
     assert "\n" not in str(refused.value)
 

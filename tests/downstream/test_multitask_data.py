@@ -10,7 +10,7 @@ from mlpt.downstream.loading import load_tokenizer
 from mlpt.downstream.multitask.data import Collator, cached_features, held_out
 from mlpt.downstream.multitask.model import MultitaskModel, SharedEncoder
 from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
-from mlpt.tasks import TaskSource, load_task
+from mlpt.tasks import Example, TaskSource, load_task
 from mlpt.tasks.features import SpanConfig
 
 
@@ -70,9 +70,18 @@ def test_whatever_token_ids_depend_on_makes_another_cache_file(mood, tmp_path):
 
 def test_rows_for_the_rule_are_not_trained_on():
     features = rows_of(list(range(2, 42)), list(range(40)))
-    train, dev = held_out(features, 64, seed=0, name="a")
+    train, dev = held_out(features, [Example(n, "") for n in range(40)], 64, seed=0, name="a")
     assert (len(train), len(dev)) == (32, 8)
     assert sorted([*train.labels, *dev.labels]) == list(range(40))
+
+
+@pytest.mark.parametrize("most", [1, 64])
+def test_rows_of_one_question_are_all_for_the_rule_or_all_trained_on(most):
+    features = rows_of(list(range(2, 42)), [n // 2 for n in range(40)])
+    examples = [Example(n, "", group=(n // 2,)) for n in range(40)]
+    train, dev = held_out(features, examples, most, seed=0, name="a")
+    assert len(dev) == min(8, 2 * most)
+    assert not {*train.labels.tolist()} & {*dev.labels.tolist()}
 
 
 def scored_model(dropout: float = 0.3) -> tuple[MultitaskModel, Collator]:

@@ -219,7 +219,7 @@ def test_windows_of_one_question_stay_on_one_side(tasks, saved, source):
     rows = read_tasks(["where"], TaskSource.model_validate(source))
     features = tokenise_tasks(rows, load_tokenizer(saved), BertConfig(), 12, SpanConfig()).features[0]["train"]
     assert len(features) > features.examples == 64
-    train, dev = held_out(features, 8, seed=0, name="where")
+    train, dev = held_out(features, rows[0].splits["train"], 8, seed=0, name="where")
     assert (train.examples, dev.examples, len(train) + len(dev)) == (56, 8, len(features))
     windows = Counter(features.example.tolist())
     assert max(windows.values()) > 1

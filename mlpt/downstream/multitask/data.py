@@ -21,6 +21,7 @@ from mlpt.randomness import numpy_generator
 from mlpt.tasks import Example, Task, TaskData, TaskSource, load_task
 from mlpt.tasks.batching import passes
 from mlpt.tasks.features import NO_LABEL, Features, SpanConfig, make_features
+from mlpt.tasks.holding_out import first_rows, rows_together
 from mlpt.tasks.task import Kind
 
 
@@ -146,15 +147,21 @@ def _digest(
     return digest.hexdigest()
 
 
-def held_out(features: Features, rows: int, seed: int, name: str) -> tuple[Features, Features]:
+def held_out(
+    features: Features, examples: Sequence[Example], rows: int, seed: int, name: str
+) -> tuple[Features, Features]:
     """(training rows, at most `rows` and a fifth that a policy's rule may look at), drawn by `seed`.
 
-    All windows of one example are on the same side.
+    examples  those that `features` were made of. All windows of one, and all that are on one passage or question, are
+              on the same side.
     """
-    count = features.examples
-    order = numpy_generator(seed, f"meta-dev rows of {name}").permutation(count)
-    kept = max(1, min(rows, count // 5)) if count > 1 else 0
-    return features.take(np.sort(order[kept:])), features.take(np.sort(order[: kept or 1]))
+    together = rows_together(examples)
+    order = [together[one] for one in numpy_generator(seed, f"meta-dev rows of {name}").permutation(len(together))]
+    dev, rest = first_rows(order, max(1, min(rows, len(examples) // 5)))
+    if not len(dev):
+        dev, rest = np.array(order[0]), order[1:]
+    train = np.concatenate(rest) if rest else dev
+    return features.take(np.sort(train)), features.take(np.sort(dev))
 
 
 class Collator:

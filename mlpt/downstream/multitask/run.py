@@ -184,7 +184,10 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         if self.config.sampler.rule != "policy":
             return train, []
         rows, seed = self.config.meta_dev_rows, self.config.seed
-        parts = [held_out(one, rows, seed, name) for one, name in zip(train, self.tasks.names, strict=True)]
+        parts = [
+            held_out(one, data.splits["train"], rows, seed, data.task.name)
+            for one, data in zip(train, self.tasks.data, strict=True)
+        ]
         return [part[0] for part in parts], [part[1] for part in parts]
 
     def result(self) -> MultitaskResult:
