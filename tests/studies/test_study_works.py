@@ -201,6 +201,21 @@ def test_scores_of_commands_are_those_of_their_files(small_blocks, tmp_path):
         unknown.value(0)
 
 
+def test_a_fine_tuning_is_measured_once_its_whole_grid_is(small_blocks, tmp_path):
+    plan = Plan(read_study(str(write(tmp_path, small_blocks))), Places(tmp_path / "out"))
+    tasks = ["docs_package", "docs_summary"]
+    tuned = command(plan, {"finetune": {"tasks": tasks, "settings": {"learning_rates": [1e-3, 1e-4]}}})
+    tuned.folder(0).mkdir(parents=True)
+    made = []
+    for task, rate in [(task, rate) for task in tasks for rate in (1e-3, 1e-4)]:  # written after each cell
+        assert not tuned.is_done(0)
+        assert [words[0] for words in tuned.commands(0)] == ["finetune"]
+        made.append(finetuned(task, rate, 0.5, 0.5))
+        (tuned.folder(0) / "results.json").write_text(json.dumps({"summary": [], "cells": made}))
+    assert tuned.is_done(0)
+    assert list(tuned.commands(0)) == []
+
+
 def finetuned(task, rate, best, last):
     return {
         **{"task": task, "learning_rate": rate, "seed": 0, "metric": "accuracy", "best_step": 1, "steps": 1},
