@@ -20,6 +20,7 @@ from ray import tune
 from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.errors import UserError, told
+from mlpt.run.local_paths import absolute_words
 from mlpt.runtime.cluster import ray_session, where
 from mlpt.settings import Settings, load_settings, parse_overrides
 from mlpt.storage.files import check_room
@@ -96,6 +97,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
 
     overwrite  replace an earlier sweep in `sweep.folder`.
     """
+    words = absolute_words(words)
     sweep = _asked_for(name, words, None)
     folder = outputs.check_folder(sweep.folder, outputs.SWEEP, overwrite, resumes=True)
     if not overwrite and outputs.is_there(folder, outputs.SWEEP):
@@ -106,7 +108,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
     _sample(sweep)  # before there is a folder
     with outputs.taken_folder(folder, outputs.SWEEP, overwrite, private=True):
         asked: dict[str, Any] = {"space": str(Path(name).resolve()) if name.endswith(".py") else name}
-        asked |= {"words": list(words), "metrics": dict(sweep.space.metrics)}  # the metrics are for reports
+        asked |= {"words": words, "metrics": dict(sweep.space.metrics)}  # the metrics are for reports
         outputs.write_file(folder / SWEEP, yaml.safe_dump(asked).encode())
         return _run(sweep, say, debug)
 
