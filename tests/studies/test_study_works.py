@@ -109,14 +109,15 @@ def test_what_multi_task_work_cannot_do(tmp_path, changes, says):
 
 
 def test_figures_of_a_summary():
-    summary = {"meta": {"launch": 1.0, "stall": 2.0}, "seconds": 12.0, "steps": 4}
+    summary = {"meta": {"launch": 1.0, "stall": 2.0, "idle": 0}, "seconds": 12.0, "steps": 4}
     assert figure(summary, "seconds") == 12
     assert figure(summary, "meta.launch + meta.stall") == 3
     assert figure(summary, "meta.launch + meta.stall / seconds") == 0.25
     for path, says in [
-        ("meta.stal", "the summary has no 'meta.stal': at 'stal' there is launch, stall"),
+        ("meta.stal", "the summary has no 'meta.stal': at 'stal' there is launch, stall, idle"),
         ("steps.more", "at 'more' there is no more"),
         ("meta", "'meta' of the summary is no number"),
+        ("seconds / meta.launch / meta.idle", "'seconds / meta.launch / meta.idle' has no value"),
     ]:
         with pytest.raises(UserError) as error:
             figure(summary, path)
