@@ -1,11 +1,15 @@
 """What a sweep leaves and says in the end, from trials as plain values."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from ray import tune
 
 from mlpt.errors import UserError
+from mlpt.reporting.sweeps import read_sweep
 from mlpt.tuning.ranking import Trial, winning
 from mlpt.tuning.report import require_success, write_outcome
 from mlpt.tuning.space import Space
@@ -49,3 +53,21 @@ def test_a_sweep_whose_every_trial_failed_is_an_error(tmp_path):
 
 def test_one_success_is_enough(tmp_path):
     require_success([trial(0.5, 0, 0.0, "no memory"), trial(0.7, 0, 1.0)], tmp_path)
+
+
+def test_a_parameter_of_several_types_is_a_column_of_json(tmp_path):
+    choices = ["none", 0.1, True, [0.5, 1]]
+    trials = [replace(trial(0.5, seed, 1.0), point={"a": one, "b": seed or 0.5}) for seed, one in enumerate(choices)]
+    outcome(tmp_path, trials)
+    table = parquet.read_table(tmp_path / "trials.parquet").to_pydict()
+    assert [json.loads(one) for one in table["parameter/a"]] == choices
+    assert table["parameter/b"] == [0.5, 1, 2, 3]
+    (tmp_path / "sweep.yaml").write_text("space: mine\n")
+    assert [row.parameters["a"] for row in read_sweep(str(tmp_path)).trials] == table["parameter/a"]
+
+
+def test_recipes_are_there_before_the_table(tmp_path):
+    (tmp_path / "trials.parquet").mkdir()
+    with pytest.raises(IsADirectoryError):
+        outcome(tmp_path, [trial(0.5, 0, 1.25)])
+    assert (tmp_path / "best.yaml").is_file()
