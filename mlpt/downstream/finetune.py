@@ -158,7 +158,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
             scores[split] = score(described, examples, found.values)
             continue
         outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
-        scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
+        found = predict(described, examples, features, outputs, config.span, prepared.data.may_be_empty)
+        scores[split] = score(described, examples, found.values)
     return scores
 
 
