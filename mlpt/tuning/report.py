@@ -1,6 +1,7 @@
 """What a sweep tells and leaves: a line for each trial, `trials.parquet`, the winners as recipes, and a table."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def write_outcome(
         return
     say(f"trials:  {folder / 'trials.parquet'}")
     say(f"best:    {', '.join(map(str, paths))}")
-    say(f"next:    {follow_up.format(paths[0])}")
+    say(f"next:    {follow_up.format(shlex.quote(str(paths[0])))}")
 
 
 def require_success(trials: Sequence[Trial], folder: Path) -> None:

@@ -19,7 +19,7 @@ from ray import tune
 
 from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
-from mlpt.errors import UserError, told
+from mlpt.errors import UserError, command, told
 from mlpt.run.local_paths import absolute_words
 from mlpt.runtime.cluster import ray_session, where
 from mlpt.settings import Settings, load_settings, parse_overrides
@@ -102,8 +102,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
     folder = outputs.check_folder(sweep.folder, outputs.SWEEP, overwrite, resumes=True)
     if not overwrite and outputs.is_there(folder, outputs.SWEEP):
         raise UserError(
-            f"{folder} holds a sweep; `mlpt tune --resume {folder}`, replace it with --overwrite, or choose another "
-            "sweep.folder"
+            f"{folder} holds a sweep; `{_resume(folder)}`, replace it with --overwrite, or choose another sweep.folder"
         )
     _sample(sweep)  # before there is a folder
     with outputs.taken_folder(folder, outputs.SWEEP, overwrite, private=True):
@@ -146,7 +145,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     is_nested = runtime.most_workers > 1
     environment = worker_environment(runtime) if is_nested else {}
     say(f"{where(runtime)} ...")
-    resume = f"`mlpt tune --resume {sweep.folder}`"
+    resume = f"`{_resume(sweep.folder)}`"
     with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment, lambda: resume):
         if is_nested:
             require_dashboard()
@@ -252,7 +251,11 @@ def _require_room(sweep: Sweep) -> None:
     try:
         check_room(sweep.folder)
     except OSError as error:
-        raise UserError(told(error, f"`mlpt tune --resume {sweep.folder}`")) from error
+        raise UserError(told(error, f"`{_resume(sweep.folder)}`")) from error
+
+
+def _resume(folder: Path) -> str:
+    return command("tune", "--resume", str(folder))
 
 
 def _goals(space: Space) -> str:

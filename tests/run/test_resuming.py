@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from mlpt.config import load_run_config
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaLearner
+from mlpt.reporting.history import REPORT
+from mlpt.run.folder import RunDir
 from mlpt.run.launch import pretrain
+from mlpt.run.writing_up import written_up
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.schedule import ScheduleConfig, learning_rate
 from mlpt.training.tracker import read_metrics
@@ -241,6 +244,12 @@ def test_commands_can_be_copied_from_the_summary_of_a_run_with_spaces_in_its_pat
         train(small_blocks, run.folder)
     command = str(error.value).split("`")[1]
     assert shlex.split(command)[-1] == str(run.folder)
+    (run.folder / REPORT).unlink()
+    (run.folder / REPORT).mkdir()  # no report can be written
+    said = StringIO()
+    with written_up(RunDir(run.folder), 6, True, Console(file=said, width=1000)):
+        pass
+    assert shlex.split(said.getvalue().split("`")[1]) == ["mlpt", "report", str(run.folder)]
 
 
 def test_the_learner_in_this_process_computes_with_the_actors_threads(small_blocks, tmp_path, monkeypatch):

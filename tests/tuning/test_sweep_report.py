@@ -1,6 +1,7 @@
 """What a sweep leaves and says in the end, from trials as plain values."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mlpt.reporting.sweeps import read_sweep
 from mlpt.tuning.ranking import Trial, winning
 from mlpt.tuning.report import require_success, write_outcome
 from mlpt.tuning.space import Space
+from mlpt.tuning.sweep import start_sweep
 
 SPACE = Space({"lr": tune.uniform(0, 1)}, {"loss": "min"}, tokens=1, trials=1, name="mine", question="Which?")
 
@@ -71,3 +73,14 @@ def test_recipes_are_there_before_the_table(tmp_path):
     with pytest.raises(IsADirectoryError):
         outcome(tmp_path, [trial(0.5, 0, 1.25)])
     assert (tmp_path / "best.yaml").is_file()
+
+
+def test_commands_can_be_copied_from_a_sweep_with_spaces_in_its_path(tmp_path):
+    folder = tmp_path / "my sweep's folder"
+    (folder / "trials" / "one").mkdir(parents=True)
+    _, said = outcome(folder, [trial(0.5, 0, 1.25)])
+    assert shlex.split(said[-1]) == ["next:", "next", str(folder / "best.yaml")]
+    (folder / "sweep.yaml").touch()
+    with pytest.raises(UserError) as error:
+        start_sweep("optimiser", [f"sweep.folder={folder}"], print)
+    assert shlex.split(str(error.value).split("`")[1]) == ["mlpt", "tune", "--resume", str(folder)]
