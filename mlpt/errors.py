@@ -67,9 +67,14 @@ def told(error: OSError, then: str = "run the same command again") -> str:
     return f"{' -> '.join(names)}: {reason(error, then)}" if names else reason(error, then)
 
 
+def command(*words: str) -> str:
+    """`mlpt WORDS`, quoted for a shell."""
+    return shlex.join(["mlpt", *words])
+
+
 def pretrain_command(*words: str) -> str:
     """`mlpt pretrain WORDS`, quoted for a shell."""
-    return shlex.join(["mlpt", "pretrain", *words])
+    return command("pretrain", *words)
 
 
 def resume_command(run: str, *words: str) -> str:

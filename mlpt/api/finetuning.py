@@ -12,7 +12,7 @@ from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.place import Place, growing_place
 from mlpt.downstream.results import CellResult
 from mlpt.errors import UserError
-from mlpt.outputs import FINE_TUNING, MULTITASK, StrPath
+from mlpt.outputs import FINE_TUNING, MULTITASK, StrPath, write_file
 from mlpt.reporting.steps import Steps
 from mlpt.reporting.text import plain_console, say
 from mlpt.run.result import name_of
@@ -22,6 +22,7 @@ from mlpt.settings import merge, nested
 if TYPE_CHECKING:
     from mlpt.downstream.multitask.results import MultitaskResult
 
+_ASKED = "finetune.yaml"
 Files = StrPath | Sequence[StrPath]
 
 
@@ -51,7 +52,7 @@ def finetune(
     preset     a published protocol, such as tamt_mnli.
     masks      a mask file to apply and keep; default: those beside the model's weights, unless `dense`.
     out        folder or URI for results, predictions and models; default: finetuned. The same call goes on with what is
-               there.
+               there; further tasks, learning rates and seeds of the same model and settings join it.
     multitask  all tasks at once, one encoder (CA-MTL).
     workers    cells side by side, on Ray; 1: one after another in this process.
     console    where lines and the table go; None: standard error. quiet: nowhere.
@@ -90,9 +91,13 @@ def finetune(
         from mlpt.runtime.finetune import finetune_cells
 
         cells = command.settings_from(FinetuneConfig, values, folder, given)
-        with growing_place(cells.out, FINE_TUNING, overwrite, {"finetune.yaml": cells.to_yaml()}) as place:
+        asked = cells.to_yaml()
+        with growing_place(cells.out, FINE_TUNING, overwrite, {_ASKED: asked}) as place:
             _say_where(place, tell)
-            return finetune_cells(cells, workers, say=tell, show=steps.show, run_id=place.run_id)
+            results = finetune_cells(cells, workers, say=tell, show=steps.show, run_id=place.run_id)
+            write_file(place.folder / _ASKED, asked.encode())  # what is there may be of an earlier call
+            place.send(_ASKED)
+            return results
 
 
 def _say_where(place: Place, say: Callable[[str], None]) -> None:

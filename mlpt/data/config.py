@@ -208,7 +208,7 @@ def as_prepared(config: DataConfig, given: Collection[str]) -> DataConfig:
         if key in OF_RUN or value is None:
             continue
         has = ran.get(key, manifest.vocabulary["size"] if key == "vocab_size" else None)
-        if has != value and not (key == "tokenizer" and _same_tokenizer(value, manifest)):
+        if has != value and not (key == "tokenizer" and same_tokenizer(value, manifest)):
             raise UserError(
                 f"{config.places[0]} is prepared, with {key}={has}, and data.{key}={value} cannot be had from it; "
                 "leave that out, or prepare the text with it into a new folder"
@@ -236,5 +236,6 @@ def _prepared(sources: list[str]) -> Manifest | None:
     return found[0][1] if found else None
 
 
-def _same_tokenizer(name: str, manifest: Manifest) -> bool:
+def same_tokenizer(name: str, manifest: Manifest) -> bool:
+    """Whether the tokenizer `name` is the one that a folder was prepared with, however it was named then."""
     return name not in TRAINED and vocabulary_hash(load_tokenizer(name)) == manifest.vocabulary_sha256

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlpt.cores import available_cores
-from mlpt.data.config import OF_RUN, OF_TRAINED, DataConfig, check_known
+from mlpt.data.config import OF_RUN, OF_TRAINED, DataConfig, check_known, same_tokenizer
 from mlpt.data.corpora import SPLITS, CorpusFile, Piece, find_files, fingerprint, missing_splits, plan
 from mlpt.data.document import Document
 from mlpt.data.encoder import TextEncoder
@@ -133,7 +133,7 @@ def _recorded(config: DataConfig) -> dict[str, Any]:
 def _difference(existing: Manifest, settings: dict[str, Any], source_hash: str, tells_domains: bool) -> str | None:
     """How prepared text differs from what is asked for; None if it does not."""
     for key, value in settings.items():
-        if existing.settings.get(key) != value:
+        if existing.settings.get(key) != value and not (key == "tokenizer" and same_tokenizer(value, existing)):
             return f"blocks prepared with {key}={existing.settings.get(key)}, not {value}"
     if existing.fingerprint != source_hash:
         return "blocks of other text (or of a former version of it)"

@@ -165,7 +165,7 @@ class CellRun(Finetuning[MicroBatch, Scores]):
         if self.prepared.written is not None:  # every rank predicts all of it
             return self.prepared.written.predict(self.model, examples, features, tokens, self.device, config.precision)
         outputs = outputs_of(self.model, features, tokens, self.device, config.precision, per_token, self.group)
-        return predict(self.task, examples, features, outputs, config.span)
+        return predict(self.task, examples, features, outputs, config.span, self.prepared.data.may_be_empty)
 
     def _result(self) -> CellResult:
         data = self.prepared.data

@@ -84,11 +84,15 @@ def token_logits(result: Any) -> Tensor:
 
 
 def predict(
-    task: Task, examples: Sequence[Example], features: Features, outputs: np.ndarray, span: SpanConfig
+    task: Task,
+    examples: Sequence[Example],
+    features: Features,
+    outputs: np.ndarray,
+    span: SpanConfig,
+    may_be_empty: bool = False,
 ) -> Predictions:
-    """What `outputs` mean for a task of this kind."""
+    """What `outputs` mean for a task of this kind. may_be_empty: of spans, see `TaskData.may_be_empty`."""
     if task.kind == "span":
-        may_be_empty = any(example.label == 0 for example in examples)
         n_best = best_answers(examples, features, outputs, span, may_be_empty)
         return Predictions([answers[0][0] for answers in n_best], n_best)
     if task.kind == "token_classification":

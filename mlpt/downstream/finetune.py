@@ -4,7 +4,8 @@
 once and hand each the same `Prepared`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mlpt.tasks.features import lost_answers, make_features
 from mlpt.training.group import Group, default_device
 
 Show = Callable[[str, int, int, str], None]  # what is done, steps done, steps of all, how it goes
+Results = dict[str, CellResult]  # folder of the cell in its place -> what it found
 Contents = dict[str, Any]  # digests of rows, model and masks; see `FinetuneCell.identity`
 
 
@@ -156,7 +158,8 @@ def evaluate_saved(config: FinetuneConfig, task: str) -> Scores:
             scores[split] = score(described, examples, found.values)
             continue
         outputs = outputs_of(model, features, tokens, device, precision, described.per_token)
-        scores[split] = score(described, examples, predict(described, examples, features, outputs, config.span).values)
+        found = predict(described, examples, features, outputs, config.span, prepared.data.may_be_empty)
+        scores[split] = score(described, examples, found.values)
     return scores
 
 
@@ -172,6 +175,36 @@ def read_result(cell: FinetuneCell, contents: Contents) -> CellResult | None:
     return CellResult.from_json(read_json(folder / RESULT))
 
 
+def read_results(config: FinetuneConfig, contents: Mapping[str, Contents], run_id: str | None = None) -> Results:
+    """All results in the place of the results, by the cell's folder: also of tasks, rates and seeds that another call
+    asked for. Raises `UserError` where the place is one of another model, other masks or other settings."""
+    place, found = Place(config.out, run_id), {}
+    shared = next(iter(contents.values()))
+    for inner in place.holders("lr*-seed*", SETTINGS):
+        there = replace(place, inner=inner)
+        there.fetch(SETTINGS)
+        before = read_json(there.folder / SETTINGS)
+        task, of_its_task, its = before["task"], config, contents.get(before["task"])
+        if its is None:  # what is chosen for each task is this one's own
+            its = {**shared, "rows": before.get("rows", {})}
+            of_its_task = config.model_copy(update={name: before.get(name) for name in ("metric", "select_split")})
+        cell = FinetuneCell(of_its_task, task, before["learning_rate"], before["seed"], run_id)
+        result = read_result(cell, its)
+        if result is not None:
+            found[cell.place.inner] = result
+    return found
+
+
+def write_all(place: Place, found: Results, grid: Sequence[FinetuneCell]) -> list[CellResult]:
+    """Write all results that were `found` as `results.json`, those of `grid` last; they as they stand there."""
+    asked = [cell.place.inner for cell in grid]
+    others = [found[inner] for inner in found if inner not in asked]
+    others.sort(key=lambda result: (result.task, result.learning_rate, result.seed))
+    results = [*others, *(found[inner] for inner in asked if inner in found)]
+    write_results(place, results)
+    return results
+
+
 def finetune(
     config: FinetuneConfig,
     say: Say = print,
@@ -181,23 +214,23 @@ def finetune(
 ) -> list[CellResult]:
     """All cells of the grid, one after another, each by `run` (in this process); writes `results.json` after each.
 
-    Every task is read before the first is trained on. run_id: of results at a URI (`mlpt.downstream.place`).
+    Every task is read before the first is trained on. What other calls have left of the same model and settings stays
+    in the results. run_id: of results at a URI (`mlpt.downstream.place`).
     """
-    results: list[CellResult] = []
     contents, grid, place = check(config), cells(config, run_id), Place(config.out, run_id)
+    found = read_results(config, contents, run_id)
     say_masks(config, say)
     say(f"{len(grid)} cell{'s' if len(grid) > 1 else ''}; results go to {config.out}")
     prepared: Prepared | None = None
     for number, cell in enumerate(grid, start=1):
-        result = read_result(cell, contents[cell.task])
-        if result is None:
+        if cell.place.inner not in found:
             if prepared is None or prepared.data.task.name != cell.task:
                 prepared = prepare(config, cell.task)
                 for warning in prepared.warnings():
                     say(warning)
-            result = run(cell, prepared, say, partial(show, f"{cell.name} (cell {number} of {len(grid)})"))
-        results.append(result)
-        write_results(place, results)
+            shown = partial(show, f"{cell.name} (cell {number} of {len(grid)})")
+            found[cell.place.inner] = run(cell, prepared, say, shown)
+        everything = write_all(place, found, grid)
     say(f"results: {place.named(RESULTS)}")
-    say(table(summarise(results)))
-    return results
+    say(table(summarise(everything)))
+    return [found[cell.place.inner] for cell in grid]

@@ -11,6 +11,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mlpt.errors import CrashError, UserError
@@ -65,6 +66,16 @@ class Place:
             return Checkpoints(saved, keep, f"remove {saved} and run the same command again")
         again = f"remove {self.named(_CHECKPOINTS)} and {saved}, and run the same command again"
         return MirroredCheckpoints(self.folder, keep, Store(self.name), warn, again, (settings,))
+
+    def holders(self, pattern: str, file: str) -> list[str]:
+        """The folders `FOLDER/NAME` in it, sorted, that hold a `file`; `pattern` is of the NAME."""
+        folder = self.folder
+        found = {path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{pattern}/{file}")}
+        if self._remote is not None:
+            store = Store(self.name)
+            inner = [f"{outer}/{name}" for outer in store.names("") for name in store.names(outer)]
+            found |= {one for one in inner if fnmatch(one, f"*/{pattern}") and store.has(f"{one}/{file}")}
+        return sorted(found)
 
     def fetch(self, *names: str) -> None:
         """Get those files that another machine has left and this one lacks."""

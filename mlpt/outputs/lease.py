@@ -35,6 +35,9 @@ class LeaseStore(Protocol):
     def read(self, name: str) -> bytes | None:
         """The content; None if there is none."""
 
+    def written(self, name: str) -> float | None:
+        """When it was written last, in seconds since 1970; None if there is none, or nobody knows."""
+
     def create(self, name: str, content: bytes) -> bool:
         """Make it; False if it is there."""
 
@@ -60,13 +63,19 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def written(self, name: str) -> float | None:
+        try:
+            return (self._path / name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def create(self, name: str, content: bytes) -> bool:
         try:
             file = os.open(self._path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
         try:
-            os.write(file, content)
+            _write_whole(file, content)
         except OSError:
             self.remove(name)
             raise
@@ -76,11 +85,19 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         partial = self._path / f"{name}.partial"
-        partial.write_bytes(content)
+        with open(partial, "wb", buffering=0) as file:
+            _write_whole(file.fileno(), content)
         os.replace(partial, self._path / name)
 
     def remove(self, name: str) -> None:
         (self._path / name).unlink(missing_ok=True)
+
+
+def _write_whole(file: int, content: bytes) -> None:
+    """To the disk, however many writes that takes."""
+    while content:
+        content = content[os.write(file, content) :]
+    os.fsync(file)
 
 
 @contextlib.contextmanager
@@ -156,19 +173,22 @@ class _Lease:
 
 
 def _newest(place: LeaseStore) -> tuple[int, dict[str, Any]] | None:
-    """Number and owner of the newest lease. Of one that is being written this very moment the owner is empty."""
+    """Number and owner of the newest lease. Of one that is being written this very moment, or that a crash has cut, the
+    owner has no name, and its time counts from when the file was written."""
     stems = [name.removeprefix(PREFIX).removesuffix(".json") for name in place.names("") if name.startswith(PREFIX)]
     numbers = [int(stem) for stem in stems if stem.isdigit()]
     if not numbers:
         return None
-    content = place.read(f"{PREFIX}{max(numbers):06d}.json")
+    name = f"{PREFIX}{max(numbers):06d}.json"
+    content = place.read(name)
     if content is None:  # given back meanwhile
         return None
-    try:
+    with contextlib.suppress(ValueError):
         owner = json.loads(content)
-        return max(numbers), owner if isinstance(owner, dict) else {}
-    except ValueError:
-        return max(numbers), {}
+        if isinstance(owner, dict) and isinstance(owner.get("expires"), int | float):
+            return max(numbers), owner
+    written = place.written(name)
+    return max(numbers), {} if written is None else {"expires": written + LASTS_S}
 
 
 def _this_process() -> dict[str, Any]:
@@ -212,9 +232,9 @@ def _refused(owner: dict[str, Any], named: str, instead: str) -> UserError:
     who = ""
     if {"process", "host", "since", "expires"} <= owner.keys():
         who = f" (process {owner['process']} on {owner['host']}, since {owner['since']})"
-        if owner.get("machine") != _machine():
-            left = max(0, round(owner["expires"] - time.time()))
-            instead = f"{instead}; should it have died, it is over in {left} s"
+    if "expires" in owner and owner.get("machine") != _machine():
+        left = max(0, round(owner["expires"] - time.time()))
+        instead = f"{instead}; should it have died, it is over in {left} s"
     return UserError(_line(named, who, instead))
 
 

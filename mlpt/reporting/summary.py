@@ -47,8 +47,14 @@ def _figures(summary: Mapping[str, Any]) -> list[str]:
     if "mlm" in summary["held_out"]:
         loss = summary["held_out"]["mlm"]
         verdict = "below" if loss < summary["unigram_entropy"] else "not below"
-        lines[2] += f"; held-out mlm loss {loss:.3f} (perplexity {math.exp(loss):,.1f}) is {verdict} it"
+        told = f"{perplexity(loss):,.1f}" if loss < 20 else f"{perplexity(loss):.3g}"
+        lines[2] += f"; held-out mlm loss {loss:.3f} (perplexity {told}) is {verdict} it"
     return lines
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats a token; of more than 700 nats that of 700, as floats end soon after."""
+    return math.exp(min(loss, 700.0))
 
 
 def _use(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from mlpt.data.config import DataConfig
 from mlpt.data.describe import describe
 from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
-from mlpt.errors import UserError
+from mlpt.errors import UserError, command
 from mlpt.objectives import objective_class
 from mlpt.outputs import read_json, write_json
 from mlpt.reporting.display import Display
@@ -65,9 +65,10 @@ def with_target_texts(config: RunConfig, blocks: str, display: Display) -> RunCo
         return config
     if (manifest := read_manifest(texts)) is None:
         if config.runtime.num_workers != 0 and config.runtime.address != "local":
+            how = ("--set", f"tokenizer={blocks}/tokenizer", "--set", "dev_share=0")
             raise UserError(
-                f"meta.target.texts={texts} must be prepared where all machines of a cluster read it: mlpt prepare "
-                f"{texts} --out URI --set tokenizer={blocks}/tokenizer --set dev_share=0"
+                f"meta.target.texts={texts} must be prepared where all machines of a cluster read it: "
+                f"{command('prepare', texts, '--out', 'URI', *how)}"
             )
         of = Blocks.open(blocks, "train")
         settings = {"source": texts, "tokenizer": f"{blocks}/tokenizer", "block_size": of.block_size}

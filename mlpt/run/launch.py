@@ -25,6 +25,7 @@ from mlpt.run.build import run_rank, threads_of
 from mlpt.run.callbacks import Listeners
 from mlpt.run.folder import RunDir, new_run, open_run
 from mlpt.run.judged import check_judges
+from mlpt.run.local_paths import with_absolute_paths
 from mlpt.run.result import Run
 from mlpt.run.resuming import SUMMARY, begin_again, newest_step, say_what_changes, summary_of, with_settings
 from mlpt.run.saved import with_model_of_run
@@ -66,7 +67,7 @@ def pretrain(
         if restart:
             raise UserError("--restart begins the run that --resume names again; name it: --resume RUN --restart")
         config = load_run_config(recipe, settings or {})
-        config = with_model_of_run(config, lambda text: say(text, console))
+        config = with_absolute_paths(with_model_of_run(config, lambda text: say(text, console)))
         with new_run(config, overwrite) as run:
             return _run(config, run, console, debug, listeners)
     if recipe is not None:

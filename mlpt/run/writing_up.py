@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from mlpt.errors import UserError, one_line
+from mlpt.errors import UserError, command, one_line
 from mlpt.reporting.card import CARD, write_card
 from mlpt.reporting.history import HISTORY, REPORT, recorded
 from mlpt.reporting.records import read_run
@@ -59,7 +59,7 @@ def _report(run: RunDir, console: Console) -> None:
 
         write_report(run.name, run.folder)
     except Exception as error:
-        say(f"warning: no report was made ({one_line(error)}); try `mlpt report {run.name}`", console)
+        say(f"warning: no report was made ({one_line(error)}); try `{command('report', run.name)}`", console)
         return
     _send(run, REPORT, console)
     say_report(run, console)

@@ -17,14 +17,14 @@ import torch
 from mlpt.config import RuntimeConfig
 from mlpt.downstream.cell_run import Prepared
 from mlpt.downstream.config import DownstreamConfig, FinetuneCell, FinetuneConfig, cells
-from mlpt.downstream.finetune import Show, check, finetune, prepare, read_result, run_cell
+from mlpt.downstream.finetune import Show, check, finetune, prepare, read_results, run_cell, write_all
 from mlpt.downstream.loading import say_masks
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import read_tasks
 from mlpt.downstream.multitask.results import MultitaskResult
 from mlpt.downstream.multitask.run import read_finished, run_multitask
 from mlpt.downstream.place import Place
-from mlpt.downstream.results import RESULTS, CellResult, summarise, table, write_results
+from mlpt.downstream.results import RESULTS, CellResult, summarise, table
 from mlpt.downstream.work import Say, Shown
 from mlpt.errors import UserError
 from mlpt.run.saved import resolve_model
@@ -55,7 +55,8 @@ def finetune_cells(
     if workers <= 1:
         return finetune(config, say, show, run_id=run_id)
     contents, grid, place = check(config), _grid(config, run_id), Place(config.out, run_id)
-    waiting = [cell for cell in grid if read_result(cell, contents[cell.task]) is None]
+    found = read_results(config, contents, run_id)
+    waiting = [cell for cell in grid if cell.place.inner not in found]
     if len(waiting) <= 1:
         return finetune(config, say, show, run_id=run_id)
     say_masks(config, say)
@@ -65,11 +66,11 @@ def finetune_cells(
         check_cores(min(workers, len(waiting)), 1, "--workers")
     with ray_session(runtime, min(workers, len(waiting))):
         _run_all(waiting, workers, say, show)
-    results = [result for cell in grid if (result := read_result(cell, contents[cell.task])) is not None]
-    write_results(place, results)
+    found = read_results(config, contents, run_id)
+    everything = write_all(place, found, grid)
     say(f"results: {place.named(RESULTS)}")
-    say(table(summarise(results)))
-    return results
+    say(table(summarise(everything)))
+    return [found[cell.place.inner] for cell in grid]
 
 
 def _sharing_steps(config: FinetuneConfig, say: Say, show: Show, address: str, run_id: str | None) -> list[CellResult]:

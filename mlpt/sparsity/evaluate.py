@@ -4,7 +4,6 @@ TAMT, section 5: the two losses that are to predict how well a subnetwork transf
 """
 
 import copy
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from mlpt.models.masked import backbone_of
 from mlpt.objectives.distill import Distillation, hidden_distance
 from mlpt.objectives.mlm import MaskedLM
 from mlpt.randomness import numpy_generator, torch_generator
+from mlpt.reporting.summary import perplexity
 from mlpt.sparsity.artefacts import MaskFile, fit, zero_pruned
 from mlpt.sparsity.making import layer_density
 
@@ -59,7 +59,7 @@ def evaluate_pretraining(
     overall = file.description.density if file is not None else 1.0
     return {
         "mlm_loss": means[0],
-        "perplexity": math.exp(min(means[0], 700.0)),
+        "perplexity": perplexity(means[0]),
         "kd_cosine": means[1],
         "kd_mse": means[2],
         "density": overall,

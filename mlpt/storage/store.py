@@ -3,6 +3,7 @@
 Transient errors are tried again with exponential back-off, within bounds; what remains is one line for people.
 """
 
+import contextlib
 import errno
 import logging
 import time
@@ -70,6 +71,19 @@ class Store:
         except FileNotFoundError:
             return None
         return content
+
+    def written(self, name: str) -> float | None:
+        """When an object was written last, in seconds since 1970; None if there is none, or nobody knows."""
+
+        def modified() -> Any:
+            with contextlib.suppress(NotImplementedError):
+                return self._fs.modified(self._path(name))
+
+        try:
+            found = self._try("read", name, modified)
+        except FileNotFoundError:
+            return None
+        return None if found is None else float(found.timestamp())
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace an object at once: a reader sees the old content or the new one."""

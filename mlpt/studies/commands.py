@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mlpt.downstream.command import tasks_of_files
-from mlpt.downstream.config import FinetuneConfig
+from mlpt.downstream.config import FinetuneConfig, cells
 from mlpt.downstream.finetune import read_task
 from mlpt.downstream.results import CellResult, best_rate
 from mlpt.downstream.suites import build_suites, choose_suites
@@ -60,7 +60,13 @@ class Command:
             build_suites(choose_suites([self.measurement.evaluate.suite]), self._suite_words(self.measurement.evaluate))
 
     def is_done(self, seed: int) -> bool:
-        return self._figures(seed).is_file()
+        figures = self._figures(seed)
+        if self.measurement.finetune is None or not figures.is_file():
+            return figures.is_file()
+        # Its results are written after each cell of the grid.
+        found = {(one["task"], one["learning_rate"], one["seed"]) for one in read_json(figures)["cells"]}
+        grid = cells(load_settings(FinetuneConfig, self._finetuning(self.measurement.finetune, seed)))
+        return all((cell.task, cell.learning_rate, cell.seed) in found for cell in grid)
 
     def commands(self, seed: int) -> Iterator[Words]:
         """What is left to do."""

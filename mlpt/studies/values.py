@@ -66,10 +66,12 @@ def why_not(measurement: Measurement, work: Work) -> str | None:
 
 
 def figure(summary: Mapping[str, Any], path: str) -> float:
-    """The number at a dotted path; `A + B / C` is the sum of A and B over C."""
+    """The number at a dotted path; `A + B / C` is the sum of A and B over C. Raises `UserError` where there is none."""
     sums = [sum(_at(summary, term.strip()) for term in part.split("+")) for part in path.split("/")]
     number = sums[0]
     for other in sums[1:]:
+        if not other:
+            raise UserError(f"'{path}' has no value: what it divides by is 0")
         number /= other
     return number
 

@@ -100,6 +100,13 @@ class TaskData:
         """Splits that are only predicted."""
         return [split for split in self.task.test if split in self.splits]
 
+    @property
+    def may_be_empty(self) -> bool:
+        """Spans: whether a question may have no answer, as some of the training rows have none (of the rows that are
+        scored, where there are no training rows)."""
+        splits = ["train"] if "train" in self.splits else self.dev_splits
+        return any(example.label == 0 for split in splits for example in self.splits[split])
+
     def warnings(self) -> list[str]:
         """One line a file that has malformed rows: how many, and the first few by file and line."""
         return [report.summary() for report in self.reports if report.malformed]

@@ -23,6 +23,7 @@ from mlpt.meta.rules import make_rules
 from mlpt.reporting.display import Display
 from mlpt.run.blocks import blocks_of, with_target_texts
 from mlpt.run.build import learns, run_rank, threads_of
+from mlpt.run.local_paths import with_absolute_paths
 from mlpt.run.saved import with_model_of_run
 from mlpt.runtime.pretrain import pretrain_on_ray
 from mlpt.settings import nested
@@ -48,7 +49,7 @@ class PretrainJob:
     def config(self, space: Space, overrides: Mapping[str, Any], point: Mapping[str, Any], seed: int) -> RunConfig:
         one_worker, chosen = {"runtime": {"num_workers": 1}}, nested(space.settings(point))
         given = (one_worker, nested(space.base), overrides, chosen, {"seed": seed})
-        return with_model_of_run(load_run_config(space.recipe, *given))
+        return with_absolute_paths(with_model_of_run(load_run_config(space.recipe, *given)))
 
     def runtime(self, config: RunConfig, overrides: Mapping[str, Any]) -> RuntimeConfig:
         return config.runtime

@@ -1,6 +1,7 @@
 """What a sweep tells and leaves: a line for each trial, `trials.parquet`, the winners as recipes, and a table."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def write_outcome(
     follow_up: str,
     say: Say,
 ) -> None:
-    """Write `trials.parquet` and the winners' recipes into `folder`, show the table and the command to go on with."""
+    """Write the winners' recipes and `trials.parquet` into `folder`, show the table and the command to go on with."""
+    paths = _write_recipes(folder, space, winners, recipes) if winners else []
     pq.write_table(pa.Table.from_pylist(_rows(trials)), folder / "trials.parquet")
     show_table(_table(space, trials, winners))
     for trial in trials:
@@ -87,10 +89,9 @@ def write_outcome(
     if not winners:
         say(f"no trial reached the end, so there is no best recipe; see {folder / 'trials.parquet'}")
         return
-    paths = _write_recipes(folder, space, winners, recipes)
     say(f"trials:  {folder / 'trials.parquet'}")
     say(f"best:    {', '.join(map(str, paths))}")
-    say(f"next:    {follow_up.format(paths[0])}")
+    say(f"next:    {follow_up.format(shlex.quote(str(paths[0])))}")
 
 
 def require_success(trials: Sequence[Trial], folder: Path) -> None:
@@ -116,6 +117,7 @@ def _write_recipes(folder: Path, space: Space, winners: Sequence[Score], recipes
 def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     parameters = sorted({name for trial in trials for name in trial.point})
     metrics = sorted({name for trial in trials for name in trial.metrics})
+    columns = {name: _column([trial.point.get(name) for trial in trials]) for name in parameters}
     return [
         {
             "trial_id": trial.trial_id,
@@ -125,16 +127,24 @@ def _rows(trials: Sequence[Trial]) -> list[dict[str, Any]]:
             "tokens": trial.tokens,
             "seconds": trial.seconds,
             "run_dir": trial.run_dir,
-            **{f"parameter/{name}": _cell(trial.point.get(name)) for name in parameters},
+            **{f"parameter/{name}": columns[name][at] for name in parameters},
             **{name: trial.metrics.get(name) for name in metrics},
         }
-        for trial in trials
+        for at, trial in enumerate(trials)
     ]
 
 
-def _cell(value: Any) -> Any:
-    """Parameters that are lists or mappings go into the table as JSON."""
-    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
+def _column(values: Sequence[Any]) -> list[Any]:
+    """A parameter's values in the table. Lists and mappings are JSON there, and all of them where their types differ:
+    a column has one type."""
+    there = [value for value in values if value is not None]
+    of_one_type = (
+        all(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for value in there)
+        for kind in (str, bool, int | float)
+    )
+    if any(of_one_type):
+        return list(values)
+    return [None if value is None else json.dumps(value) for value in values]
 
 
 def _table(space: Space, trials: Sequence[Trial], winners: Sequence[Score]) -> Table:

@@ -19,7 +19,8 @@ from ray import tune
 
 from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
-from mlpt.errors import UserError, told
+from mlpt.errors import UserError, command, told
+from mlpt.run.local_paths import absolute_words
 from mlpt.runtime.cluster import ray_session, where
 from mlpt.settings import Settings, load_settings, parse_overrides
 from mlpt.storage.files import check_room
@@ -96,17 +97,17 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
 
     overwrite  replace an earlier sweep in `sweep.folder`.
     """
+    words = absolute_words(words)
     sweep = _asked_for(name, words, None)
     folder = outputs.check_folder(sweep.folder, outputs.SWEEP, overwrite, resumes=True)
     if not overwrite and outputs.is_there(folder, outputs.SWEEP):
         raise UserError(
-            f"{folder} holds a sweep; `mlpt tune --resume {folder}`, replace it with --overwrite, or choose another "
-            "sweep.folder"
+            f"{folder} holds a sweep; `{_resume(folder)}`, replace it with --overwrite, or choose another sweep.folder"
         )
     _sample(sweep)  # before there is a folder
     with outputs.taken_folder(folder, outputs.SWEEP, overwrite, private=True):
         asked: dict[str, Any] = {"space": str(Path(name).resolve()) if name.endswith(".py") else name}
-        asked |= {"words": list(words), "metrics": dict(sweep.space.metrics)}  # the metrics are for reports
+        asked |= {"words": words, "metrics": dict(sweep.space.metrics)}  # the metrics are for reports
         outputs.write_file(folder / SWEEP, yaml.safe_dump(asked).encode())
         return _run(sweep, say, debug)
 
@@ -144,7 +145,7 @@ def _run(sweep: Sweep, say: Say, debug: bool) -> Outcome:
     is_nested = runtime.most_workers > 1
     environment = worker_environment(runtime) if is_nested else {}
     say(f"{where(runtime)} ...")
-    resume = f"`mlpt tune --resume {sweep.folder}`"
+    resume = f"`{_resume(sweep.folder)}`"
     with ray_session(runtime, os.cpu_count() or 1, debug, is_nested, environment, lambda: resume):
         if is_nested:
             require_dashboard()
@@ -250,7 +251,11 @@ def _require_room(sweep: Sweep) -> None:
     try:
         check_room(sweep.folder)
     except OSError as error:
-        raise UserError(told(error, f"`mlpt tune --resume {sweep.folder}`")) from error
+        raise UserError(told(error, f"`{_resume(sweep.folder)}`")) from error
+
+
+def _resume(folder: Path) -> str:
+    return command("tune", "--resume", str(folder))
 
 
 def _goals(space: Space) -> str:

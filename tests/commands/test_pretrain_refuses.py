@@ -99,7 +99,7 @@ MODELS = [
     ("model.attention=flash", "setting 'model.attention'"),
     ("model.pretrained=./missing", "there is no folder './missing'"),
     ("model.pretrained=run/model model.hidden_size=64", "hidden_size=64 is for new models"),
-    ("model.pretrained='cut model'", "cannot load a masked language model from 'cut model'"),
+    ("model.pretrained='cut model'", "cut model': give a folder with config.json"),
     ("data.source=missing.txt", "missing.txt: there is no such file or folder"),
     ("'data.source=cut blocks'", "cut blocks/manifest.json is damaged"),
     ("blocks=user data.source=text.txt", "user is not empty (it holds notes.md)"),

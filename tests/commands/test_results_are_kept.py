@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mlpt import outputs
 from mlpt.errors import UserError
@@ -70,6 +71,20 @@ def test_a_fine_tuning_goes_on_where_it_was_and_begins_anew_on_request(own_works
     assert json.loads(results.read_text()) == first
     assert own_workspace.run(f"{line} batch_size=16 --overwrite").code == 0
     assert json.loads(results.read_text()) != first
+
+
+def test_a_fine_tuning_on_another_task_joins_an_earlier_one_and_says_what_was_asked_last(own_workspace):
+    assert own_workspace.run(f"{FINETUNE} --out tuned").code == 0
+    other = FINETUNE.replace("docs_package", "docs_summary")
+    refused = own_workspace.run(f"{other} batch_size=16 --out tuned")
+    assert refused.code == 2, refused
+    assert "other settings or data (batch_size)" in refused.err
+    tuned = own_workspace.folder / "tuned"
+    assert yaml.safe_load((tuned / "finetune.yaml").read_text())["tasks"] == ["docs_package"]
+    assert own_workspace.run(f"{other} --out tuned").code == 0
+    assert yaml.safe_load((tuned / "finetune.yaml").read_text())["tasks"] == ["docs_summary"]
+    found = json.loads((tuned / "results.json").read_text())["cells"]
+    assert [one["task"] for one in found] == ["docs_package", "docs_summary"]
 
 
 @pytest.mark.parametrize(

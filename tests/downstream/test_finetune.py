@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -118,6 +120,27 @@ def test_a_finished_cell_is_read_back_and_other_settings_are_refused(settings, t
     (other,) = cells(settings(tmp_path, max_steps=3))
     with pytest.raises(UserError, match="holds a fine-tuning with other settings"):
         run_cell(other, say=quiet)
+
+
+def test_further_tasks_and_seeds_join_the_results_and_another_fine_tuning_is_refused(settings, tiny_model, tmp_path):
+    few = {"max_steps": 1, "evaluate_every": 1}
+    first = finetune(settings(tmp_path / "out", metric="macro_f1", **few), quiet)
+    second = finetune(settings(tmp_path / "out", tasks=("docs_package",), seeds=(2,), **few), quiet)
+    third = finetune(settings(tmp_path / "out", metric="macro_f1", seeds=(2,), **few), quiet)
+    results = tmp_path / "out" / "results.json"
+    found = json.loads(results.read_text())["cells"]
+    assert [(one["task"], one["seed"]) for one in found] == [("docs_package", 2), ("mood", 1), ("mood", 2)]
+    assert found == [one.to_json() for one in (*second, *first, *third)]
+    before = results.read_bytes()
+    shutil.copytree(tiny_model, tmp_path / "another")
+    weights = {name: weight + 1 for name, weight in load_file(tiny_model / "model.safetensors").items()}
+    save_file(weights, tmp_path / "another" / "model.safetensors", {"format": "pt"})
+    for other, named in [({"model": str(tmp_path / "another")}, "model"), ({"batch_size": 8}, "batch_size")]:
+        says = rf"holds a fine-tuning with other settings or data \({named}\); choose another out"
+        with pytest.raises(UserError, match=says):
+            finetune(settings(tmp_path / "out", tasks=("docs_summary",), **few, **other), quiet)
+    assert results.read_bytes() == before
+    assert not (tmp_path / "out" / "docs_summary").exists()
 
 
 def test_a_cell_that_an_earlier_version_finished_is_read_back(settings, tmp_path):

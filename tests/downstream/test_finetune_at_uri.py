@@ -123,6 +123,16 @@ def test_all_of_it_lies_at_the_uri_and_any_machine_reads_it_back(
     assert fine_tune(kind, places, URI) == result
 
 
+def test_another_machine_adds_a_seed_to_the_results_at_the_uri_and_no_other_fine_tuning(places, store, machine):
+    (first,) = fine_tune("one_task", places, URI, max_steps=2)
+    machine("second")
+    with pytest.raises(UserError, match=rf"^{URI}/{CELL} holds a fine-tuning with .* \(batch_size\)"):
+        fine_tune("one_task", places, URI, max_steps=2, seeds=[2], batch_size=4)
+    (second,) = fine_tune("one_task", places, URI, max_steps=2, seeds=[2])
+    assert json.loads(store.read("results.json"))["cells"] == [first.to_json(), second.to_json()]
+    assert b"seeds:\n- 2\n" in store.read("finetune.yaml")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_machine_goes_on_from_the_checkpoint_at_the_uri(
     kind, places, store, flaky, machine, undisturbed, monkeypatch

@@ -17,6 +17,7 @@ from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
 from mlpt.sparsity.commands import prune
 from mlpt.sparsity.structured import load_group_mask
 from mlpt.tasks import OwnTask, TaskSource
+from mlpt.tasks.features import SpanConfig
 
 
 def quiet(_):
@@ -218,3 +219,22 @@ def test_windows_that_would_not_overlap_are_laid_closer_and_lost_answers_are_tol
     assert lost == [expected.format(split) for split in ("train", "dev")]
     assert result.lost_answers == {"train": 1 / 40, "dev": 1 / 40}
     assert result.warnings == [closer, *lost]
+
+
+@pytest.mark.parametrize("some_unanswerable", [True, False])
+def test_whether_answers_may_be_empty_is_decided_by_the_training_rows(settings, tmp_path, some_unanswerable):
+    source = span_files(tmp_path / "data")
+    train = tmp_path / "data" / "train.jsonl"
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps({**row, "answer": ""}) + "\n" for row in rows[:5]))
+    if some_unanswerable:
+        some = [{**row, "answer": row["answer"] * (at > 3)} for at, row in enumerate(rows)]
+        train.write_text("".join(json.dumps(row) + "\n" for row in some))
+    own = source.own[0].model_copy(update={"test": str(tmp_path / "data" / "test.jsonl")})
+    changed = {"tasks": ("where",), "source": TaskSource(own=(own,)), "max_steps": 1, "evaluate_every": 1}
+    sure = SpanConfig(null_threshold=-1e9)  # wherever no answer may be the answer, it is
+    (result,) = finetune(settings(tmp_path / "out", **changed, span=sure), lambda text: None)
+    for split in ("dev", "test"):
+        lines = (Path(result.folder) / f"predictions_{split}.jsonl").read_text().splitlines()
+        empty = {json.loads(line)["prediction"] == "" for line in lines}
+        assert empty == {some_unanswerable}, split

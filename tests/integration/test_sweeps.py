@@ -101,16 +101,19 @@ def cut_short(search):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("disk_was_full", [False, True])
-def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, space, tmp_path, disk_was_full):
+def test_a_killed_sweep_goes_on_with_the_trials_that_were_left(mlpt, tiny, tiny_text, space, tmp_path, disk_was_full):
     folder = tmp_path / "sweep"
     mine = space(more='tokens=8_000, trials=4, evaluations=3, scheduler="none"')
-    process = mlpt.start("tune", mine, *tiny, f"sweep.folder={folder}", "sweep.concurrent=1")
+    text = f"data.source={os.path.relpath(tiny_text, tmp_path)}"
+    process = mlpt.start("tune", mine, *tiny, text, f"sweep.folder={folder}", "sweep.concurrent=1")
     wait_until(lambda: "trial 2:" in mlpt.output() or process.poll() is not None)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     written = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/finished.json")}
     if disk_was_full:
         cut_short(folder / "tune" / "search")
+    mlpt.folder = tmp_path / "some" / "where" / "else"
+    mlpt.folder.mkdir(parents=True)
     code, output = mlpt.run("tune", "--resume", folder)
     assert code == 0, output
     rows = pq.read_table(folder / "trials.parquet").to_pylist()

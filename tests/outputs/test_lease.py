@@ -137,6 +137,40 @@ def test_a_lease_of_another_machine_holds_until_it_ends(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [f"{LEASE}000008.json"]
 
 
+@pytest.mark.parametrize("content", ["", '{"owner": "x", "ho', "{}", "[1]"])
+@pytest.mark.parametrize("hold", [alone_in, held_by_lease_alone])
+def test_a_lease_that_a_crash_has_cut_holds_as_long_as_any(tmp_path, hold, content):
+    cut = tmp_path / f"{LEASE}000007.json"
+    cut.write_text(content)
+    says = rf"^another process is writing to {tmp_path}; wait for it, or .*; should it have died, it is over in \d+ s"
+    with pytest.raises(UserError, match=says), hold(tmp_path):
+        pass
+    long_ago = time.time() - lease.LASTS_S - 1
+    os.utime(cut, (long_ago, long_ago))
+    with hold(tmp_path):
+        assert the_lease(tmp_path)["process"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_is_written_whole_where_the_system_writes_less_at_a_time(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:7]))
+    with held_by_lease_alone(tmp_path):
+        assert the_lease(tmp_path)["process"] == os.getpid()
+
+
+def test_a_cut_lease_at_a_uri_is_over_in_time(flaky, monkeypatch):
+    store = Store("flaky://bucket/run")
+    store.write(f"{LEASE}000007.json", b"")
+    with pytest.raises(UserError, match="should it have died, it is over in"), leased(store, store.uri):
+        pass
+    monkeypatch.setattr(lease, "LASTS_S", 0.5)
+    time.sleep(0.6)
+    with leased(store, store.uri):
+        pass
+    assert store.names("") == []
+
+
 def test_a_lease_is_renewed(holder):
     _, folder = holder(renewed_every=0.02)
     first, deadline = the_lease(folder)["expires"], time.monotonic() + PATIENCE_S

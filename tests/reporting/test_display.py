@@ -79,3 +79,8 @@ def test_the_summary_of_a_masked_run_says_what_is_left():
     masks = {"method": "tamt", "sparsity": 0.7, "kept": {"the weights of 14 matrices": 0.3}}
     assert "30.00 % of the weights of 14 matrices kept (method tamt, target sparsity 0.7)" in summary_of(masks=masks)
     assert "masks" not in summary_of()
+
+
+def test_a_loss_whose_perplexity_is_beyond_all_floats_is_told():
+    said = " ".join(summary_of(held_out_before={"mlm": 8.0}, held_out={"mlm": 2500.0}).split())
+    assert "held-out mlm loss 2500.000 (perplexity 1.01e+304) is not below it" in said

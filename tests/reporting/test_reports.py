@@ -1,7 +1,9 @@
 """`mlpt report`: one page of a run, of several, of a sweep; also of what is torn, half-written or empty."""
 
+import html
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -323,3 +325,11 @@ def test_fifty_long_runs_fit_into_a_page_that_can_be_sent(tmp_path):
         records.append(type(record)(**{**vars(record), "metrics": Metrics(columns), "config": config}))
     page = report._of_runs(records, None)
     assert len(page.encode()) < 15e6
+
+
+def test_the_commands_of_several_runs_can_be_copied_from_folders_with_spaces(tmp_path):
+    places = [make_run(tmp_path / f"my run {seed}", seed=seed) for seed in (0, 1)]
+    page = html.unescape(own(report_page([str(place) for place in places])))
+    lines = [line for line in re.findall(r"mlpt pretrain [^\n<]*", page) if "ANOTHER" in line]
+    told = [shlex.split(line) for line in dict.fromkeys(lines)]
+    assert told == [["mlpt", "pretrain", f"{place}/config.yaml", "run_dir=ANOTHER"] for place in places]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 from mlpt.config import load_run_config
 from mlpt.errors import UserError
 from mlpt.meta.learner import MetaLearner
+from mlpt.reporting.history import REPORT
+from mlpt.run.folder import RunDir
 from mlpt.run.launch import pretrain
+from mlpt.run.writing_up import written_up
 from mlpt.storage.checkpoint import Checkpoints
 from mlpt.training.schedule import ScheduleConfig, learning_rate
 from mlpt.training.tracker import read_metrics
@@ -63,6 +67,26 @@ def test_a_finished_run_is_shown_again_without_training_or_ray(small_blocks, tmp
     assert "the run is finished" in said
     assert first[first.index("trained ") :] in said
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_on_text_that_was_named_from_its_folder_goes_on_from_any_other(tmp_path, tiny_model, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    lines = [f"The {word} is read {n} times by all of them .\n\n" for n in range(900) for word in ("file", "line")]
+    (tmp_path / "corpus" / "one.txt").write_text("".join(lines))
+    shutil.copytree(tiny_model, tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    settings = {name: value for name, value in SETTINGS.items() if name != "model"}
+    for named in ({"data": {"source": "corpus/"}}, {"data": {"sources": {"one": "corpus/*.txt"}}}):
+        own = {**settings, "model": {"pretrained": "bert"}, "blocks": "blocks", "run_dir": "run"}
+        target = {"meta": {**SETTINGS["meta"], "target": {"texts": "corpus/one.txt"}}}
+        run = pretrain("quickstart", {**own, **named, **target}, console=Console(file=StringIO()), overwrite=True)
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir("elsewhere")
+        longer, _ = resume(run.folder, {"train": {"steps": 7}})
+        assert longer.summary["steps"] == 7
+        assert not list(Path().iterdir())
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree("blocks")
 
 
 def test_a_run_whose_model_is_gone_is_not_finished(small_blocks, tmp_path):
@@ -228,6 +252,12 @@ def test_commands_can_be_copied_from_the_summary_of_a_run_with_spaces_in_its_pat
         train(small_blocks, run.folder)
     command = str(error.value).split("`")[1]
     assert shlex.split(command)[-1] == str(run.folder)
+    (run.folder / REPORT).unlink()
+    (run.folder / REPORT).mkdir()  # no report can be written
+    said = StringIO()
+    with written_up(RunDir(run.folder), 6, True, Console(file=said, width=1000)):
+        pass
+    assert shlex.split(said.getvalue().split("`")[1]) == ["mlpt", "report", str(run.folder)]
 
 
 def test_the_learner_in_this_process_computes_with_the_actors_threads(small_blocks, tmp_path, monkeypatch):

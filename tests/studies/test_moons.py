@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 
 from mlpt.errors import UserError
 from mlpt.settings import load_settings
 from mlpt.stopping import Stopped
 from mlpt.studies.moons.declaration import MoonsStudy
+from mlpt.studies.moons.page import differences
 from mlpt.studies.moons.picture import SCALE, sheet
 from mlpt.studies.moons.pretraining import CellRuns
 from mlpt.studies.moons.reading import read_moons
@@ -130,6 +132,25 @@ def test_a_whole_study_leaves_tables_and_a_picture_and_refuses_another_declarati
     assert json.loads((tmp_path / "out" / "results.json").read_text())["history"]["hard"][0][0] == 2
     with pytest.raises(UserError, match="another 'rate'"):
         run_moons(study(rate=1.0), tmp_path / "out", lambda text: None)
+
+
+def test_cells_that_are_run_alone_join_the_tables_of_the_others(tmp_path):
+    parts = study(labels=[10])
+    for name in ("mlm", "hard"):
+        found = run_moons(parts, tmp_path / "parts", lambda text: None, [name])
+    assert found == run_moons(study(labels=[10], cells=CELLS), tmp_path / "whole", lambda text: None, ["mlm", "hard"])
+    longer = run_moons(study(labels=[10], steps=3), tmp_path / "parts", lambda text: None, ["hard"])
+    assert set(longer["accuracy"]) == {"hard"}  # the other one has not taken the third step
+
+
+def test_differences_are_corrected_over_all_that_are_declared():
+    values = {"mlm": [0.5, 0.6, 0.7, 0.6], "hard": [0.6, 0.75, 0.8, 0.65]}
+    here = {name: {10: {"best": accuracies}} for name, accuracies in values.items()}
+    p = stats.ttest_rel(values["hard"], values["mlm"]).pvalue
+    declared = study(seeds=4, compare=["hard", "masker"])  # of the masker at 20 labels
+    *_, hard, masker = differences(declared, here)
+    assert f"p {3 * p:.2f} | - |" in hard
+    assert masker == "| masker | - | - |"
 
 
 @pytest.mark.slow

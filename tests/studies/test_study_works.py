@@ -109,14 +109,15 @@ def test_what_multi_task_work_cannot_do(tmp_path, changes, says):
 
 
 def test_figures_of_a_summary():
-    summary = {"meta": {"launch": 1.0, "stall": 2.0}, "seconds": 12.0, "steps": 4}
+    summary = {"meta": {"launch": 1.0, "stall": 2.0, "idle": 0}, "seconds": 12.0, "steps": 4}
     assert figure(summary, "seconds") == 12
     assert figure(summary, "meta.launch + meta.stall") == 3
     assert figure(summary, "meta.launch + meta.stall / seconds") == 0.25
     for path, says in [
-        ("meta.stal", "the summary has no 'meta.stal': at 'stal' there is launch, stall"),
+        ("meta.stal", "the summary has no 'meta.stal': at 'stal' there is launch, stall, idle"),
         ("steps.more", "at 'more' there is no more"),
         ("meta", "'meta' of the summary is no number"),
+        ("seconds / meta.launch / meta.idle", "'seconds / meta.launch / meta.idle' has no value"),
     ]:
         with pytest.raises(UserError) as error:
             figure(summary, path)
@@ -199,6 +200,21 @@ def test_scores_of_commands_are_those_of_their_files(small_blocks, tmp_path):
     unknown = command(plan, {"evaluate": {"suite": "docs_package", "name": "semantics"}})
     with pytest.raises(UserError, match="has no line 'semantics'; it has overall"):
         unknown.value(0)
+
+
+def test_a_fine_tuning_is_measured_once_its_whole_grid_is(small_blocks, tmp_path):
+    plan = Plan(read_study(str(write(tmp_path, small_blocks))), Places(tmp_path / "out"))
+    tasks = ["docs_package", "docs_summary"]
+    tuned = command(plan, {"finetune": {"tasks": tasks, "settings": {"learning_rates": [1e-3, 1e-4]}}})
+    tuned.folder(0).mkdir(parents=True)
+    made = []
+    for task, rate in [(task, rate) for task in tasks for rate in (1e-3, 1e-4)]:  # written after each cell
+        assert not tuned.is_done(0)
+        assert [words[0] for words in tuned.commands(0)] == ["finetune"]
+        made.append(finetuned(task, rate, 0.5, 0.5))
+        (tuned.folder(0) / "results.json").write_text(json.dumps({"summary": [], "cells": made}))
+    assert tuned.is_done(0)
+    assert list(tuned.commands(0)) == []
 
 
 def finetuned(task, rate, best, last):

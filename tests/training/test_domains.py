@@ -1,6 +1,8 @@
 """Text domains as arms: fixed and learned mixes, targets, caps on repeats, resuming, and what is refused."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -392,7 +394,9 @@ def test_a_step_has_all_its_rows_however_it_is_cut(blocks):
         assert sum(len(one.rows) for one in planned) == 9
 
 
-def test_on_a_cluster_a_target_text_must_be_prepared(blocks, texts):
-    config = config_of(blocks, meta={"target": {"texts": texts["target"]}}, runtime={"address": "auto"})
-    with pytest.raises(UserError, match=r"must be prepared where all machines of a cluster read it"):
+def test_on_a_cluster_a_target_text_must_be_prepared(blocks, texts, tmp_path):
+    text = str(shutil.copy(texts["target"], tmp_path / "my target.txt"))
+    config = config_of(blocks, meta={"target": {"texts": text}}, runtime={"address": "auto"})
+    with pytest.raises(UserError, match=r"must be prepared where all machines of a cluster read it") as error:
         with_target_texts(config, blocks["domains"], Display("off"))
+    assert shlex.split(str(error.value).partition("read it: ")[2])[:3] == ["mlpt", "prepare", text]

@@ -287,7 +287,7 @@ class MultitaskRun(Finetuning[MicroBatch, Scores]):
         view, config, per_token = TaskView(self.model, task), self.config, data.task.per_token
         tokens = config.tokens_per_batch
         outputs = outputs_of(view, features, tokens, self.device, config.precision, per_token, self.group)
-        return predict(data.task, data.splits[split], features, outputs, config.span)
+        return predict(data.task, data.splits[split], features, outputs, config.span, data.may_be_empty)
 
     def state(self, step: int) -> tuple[Mapping[str, Any], Tensors]:
         learner = State() if self.learner is None else self.learner.state()

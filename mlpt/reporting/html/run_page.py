@@ -1,12 +1,12 @@
 """The page of one run: everything that its folder holds, from the figures to the command that repeats it."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import yaml
 
+from mlpt.errors import pretrain_command
 from mlpt.reporting.columns import Column, Metrics
 from mlpt.reporting.html.curves import lines, noisy, scaled, stacked, with_noise
 from mlpt.reporting.html.mask_figures import mask_section
@@ -176,7 +176,7 @@ def _others(metrics: Metrics) -> Iterator[Picture]:
 
 def _settings(record: Record) -> Iterator[Table | Text]:
     config = f"{record.place}/{CONFIG}"
-    yield Text("Repeat this run", f"mlpt pretrain {shlex.quote(config)} run_dir=ANOTHER")
+    yield Text("Repeat this run", pretrain_command(config, "run_dir=ANOTHER"))
     if record.starts and (last := record.starts[-1].get("environment")):
         rows = [[name, _told(value)] for name, value in last.items() if name != "packages"]
         rows += [[name, version] for name, version in (last.get("packages") or {}).items()]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mlpt.errors import pretrain_command
 from mlpt.reporting.groups import (
     Axis,
     SeedGroup,
@@ -233,7 +234,8 @@ def _mixtures(groups: Sequence[SeedGroup]) -> Iterator[Picture]:
 
 
 def _commands(groups: Sequence[SeedGroup]) -> Text:
-    lines = [f"mlpt pretrain {record.place}/{CONFIG} run_dir=ANOTHER" for group in groups for record in group.records]
+    records = [record for group in groups for record in group.records]
+    lines = [pretrain_command(f"{record.place}/{CONFIG}", "run_dir=ANOTHER") for record in records]
     return Text("Commands", "\n".join(lines), folded=len(lines) > 6)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mlpt.studies.inference import holm, paired, spread
+from mlpt.studies.inference import Paired, holm, paired, spread
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.training.many_teachers import FIGURES
 
@@ -49,29 +49,27 @@ def accuracies(study: MoonsStudy, found: Found, which: str) -> list[str]:
 
 
 def differences(study: MoonsStudy, found: Found) -> list[str]:
-    """Paired with the cell `study.against`: mean, 95 % interval and corrected p."""
-    pairs = [
-        (name, labels)
-        for name in study.compare
-        for labels in study.labels
-        if labels in found.get(name, {}) and labels in found.get(study.against, {})
-    ]
-    tested = []
-    for name, labels in pairs:
-        sides = [[100 * one for one in found[cell][labels]["best"]] for cell in (name, study.against)]
-        tested.append(paired(sides[0], sides[1], "higher", 0.0))
-    corrected = dict(zip(pairs, zip(tested, holm([one.p for one in tested]), strict=True), strict=True))
+    """Paired with the cell `study.against`: mean, 95 % interval, and p corrected over all pairs that are declared."""
+    tested: dict[tuple[str, int], Paired | None] = {}
+    for name in study.compare:
+        for labels in study.labels_of(name):
+            cells = (name, study.against)
+            if labels in study.labels_of(study.against):
+                values = [[100 * one for one in found.get(cell, {}).get(labels, {}).get("best", ())] for cell in cells]
+                tested[name, labels] = paired(values[0], values[1], "higher", 0.0) if all(values) else None
+    corrected = holm([None if one is None else one.p for one in tested.values()])
+    shown = {key: (one, p) for (key, one), p in zip(tested.items(), corrected, strict=True) if one is not None}
     lines = [_row("batches by", [f"{n} labels" for n in study.labels]), _row("---", ["---"] * len(study.labels))]
     for name in study.compare:
-        cells = []
+        written = []
         for labels in study.labels:
-            if (name, labels) not in corrected:
-                cells.append("-")
+            if (name, labels) not in shown:
+                written.append("-")
                 continue
-            one, p = corrected[name, labels]
+            one, p = shown[name, labels]
             interval = "" if one.gain.low is None else f" [{one.gain.low:+.1f}, {one.gain.high:+.1f}]"
-            cells.append(f"{one.gain.mean:+.1f}{interval}" + ("" if p is None else f", p {p:.2f}"))
-        lines.append(_row(name, cells))
+            written.append(f"{one.gain.mean:+.1f}{interval}" + ("" if p is None else f", p {p:.2f}"))
+        lines.append(_row(name, written))
     return lines
 
 

@@ -43,10 +43,10 @@ class CellRuns:
     def __init__(self, study: MoonsStudy, cell: str, rows: Rows, folder: Path):
         self.study, self.cell = study, cell
         self.writer = study.cells[cell]
-        self.name = cell.replace(" ", "-")
+        self.path = self.saved(folder, cell)
+        self.name = self.path.stem
         counts = study.labels_of(cell)[: 1 if self.writer.rule == "none" else None]
         self.models = [(labels, seed) for labels in counts for seed in study.seeds]
-        self.path = folder / f"{self.name}.pt"
         self.history: list[list[float]] = []  # step, and the mean figures of the WINDOW steps before it
         seeds, config = [seed for _, seed in self.models], network(study)
         students = [build_student(config, rows.vocabulary, seed) for seed in seeds]
@@ -66,6 +66,11 @@ class CellRuns:
         share, mlm = self.writer.query_share, self.writer.mlm
         self.batches = Batches(rows, self.models, study.texts, study.rows, share, mlm)
         self.load()
+
+    @staticmethod
+    def saved(folder: Path, cell: str) -> Path:
+        """The file in `folder` that a cell's runs are saved in."""
+        return folder / f"{cell.replace(' ', '-')}.pt"
 
     @property
     def steps(self) -> int:

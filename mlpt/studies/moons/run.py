@@ -29,7 +29,7 @@ def run_moons(
 ) -> dict[str, Any]:
     """Run what is left of the study in the folder `out`; what was found, as in `out`/results.json.
 
-    cells  the cells to run; default: all.
+    cells  the cells to run; default: all. Tables and picture have all that are finished.
     cores  processes that pretrain side by side.
     Raises `UserError` for a folder with another declaration, `Stopped` once a signal has ended it, with all of it kept.
     """
@@ -49,8 +49,21 @@ def run_moons(
             pretrain(study, groups, cores, request, told.more)
         if request():
             raise Stopped(request.number, "stopped; the same command goes on where it was")
-        results = _finetune(study, groups, rows, out, say)
+        results = _finetune(study, _finished(study, groups, rows, out), rows, out, say)
     return results
+
+
+def _finished(study: MoonsStudy, groups: Sequence[CellRuns], rows: Rows, out: Path) -> list[CellRuns]:
+    """The cells of this call, and those that earlier calls have brought to the end, in the declaration's order."""
+    here = {one.cell: one for one in groups}
+    found = []
+    for name in study.cells:
+        group = here.get(name)
+        if group is None and CellRuns.saved(out / "cells", name).is_file():
+            group = CellRuns(study, name, rows, out / "cells")
+        if group is not None and group.steps >= study.steps:
+            found.append(group)
+    return found
 
 
 class _Progress:
