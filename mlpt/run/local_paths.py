@@ -28,12 +28,13 @@ _PATHS: dict[str, Sequence[str]] = {
         for key in ("data_dir", "own.*.train", "own.*.dev", "own.*.test")
     },
 }
+_COPY = "/runtime_resources/working_dir_files/"  # in the path of the copy that Ray makes of a job's working folder
 _TASKS = ("tasks", "tasks.*", "meta.target.tasks", "meta.target.tasks.*")  # names of tasks, or files
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """`config` with the local files and folders that it names, and that are there, by their absolute paths; `blocks`
-    also where it is yet to be made."""
+    also where it is yet to be made. In the copy that Ray makes of a job's working folder they stay as they are."""
     values = config.model_dump()
     changed = absolute_paths(values)
     return config if changed == values else load_settings(RunConfig, changed)
@@ -72,7 +73,13 @@ def _changed(key: tuple[str, ...], value: Any) -> Any:
     if names is None or value in names or not value or is_uri(value) or value.startswith(("~", "hub:")):
         return value
     is_there = key == ("blocks",) or os.path.exists(value) or any(True for _ in glob.iglob(value, recursive=True))
-    return os.path.abspath(value) if is_there else value
+    return _absolute(value) if is_there else value
+
+
+def _absolute(place: str) -> str:
+    """The absolute path; `place` itself in a job's copy of its working folder, as the next job has one of its own."""
+    path = os.path.abspath(place)
+    return place if _COPY in path else path
 
 
 def _is_at(key: Sequence[str], path: str) -> bool:
@@ -82,4 +89,4 @@ def _is_at(key: Sequence[str], path: str) -> bool:
 
 def _task(word: str) -> str:
     path = Path(word.strip())
-    return os.path.abspath(path) if path.suffix and path.is_file() else word
+    return _absolute(str(path)) if path.suffix and path.is_file() else word

@@ -73,3 +73,12 @@ def test_a_run_of_relative_paths_that_was_made_before_is_known_again(here):
     assert yaml.safe_load((here / "run/config.yaml").read_text())["data"]["source"] == "corpus"
     with pytest.raises(UserError, match="holds a run of this very configuration"), new_run(now):
         pass
+
+
+def test_paths_in_a_jobs_copy_of_its_working_folder_stay_as_the_next_job_has_another_copy(here, monkeypatch):
+    copy = here / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    (copy / "corpus").mkdir(parents=True)
+    (copy / "mine.csv").touch()
+    monkeypatch.chdir(copy)
+    words = ["data.source=corpus", "tasks=mine.csv", f"meta.target.texts={here / 'corpus'}"]
+    assert absolute_words(words) == words
