@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mlpt.cli_options import Overwrite
+from mlpt.errors import UserError
 
 
 def finetune(
@@ -37,7 +38,10 @@ def finetune(
     from mlpt.reporting.text import plain_console
     from mlpt.settings import parse_overrides, split_words
 
-    (model, *more), settings = split_words(words)
+    models, settings = split_words(words)
+    if not models:
+        raise UserError(f"no model is named, only '{settings[0]}': begin with it, as in mlpt finetune MODEL --tasks sst2")
+    model, *more = models
     named = [name for word in [*(tasks or []), *more] for name in word.split(",") if name]
     run(
         model,

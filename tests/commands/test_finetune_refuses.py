@@ -6,6 +6,7 @@ MANY = f"seeds={list(range(99))}".replace(" ", "")
 WORDS = [
     ("finetune", "missing argument"),
     ("finetune run", "no task is named"),
+    ("finetune learning_rates=[1e-4] --tasks docs_package", "no model is named, only 'learning_rates=[1e-4]'"),
     ("finetune sst2 --tasks rte", "'sst2' is a task and stands where the model is expected"),
     ("finetune '' --tasks docs_package --out new", "a model needs a name"),
     ("finetune missing.yaml --tasks sst2", "there is no recipe file missing.yaml"),
