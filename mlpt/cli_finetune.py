@@ -40,7 +40,7 @@ def finetune(
 
     models, settings = split_words(words)
     if not models:
-        raise UserError(f"no model is named, only '{settings[0]}': begin with it, as in mlpt finetune MODEL --tasks sst2")
+        raise UserError(f"no model is named, only '{settings[0]}': write mlpt finetune MODEL --tasks sst2")
     model, *more = models
     named = [name for word in [*(tasks or []), *more] for name in word.split(",") if name]
     run(

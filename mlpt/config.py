@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
@@ -22,7 +21,7 @@ from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES, objective_class, resolve_objective
 from mlpt.reporting.boards import BoardSettings
-from mlpt.settings import Settings, load_settings, merge, nested
+from mlpt.settings import Settings, load_settings, merge, nested, parse_yaml, read_yaml
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
@@ -311,10 +310,10 @@ def read_recipe(name: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no recipe file {name}")
-        return _yaml_mapping(path.read_text(), name)
+        return _mapping(read_yaml(path, name), name)
     if name not in recipe_names():
         raise UserError(f"there is no recipe '{name}'; there are {', '.join(recipe_names())}, or give a .yaml file")
-    return _yaml_mapping((resources.files("mlpt.recipes") / f"{name}.yaml").read_text(), name)
+    return _mapping(parse_yaml((resources.files("mlpt.recipes") / f"{name}.yaml").read_bytes(), name), name)
 
 
 def recipe_names() -> list[str]:
@@ -323,12 +322,7 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml") and "finetune_" not in name)
 
 
-def _yaml_mapping(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise UserError(f"{name} is not YAML: {where}") from error
+def _mapping(values: Any, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{name} holds no settings: a recipe is a YAML mapping such as 'train: {{steps: 100}}'")
     return values

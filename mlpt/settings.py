@@ -6,16 +6,18 @@ Every component has a `Config(Settings)` class beside it; `mlpt.config` joins th
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line, reason
 from mlpt.setting_names import hint, settings_in
 
 S = TypeVar("S", bound="Settings")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
+_SHOWN = 80  # characters of a value that an error repeats
 
 
 class Settings(BaseModel):
@@ -92,6 +94,33 @@ def _is_setting(word: str) -> bool:
     return _KEY.match(word) is not None and not os.path.lexists(word)
 
 
+def read_yaml(file: Path, name: str | None = None) -> Any:
+    """What a user's YAML file holds; `name` is what they call it. Raises `UserError` as `parse_yaml` does."""
+    name = str(file) if name is None else name
+    try:
+        return parse_yaml(file.read_bytes(), name)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {reason(error)}") from error
+
+
+def parse_yaml(content: bytes | str, name: str) -> Any:
+    """The value that `content` is, bytes in UTF-8 or with the mark of UTF-16.
+
+    Raises `UserError` in one line, which begins with `name`, where it is none.
+    """
+    try:
+        return yaml.safe_load(content)
+    except yaml.reader.ReaderError as error:
+        why = f"{error.reason} at position {error.position}"
+        raise UserError(f"{name} is not UTF-8 text ({why}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not YAML: {one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{name} nests brackets or sections too deeply to be read; flatten it") from error
+    except Exception as error:  # whatever Python says of a date that does not exist, of `!!bool maybe`, ...
+        raise UserError(f"{name} holds a value that YAML cannot read ({one_line(error)}); quote it") from error
+
+
 def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[str, Any]:
     """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML.
 
@@ -104,9 +133,10 @@ def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[s
         if not equals or not key.strip():
             raise UserError(f"'{word}' is not a setting: write key=value, for example train.steps=200")
         try:
-            value: Any = _number(yaml.safe_load(text)) if text else None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-            raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
+            value: Any = _number(parse_yaml(text, key)) if text else None
+        except UserError as error:
+            shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+            raise UserError(f"the value of {key} cannot be read as YAML: {shown}; quote it") from error
         if key.strip() in whole and isinstance(value, Mapping):
             value = Whole(value)
         overrides = merge(overrides, nested({key.strip(): value}))

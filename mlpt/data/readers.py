@@ -225,7 +225,7 @@ def _jsonl(segment: Segment) -> Iterator[Document]:
 def _json_document(segment: Segment, line: bytes, number: int) -> Document:
     try:
         record = json.loads(_decode(segment.path, line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         where = _line(segment, number)
         raise UserError(f"{segment.path}, line {where} is not JSON ({one_line(error)}); mend or remove it") from error
     text = record.get("text") if isinstance(record, dict) else None

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpt.errors import UserError, reason
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
@@ -20,6 +18,7 @@ from mlpt.reporting.logs import LogEvent, read_log
 from mlpt.reporting.masks import Masks, read_masks
 from mlpt.reporting.samples import FOLDER as SAMPLES
 from mlpt.reporting.samples import Sample, read_sample
+from mlpt.settings import parse_yaml
 from mlpt.storage.store import Store, is_uri
 
 CONFIG = "config.yaml"
@@ -152,8 +151,8 @@ def read_run(name: str, in_full: bool = False) -> Record:
 
 def _config(content: bytes) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError:
+        values = parse_yaml(content, CONFIG)
+    except UserError:
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from mlpt import outputs
 from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.reporting.history import HISTORY, REPORT
-from mlpt.settings import load_settings
+from mlpt.settings import load_settings, read_yaml
 from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
 
@@ -132,8 +130,8 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
     if not (run.folder / CONFIG).is_file():
         raise UserError(f"{run.folder} holds no run: it has no {CONFIG}")
     try:
-        values = yaml.safe_load((run.folder / CONFIG).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(run.folder / CONFIG)
+    except UserError as error:
         raise UserError(f"{run.name}/{CONFIG} is damaged and cannot be read as YAML") from error
     if not isinstance(values, dict) or _LAST not in values:
         raise UserError(f"{run.name}/{CONFIG} is damaged: it breaks off before '{_LAST}'")

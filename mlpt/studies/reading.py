@@ -9,11 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpt.config import WHOLE
 from mlpt.errors import UserError
-from mlpt.settings import load_settings, merge, nested, parse_overrides
+from mlpt.settings import load_settings, merge, nested, parse_overrides, parse_yaml, read_yaml
 from mlpt.studies.declaration import Cell, Declaration
 
 OF_DECLARATION = (
@@ -85,7 +83,7 @@ def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no study file {name}")
-        text, folder = path.read_text(encoding="utf-8"), path.resolve().parent
+        values, folder = read_yaml(path, name), path.resolve().parent
     else:
         names = _shipped_names()
         if name not in names:
@@ -93,11 +91,7 @@ def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}, or give a .yaml file"
             raise UserError(f"there is no study '{name}'; {hint}")
         shipped = resources.files("mlpt.studies") / "shipped" / f"{name}.yaml"
-        text, folder = shipped.read_text(encoding="utf-8"), None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        values, folder = parse_yaml(shipped.read_bytes(), name), None
     if not isinstance(values, dict):
         raise UserError(f"{name} declares no study: it is a YAML mapping with name, question, cells, ...")
     return values, folder

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 
 T = TypeVar("T")
 _NAMED = 3  # how many malformed rows a report names
@@ -116,7 +116,7 @@ def read_jsonl(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     for number, line in read_lines(path, report):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also of a number of thousands of digits
             record = error
         if isinstance(record, dict):
             yield number, record
@@ -131,7 +131,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; download it again") from error
 
 
@@ -175,26 +175,32 @@ def _read_csv(path: Path, report: FileReport) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); convert it") from error
     reader = csv.reader(io.StringIO(text, newline=""))
-    names = next(reader, [])
-    for fields in reader:
-        if not fields:
-            continue
-        if len(fields) == len(names):
-            yield reader.line_num, dict(zip(names, fields, strict=True))
-        else:
-            report.rows += 1
-            report.bad(reader.line_num, f"has {len(fields)} columns instead of {len(names)}")
+    begins = 1
+    try:
+        names = next(reader, [])
+        begins = reader.line_num + 1
+        for fields in reader:
+            begins = reader.line_num + 1
+            if not fields:
+                continue
+            if len(fields) == len(names):
+                yield reader.line_num, dict(zip(names, fields, strict=True))
+            else:
+                report.rows += 1
+                report.bad(reader.line_num, f"has {len(fields)} columns instead of {len(names)}")
+    except csv.Error as error:  # a field longer than 128 KiB: a quote that nothing closes
+        raise UserError(f"{path}:{begins}: {error}; is there a quote that is not closed?") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
 
     try:
-        table = parquet.read_table(path)
-    except (OSError, ArrowInvalid) as error:
-        raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {one_line(error)}") from error
+    yield from enumerate(rows, start=1)
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:
@@ -210,7 +216,7 @@ def number_of(record: Mapping[str, Any], name: str) -> int:
     value = record.get(name)
     try:
         return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:  # OverflowError: JSON's Infinity
         raise RowError(f"has {value!r} instead of an integer in '{name}'") from error
 
 
@@ -251,7 +257,7 @@ def score_of(value: Any, low: float = float("-inf"), high: float = float("inf"))
     """A finite float within bounds."""
     try:
         score = float(value)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise RowError(f"has score {value!r}, expected a number") from error
     if not low <= score <= high or score in (float("inf"), float("-inf")):
         raise RowError(f"has score {value!r}, expected {low:g} to {high:g}")

@@ -21,7 +21,7 @@ from mlpt import outputs
 from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.errors import UserError, told
 from mlpt.runtime.cluster import ray_session, where
-from mlpt.settings import Settings, load_settings, parse_overrides
+from mlpt.settings import Settings, load_settings, parse_overrides, read_yaml
 from mlpt.storage.files import check_room
 from mlpt.storage.store import is_uri
 from mlpt.tuning.kept import Keep, mend
@@ -117,9 +117,9 @@ def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
     if not (path / SWEEP).is_file():
         raise UserError(f"{path} holds no sweep: it has no {SWEEP}")
     try:
-        asked = yaml.safe_load((path / SWEEP).read_text())
+        asked = read_yaml(path / SWEEP)
         name, words = str(asked["space"]), [str(word) for word in asked["words"]]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path / SWEEP} is damaged and does not say which sweep this is") from error
     with outputs.alone_in(path, "end it"):
         return _run(_asked_for(name, words, path), say, debug)

@@ -1,4 +1,4 @@
-"""`mlpt tune`, `bench`, `doctor` and no command at all: one line for bad input, no Ray, nothing written."""
+"""`mlpt tune`, `study`, `bench`, `doctor` and no command at all: one line for bad input, no Ray, nothing written."""
 
 import pytest
 
@@ -30,6 +30,8 @@ TUNE = [
     ("tune --resume run --overwrite", "or --resume FOLDER and nothing else"),
 ]
 OTHERS = [
+    ("study latin.yaml", "latin.yaml is not UTF-8 text"),
+    ("study deep.yaml", "deep.yaml nests brackets or sections too deeply"),
     ("bench nothing", "there is no benchmark 'nothing'; there are step"),
     ("bench step --json no/such.json", "there is no folder"),
     ("bench step --json file", "file exists; name a new file"),

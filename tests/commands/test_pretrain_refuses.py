@@ -7,6 +7,11 @@ RECIPES = [
     ("pretrain missing.yaml", "there is no recipe file missing.yaml"),
     ("pretrain broken.yaml", "broken.yaml is not YAML"),
     ("pretrain list.yaml", "list.yaml holds no settings"),
+    ("pretrain latin.yaml", "latin.yaml is not UTF-8 text (invalid continuation byte at position 3); save it"),
+    ("pretrain wide.yaml", "unknown setting 'trian'; did you mean 'train'?"),  # UTF-16, whose mark says so
+    ("pretrain deep.yaml", "deep.yaml nests brackets or sections too deeply to be read"),
+    ("pretrain day.yaml", "day.yaml holds a value that YAML cannot read (day is out of range for month); quote it"),
+    (["pretrain", f"seed={3000 * '['}"], f"the value of seed cannot be read as YAML: '{80 * '['}...'; quote it"),
     ("pretrain typo.yaml", "unknown setting 'trian'; did you mean 'train'?"),
     ("pretrain recipe.yaml other.yaml", "give one recipe, not 2: recipe.yaml, other.yaml"),
     ("pretrain recipe.yaml =3", "give one recipe, not 2: recipe.yaml, =3"),
