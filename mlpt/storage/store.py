@@ -46,9 +46,14 @@ class Store:
     """
 
     def __init__(self, uri: str, tries: int = _TRIES):
-        """Raises `UserError` for an unknown protocol, a package that is missing, or a URI that holds a password."""
-        if urlsplit(uri).password is not None:
-            shown = uri.replace(urlsplit(uri).netloc, urlsplit(uri).netloc.rpartition("@")[2])
+        """Raises `UserError` for what is no URI, an unknown protocol, a package that is missing, or a URI that holds a
+        password."""
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise UserError(f"{uri} is no URI ({one_line(error)}); write it as s3://bucket/folder") from error
+        if parts.password is not None:
+            shown = uri.replace(parts.netloc, parts.netloc.rpartition("@")[2])
             raise UserError(f"the URI of {shown} holds a password, which would be written down; use the environment")
         self.uri = uri.rstrip("/")
         protocol = split_protocol(uri)[0] or "file"
