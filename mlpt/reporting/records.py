@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpt.errors import UserError, reason
+from mlpt.outputs import absolute
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
@@ -29,7 +30,7 @@ class FolderReader:
     """A folder of this machine or one behind a URI, read by name."""
 
     def __init__(self, place: str):
-        self.name = place.rstrip("/") if is_uri(place) else str(Path(place).expanduser().resolve())
+        self.name = place.rstrip("/") if is_uri(place) else str(absolute(place))
         self.folder = None if is_uri(place) else Path(self.name)
         self._store = Store(self.name) if is_uri(place) else None
 

@@ -126,7 +126,7 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
     if isinstance(place, str) and is_uri(place):
         run = _open_at_uri(place.rstrip("/"))
     else:
-        run = RunDir(Path(place).expanduser().resolve())
+        run = RunDir(outputs.absolute(place))
     if not (run.folder / CONFIG).is_file():
         raise UserError(f"{run.folder} holds no run: it has no {CONFIG}")
     try:

@@ -17,6 +17,7 @@ from mlpt.errors import UserError
 from mlpt.meta.rules import rule_class
 from mlpt.models.config import hugging_face_config
 from mlpt.models.sharded import layers_of
+from mlpt.outputs import expanded
 from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
 from mlpt.reporting.run_list import find_runs
@@ -197,7 +198,7 @@ def _earlier(config: RunConfig) -> Iterator[Record]:
     """Runs in the folder where this one would lie, the newest first."""
     if config.run_dir is not None and is_uri(config.run_dir):
         return
-    folder = Path("runs") if config.run_dir is None else Path(config.run_dir).expanduser().parent
+    folder = Path("runs") if config.run_dir is None else expanded(config.run_dir).parent
     with contextlib.suppress(UserError, OSError):
         for place in sorted(find_runs(str(folder)), key=lambda one: -Path(one, "config.yaml").stat().st_mtime):
             yield read_run(place)

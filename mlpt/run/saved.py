@@ -16,7 +16,7 @@ from mlpt.config import RunConfig
 from mlpt.data.sources import Sources
 from mlpt.errors import UserError, resume_command
 from mlpt.models.hooks import all_as_saved
-from mlpt.outputs import read_json
+from mlpt.outputs import expanded, read_json
 from mlpt.run.build import build_model, step_hooks
 from mlpt.run.folder import CONFIG, open_run
 from mlpt.sparsity.config import save_final_masks
@@ -42,7 +42,7 @@ def resolve_model(name: str, say: Say = lambda text: None) -> str:
             f"{name} is a URI, and models are loaded from folders; copy {name.rstrip('/')}/model here first"
         )
     asked = None if Path(name).exists() else _WHICH.fullmatch(name)
-    run = Path(asked[1] if asked else name).expanduser()
+    run = expanded(asked[1] if asked else name)
     if asked is not None:
         return _from_checkpoint(run, _step(run, asked), lambda text: None)
     if (run / "model" / "config.json").is_file():
@@ -66,7 +66,7 @@ def with_model_of_run(config: RunConfig, say: Say = lambda text: None) -> RunCon
 def blocks_of_run(name: str) -> str:
     """The prepared blocks of the run that `name` means. Raises `UserError` where it is no run, or names none."""
     asked = None if Path(name).exists() else _WHICH.fullmatch(name)
-    return _blocks_of(Path(asked[1] if asked else name).expanduser())
+    return _blocks_of(expanded(asked[1] if asked else name))
 
 
 def _step(run: Path, asked: re.Match[str]) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlpt.config import WHOLE
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.settings import load_settings, merge, nested, parse_overrides, parse_yaml, read_yaml
 from mlpt.studies.declaration import Cell, Declaration
 
@@ -79,7 +80,7 @@ def _shipped_names() -> list[str]:
 
 def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
     """The file's mapping, and its folder if it is not a shipped one."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no study file {name}")

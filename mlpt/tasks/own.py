@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.settings import Settings, load_settings, read_yaml
 from mlpt.tasks.entities import are_entity_labels
 from mlpt.tasks.reading import (
@@ -61,7 +62,7 @@ def read_task_file(file: str) -> tuple[OwnTask, ...]:
 
     Raises `UserError` for a file that cannot be read and for settings that `OwnTask` refuses.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     described = read_yaml(path, f"the task file {file}")
     tasks = described if isinstance(described, list) else [described]
     if not tasks or not all(isinstance(task, dict) for task in tasks):

@@ -113,7 +113,7 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
 
 def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
     """Go on with the sweep in `folder`: finished trials stay, the others go on from their checkpoints."""
-    path = Path(folder).expanduser().resolve()
+    path = outputs.absolute(folder)
     if not (path / SWEEP).is_file():
         raise UserError(f"{path} holds no sweep: it has no {SWEEP}")
     try:
@@ -133,7 +133,7 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
         raise UserError(f"sweep.folder={options.folder}: a sweep lives in a folder that all nodes see, not at a URI")
     if folder is None:
         named = Path.cwd() / "runs" / f"tune-{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder = Path(options.folder).expanduser().resolve() if options.folder else named
+        folder = outputs.absolute(options.folder) if options.folder else named
     return Sweep(space, options, given, folder)
 
 

@@ -138,3 +138,4 @@ def _write_damaged() -> None:
     Path("raises.py").write_text('"""Which?"""\n1 / 0\n')
     Path("latin.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1") * 4000)
     Path("link").symlink_to("nowhere")
+    Path("circle").symlink_to("circle")

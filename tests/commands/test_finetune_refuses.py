@@ -45,7 +45,7 @@ SETTINGS = [
     ("--out user", "user is not empty (it holds notes.md) and is not a fine-tuning that mlpt made"),
     ("--out user --overwrite", "is not empty (it holds notes.md)"),
     ("--out run --overwrite", "is not a fine-tuning that mlpt made"),
-    ("--out ''", "an output needs a name"),
+    ("--out ''", "an empty path was given"),
     ("--masks missing", "there is no mask file at"),
     ("--masks user", "there is no mask file at"),
     ("--masks pickle.pt", "pickle.pt is refused"),

@@ -44,6 +44,27 @@ OTHERS = [
     ("--nothing", "no such option: --nothing"),
 ]
 
+NO_PATHS = [
+    *(f"{command} {{}}" for command in ("runs", "report", "watch", "export --out new", "evaluate", "study")),
+    *("pretrain --resume {}", "tune --resume {}", "pretrain recipe.yaml run_dir={}", "evaluate run --blocks {}"),
+    *("tune sampling sweep.folder={}", "study checks --out {}", "study two_moons --out {}", "prepare {} --out new"),
+    *("evaluate run --suite cloze={}", "evaluate run --suite pos={}", "pretrain recipe.yaml data.tokenizer={}"),
+    *("finetune run --tasks docs_package --out {}", "finetune {} --tasks docs_package", "report run --out {}"),
+]
+
+
+@pytest.mark.parametrize("line", NO_PATHS)
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "circle/x"])
+def test_a_home_of_nobody_and_links_in_a_circle(workspace, line, path):
+    workspace.refuses(line.format(path), path.partition("/")[0])
+
+
+@pytest.mark.parametrize(
+    "line", ["runs {}", "report {}", "pretrain recipe.yaml run_dir={}", "prepare text.txt --out {}"]
+)
+def test_a_uri_that_is_none(workspace, line):
+    workspace.refuses(line.format("s3://[x"), "s3://[x")
+
 
 @pytest.mark.parametrize(("line", "says"), TUNE + OTHERS)
 def test_input_that_cannot_be_used(workspace, line, says):

@@ -28,7 +28,7 @@ TEXTS = [
 ]
 OUTPUTS = [
     ("prepare text.txt", "missing option '--out'"),
-    ("prepare text.txt --out ''", "an output needs a name"),
+    ("prepare text.txt --out ''", "an empty path was given"),
     ("prepare text.txt --out file", "file is a file; name a folder"),
     ("prepare text.txt --out file/new", "file is a file, not a folder; check the path"),
     ("prepare text.txt --out user", "user is not empty (it holds notes.md) and is not prepared text that mlpt made"),
