@@ -19,7 +19,7 @@ from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
 
 CONFIG = "config.yaml"
-_BLOCKS = "blocks.json"
+BLOCKS = "blocks.json"
 _LAST = list(RunConfig.model_fields)[-1]  # the section that stands last in a whole file
 _RUN_ID = "run.json"
 _FOLDERS = ("checkpoints", "logs", "policies")
@@ -141,6 +141,23 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
         raise UserError(f"{run.name}/{CONFIG}: {error}") from error
 
 
+def remembered_blocks(folder: Path) -> dict[str, str] | None:
+    """Folder or URI (`blocks`) and `digest` of the blocks that the run in `folder` trains on; None if it names none.
+
+    Raises `UserError` where the file that says so is damaged.
+    """
+    file = folder / BLOCKS
+    if not file.is_file():
+        return None
+    try:
+        said = outputs.read_json(file)
+    except UserError:
+        said = None
+    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("blocks", "digest")):
+        raise UserError(f"{file} is damaged; remove it and resume the run: it is written again")
+    return said
+
+
 @contextlib.contextmanager
 def _new_at_uri(config: RunConfig, uri: str, overwrite: bool) -> Iterator[RunDir]:
     store = Store(uri)
@@ -169,7 +186,7 @@ def _begun_at_uri(config: RunConfig, store: Store) -> Iterator[RunDir]:
     except BaseException:
         with contextlib.suppress(StorageError):  # it is not the error to tell of
             if not any(store.has(result) for result in outputs.RUN.results):
-                for name in (CONFIG, _RUN_ID, _BLOCKS, HISTORY, REPORT, "logs"):
+                for name in (CONFIG, _RUN_ID, BLOCKS, HISTORY, REPORT, "logs"):
                     store.remove(name)
                 shutil.rmtree(remote.place, ignore_errors=True)
         raise
@@ -191,9 +208,9 @@ def _open_at_uri(uri: str) -> RunDir:
         raise UserError(f"{uri}/{_RUN_ID} is damaged; remove it and resume again") from error
     run = RunDir(remote.folder(), remote)
     (run.folder / CONFIG).write_bytes(config)
-    blocks = store.read(_BLOCKS)
+    blocks = store.read(BLOCKS)
     if blocks is not None:
-        (run.folder / _BLOCKS).write_bytes(blocks)
+        (run.folder / BLOCKS).write_bytes(blocks)
     return run
 
 

@@ -47,7 +47,7 @@ OTHERS = [
 NO_PATHS = [
     *(f"{command} {{}}" for command in ("runs", "report", "watch", "export --out new", "evaluate", "study")),
     *("pretrain --resume {}", "tune --resume {}", "pretrain recipe.yaml run_dir={}", "evaluate run --blocks {}"),
-    *("tune sampling sweep.folder={}", "study checks --out {}", "study two_moons --out {}", "prepare {} --out new"),
+    *("tune sampling sweep.folder={}", "study mixtures --out {}", "study two_moons --out {}", "prepare {} --out new"),
     *("evaluate run --suite cloze={}", "evaluate run --suite pos={}", "pretrain recipe.yaml data.tokenizer={}"),
     *("finetune run --tasks docs_package --out {}", "finetune {} --tasks docs_package", "report run --out {}"),
 ]

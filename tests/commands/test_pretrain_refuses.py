@@ -121,6 +121,18 @@ def test_a_setting_that_cannot_be(workspace, words, says):
     workspace.refuses(f"pretrain recipe.yaml run_dir=new/run {words}", says)
 
 
+@pytest.mark.parametrize("damage", ["", '{"blocks"', "[]", '{"blocks": "blocks"}'])
+def test_a_run_whose_list_of_blocks_is_cut(own_workspace, damage):
+    (own_workspace.folder / "run/blocks.json").write_text(damage)
+    for command in ("pretrain --resume run train.steps=3", "pretrain --resume run --restart", "evaluate run"):
+        ended = own_workspace.run(command)
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended
+        assert "blocks.json is damaged; remove it and resume the run" in ended.err
+    (own_workspace.folder / "run/blocks.json").unlink()
+    assert own_workspace.run("pretrain --resume run train.steps=3").code == 0
+    assert own_workspace.run("evaluate run --batches 1").code == 0
+
+
 def test_more_workers_than_cores_are_refused_before_ray_starts(workspace):
     asked = "runtime.num_workers=512 train.batch_size=512 train.micro_batch_size=1"
     workspace.refuses(f"pretrain recipe.yaml run_dir=new {asked}", "512 workers need 512 CPUs and this machine has")
