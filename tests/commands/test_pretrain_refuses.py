@@ -11,7 +11,7 @@ RECIPES = [
     ("pretrain wide.yaml", "unknown setting 'trian'; did you mean 'train'?"),  # UTF-16, whose mark says so
     ("pretrain deep.yaml", "deep.yaml nests brackets or sections too deeply to be read"),
     ("pretrain day.yaml", "day.yaml holds a value that YAML cannot read (day is out of range for month); quote it"),
-    (["pretrain", f"seed={3000 * '['}"], f"the value of seed cannot be read as YAML: '{80 * '['}...'; quote it"),
+    (["pretrain", f"seed={3000 * '['}"], f"the value of seed cannot be read as YAML: '{99 * '['}...; quote it"),
     ("pretrain typo.yaml", "unknown setting 'trian'; did you mean 'train'?"),
     ("pretrain recipe.yaml other.yaml", "give one recipe, not 2: recipe.yaml, other.yaml"),
     ("pretrain recipe.yaml =3", "give one recipe, not 2: recipe.yaml, =3"),
@@ -103,6 +103,8 @@ MODELS = [
     ("model.pretrained=./missing", "there is no folder './missing'"),
     ("model.pretrained=run/model model.hidden_size=64", "hidden_size=64 is for new models"),
     ("model.pretrained='cut model'", "cannot load a masked language model from 'cut model'"),
+    ("data.mix=learnt", "setting 'data.mix': Input should be 'proportional', 'uniform', 'characters' or 'learned'"),
+    ("'data.sources={no: text.txt}'", "data.sources: YAML reads a name as False; quote it, as in 'no' or 'off'"),
     ("data.source=missing.txt", "missing.txt: there is no such file or folder"),
     ("'data.source=cut blocks'", "cut blocks/manifest.json is damaged"),
     ("blocks=user data.source=text.txt", "user is not empty (it holds notes.md)"),
