@@ -203,6 +203,8 @@ def _style(file: CorpusFile, documents: Documents, several: bool, by_hash: bool)
 
 def _paths(source: str, skipped: Counter[str]) -> list[str]:
     fs, inner = filesystem(source)
+    if not inner.strip("/") and not is_local(fs):
+        raise UserError(f"{source} names no place; write for example s3://bucket/folder")
     with readable_errors(source, "read"):
         if fs.isfile(inner):
             found = [inner]
