@@ -56,6 +56,8 @@ class Store:
             shown = uri.replace(parts.netloc, parts.netloc.rpartition("@")[2])
             raise UserError(f"the URI of {shown} holds a password, which would be written down; use the environment")
         self.uri = uri.rstrip("/")
+        if self.uri.endswith(":"):  # s3://, whose slashes may be gone already
+            raise UserError(f"{self.uri}// names no place; write it as s3://bucket/folder")
         protocol = split_protocol(uri)[0] or "file"
         self._fs, root = filesystem(self.uri, **_OPTIONS.get(protocol, {}))
         self._root = root.rstrip("/")
