@@ -260,7 +260,7 @@ def load_run_config(recipe: str | Mapping[str, Any] | None, *overrides: Mapping[
     give way to another text; what is asked of a prepared folder it must have.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
-    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe or "quickstart")
+    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe("quickstart" if recipe is None else recipe)
     for one in map(nested, overrides):
         values = _laid_on(values, one)
     config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)

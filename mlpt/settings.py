@@ -21,6 +21,7 @@ from mlpt.setting_names import hint
 S = TypeVar("S", bound="Settings")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
 _MOST_SHOWN = 100  # characters of a value that an error repeats
+_MOST_BITS = 10_000  # of a number: Python writes down none with more than 4,300 digits
 _A_KEY = "[key]"  # in pydantic's locations: it is the key itself that is wrong
 
 
@@ -132,7 +133,7 @@ def _loaded(content: bytes | str, name: str) -> Any:
 
 
 def _check_names(value: Any, name: str, separator: str = ".") -> None:
-    """Refuse names that YAML has read as true or false, and a value that holds itself.
+    """Refuse names that YAML has read as true or false, endless numbers, and a value that holds itself.
 
     separator  stands between `name`, of a file or a key, and the key below.
     """
@@ -140,6 +141,8 @@ def _check_names(value: Any, name: str, separator: str = ".") -> None:
     above: set[int] = set()
 
     def look(value: Any, where: str) -> None:
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UserError(f"{where} is a number of thousands of digits; give a smaller one")
         if not isinstance(value, dict | list) or id(value) in done:
             return
         if id(value) in above:

@@ -1,7 +1,7 @@
 """AdamW with the usual parameter groups."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,8 @@ from mlpt.models.sharded import is_part
 from mlpt.settings import Settings
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
 from mlpt.training.muon import MuonWithAdamW, hidden_matrices
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Settings):
@@ -24,7 +26,7 @@ class OptimizerConfig(Settings):
 
     kind: Literal["adamw", "muon", "transformers_adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="decay a step of the two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.98), description="decay a step of the two moments")
     eps: float = Field(1e-6, gt=0, description="added to the root of the second moment")
     weight_decay: float = Field(0.01, ge=0, description="for matrices; biases and norms are never decayed")
 

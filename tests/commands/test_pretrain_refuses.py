@@ -4,6 +4,7 @@ import pytest
 
 RECIPES = [
     ("pretrain nothing", "there is no recipe 'nothing'; there are"),
+    ("pretrain ''", "there is no recipe ''; there are"),
     ("pretrain missing.yaml", "there is no recipe file missing.yaml"),
     ("pretrain broken.yaml", "broken.yaml is not YAML"),
     ("pretrain list.yaml", "list.yaml holds no settings"),
@@ -26,6 +27,7 @@ PLACES = [
     ("pretrain recipe.yaml run_dir=file", "file is a file; name a folder"),
     ("pretrain recipe.yaml run_dir=file/run", "file is a file, not a folder; check the path"),
     (f"pretrain recipe.yaml run_dir={'n' * 300}", "the name is too long; choose a shorter one"),
+    ("pretrain recipe.yaml run_dir=s3://", "s3:// names no place; write it as s3://bucket/folder"),
     ("pretrain recipe.yaml run_dir=xyz://bucket/run", "Protocol not known: xyz"),
     ("pretrain recipe.yaml run_dir=s3://me:secret@bucket/run", "s3://bucket/run holds a password"),
     ("pretrain recipe.yaml --overwrite data.source=missing.txt", "missing.txt: there is no such file or folder"),
@@ -54,6 +56,8 @@ TRAINING = [
     ("train.steps.more=3", "setting 'train.steps': Input should be a valid integer"),
     ("train.batch_size=3.5", "setting 'train.batch_size'"),
     ("train.micro_batch_size=3", "batch_size 4 is not a multiple of micro_batch_size 3"),
+    ("'train.optimizer.betas=[1,2]'", "setting 'train.optimizer.betas.0': Input should be less than 1 (got 1)"),
+    (f"seed=0x{5000 * 'f'}", "seed is a number of thousands of digits; give a smaller one"),
     ("train.optimizer.lr=-1", "setting 'train.optimizer.lr': Input should be greater than 0"),
     ("train.optimizer.lr=.nan", "setting 'train.optimizer.lr'"),
     ("train.schedule.warmup=50", "the schedule needs 50 steps of warm-up"),
@@ -98,6 +102,13 @@ MODELS = [
     ("model.heads=3", "hidden_size 32 is not a multiple of 3 heads"),
     ("model.architecture=brt", "did you mean 'bert'?"),
     ("model.architecture=gpt2", "'gpt2' is no architecture with a masked language model"),
+    (
+        "model.options.hidden_act=x",
+        "'bert' cannot be made with model.options={'hidden_act': 'x'} and its sizes (KeyError",
+    ),
+    ("model.options.layer_norm_eps=x", "Field 'layer_norm_eps' expected float, got str"),
+    ("model.options.max_position_embeddings=2", "leaves room for 2 tokens, and blocks have 32; raise it, or leave it"),
+    ("model.options.pad_token_id=99999", "Padding_idx must be within num_embeddings"),
     ("'model.options={nothing: 3}'", "'bert' has no option 'nothing'"),
     ("model.attention=flash", "setting 'model.attention'"),
     ("model.pretrained=./missing", "there is no folder './missing'"),
