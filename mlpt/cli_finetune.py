@@ -30,7 +30,7 @@ def finetune(
         str | None, typer.Option(help="folder or URI for results, predictions and models; default: finetuned")
     ] = None,
     multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
-    workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="cells side by side; 1: one after another, without Ray")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""

@@ -22,6 +22,7 @@ S = TypeVar("S", bound="Settings")
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
 _MOST_SHOWN = 100  # characters of a value that an error repeats
 _MOST_BITS = 10_000  # of a number: Python writes down none with more than 4,300 digits
+_NO_MAPPING = "needs settings of its own, as in {key: value}"
 _A_KEY = "[key]"  # in pydantic's locations: it is the key itself that is wrong
 
 
@@ -61,6 +62,8 @@ def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S
 
     Raises `UserError` in one line: the dotted key, what is wrong with it, and for an unknown key the nearest valid one.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"setting '{where}': {_NO_MAPPING} (got {_shown(values)})")
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -235,7 +238,7 @@ def _message(error: Any) -> str:
         valid = error["ctx"]["expected_tags"].replace("'", "")
         return f"there is no {_discriminator(error)} '{error['ctx']['tag']}'; there are {valid}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"needs settings of its own, as in {{key: value}} (got {_shown(given)})"
+        return f"{_NO_MAPPING} (got {_shown(given)})"
     if _location(error)[-1:] == (_A_KEY,):
         return f"YAML reads a name as {_shown(given)}, and names are texts; quote it"
     if kind in ("tuple_type", "list_type"):

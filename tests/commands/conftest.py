@@ -135,6 +135,12 @@ def _write_damaged() -> None:
     Path("day.yaml").write_text("name: 2026-02-30\n")
     Path("broken.json").write_text("{")
     Path("space.py").write_text('"""Which?"""\nspace = 3\n')
+    Path("leaves.py").write_text('"""Which?"""\nraise SystemExit(3)\n')
+    Path("nothing_to_draw.py").write_text(
+        '"""Which?"""\nfrom ray import tune\nfrom mlpt.tuning.space import Space\n'
+        'parameters = {"train.optimizer.lr": tune.choice([])}\n'
+        'space = Space(parameters=parameters, metrics={"dev/mean": "min"}, tokens=1000, trials=1)\n'
+    )
     Path("raises.py").write_text('"""Which?"""\n1 / 0\n')
     Path("latin.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1") * 4000)
     Path("link").symlink_to("nowhere")

@@ -65,6 +65,8 @@ SETTINGS = [
     (f"--workers 99 {MANY}", "99 workers need 99 CPUs"),
     ("--workers x", "invalid value for '--workers'"),
     ("--multitask --out user", "is not a multi-task fine-tuning that mlpt made"),
+    ("--workers 0", "invalid value for '--workers': Input should be greater than or equal to 1"),
+    ("--multitask conditional.max_length=0", "setting 'conditional.max_length': Input should be greater than 0"),
     ("--multitask encoder=other", "setting 'encoder'"),
     ("--multitask sampler.rule=best", "there is no rule 'best'; there are mt_uncertainty"),
     ("--multitask optimizer.rate=1", "did you mean 'optimizer.lr'? (peak learning rate)"),
