@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from mlpt.cli_options import Overwrite
+from mlpt.errors import UserError
 
 
 def finetune(
@@ -29,7 +30,7 @@ def finetune(
         str | None, typer.Option(help="folder or URI for results, predictions and models; default: finetuned")
     ] = None,
     multitask: Annotated[bool, typer.Option("--multitask", help="all tasks at once, one encoder (CA-MTL)")] = False,
-    workers: Annotated[int, typer.Option(help="cells side by side; 1: one after another, without Ray")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="cells side by side; 1: one after another, without Ray")] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labelled tasks: seeds and learning rates of one task, or many tasks at once."""
@@ -37,7 +38,10 @@ def finetune(
     from mlpt.reporting.text import plain_console
     from mlpt.settings import parse_overrides, split_words
 
-    (model, *more), settings = split_words(words)
+    models, settings = split_words(words)
+    if not models:
+        raise UserError(f"no model is named, only '{settings[0]}': write mlpt finetune MODEL --tasks sst2")
+    model, *more = models
     named = [name for word in [*(tasks or []), *more] for name in word.split(",") if name]
     run(
         model,

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mlpt.data.config import OF_TRAINED, DataConfig, as_prepared, lay_on
@@ -23,7 +22,7 @@ from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES, objective_class, resolve_objective
 from mlpt.reporting.boards import BoardSettings
-from mlpt.settings import Settings, load_settings, merge, nested
+from mlpt.settings import Settings, load_settings, merge, nested, parse_yaml, read_yaml
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
@@ -263,7 +262,7 @@ def load_run_config(recipe: str | Mapping[str, Any] | None, *overrides: Mapping[
     give way to another text; what is asked of a prepared folder it must have.
     Raises `UserError` for an unknown recipe, unreadable YAML, unknown keys or impossible values.
     """
-    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe or "quickstart")
+    values = nested(recipe) if isinstance(recipe, Mapping) else read_recipe("quickstart" if recipe is None else recipe)
     for one in map(nested, overrides):
         values = _laid_on(values, one)
     config = _with_tokenizer_of_model(load_settings(RunConfig, values), values)
@@ -313,10 +312,10 @@ def read_recipe(name: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no recipe file {name}")
-        return _yaml_mapping(path.read_text(), name)
+        return _mapping(read_yaml(path, name), name)
     if name not in recipe_names():
         raise UserError(f"there is no recipe '{name}'; there are {', '.join(recipe_names())}, or give a .yaml file")
-    return _yaml_mapping((resources.files("mlpt.recipes") / f"{name}.yaml").read_text(), name)
+    return _mapping(parse_yaml((resources.files("mlpt.recipes") / f"{name}.yaml").read_bytes(), name), name)
 
 
 def recipe_names() -> list[str]:
@@ -325,12 +324,7 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml") and "finetune_" not in name)
 
 
-def _yaml_mapping(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")
-        raise UserError(f"{name} is not YAML: {where}") from error
+def _mapping(values: Any, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{name} holds no settings: a recipe is a YAML mapping such as 'train: {{steps: 100}}'")
     return values

@@ -5,19 +5,27 @@ Every component has a `Config(Settings)` class beside it; `mlpt.config` joins th
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlpt.errors import UserError
-from mlpt.setting_names import hint, settings_in
+from mlpt.errors import UserError, one_line, reason
+from mlpt.setting_names import hint
 
 S = TypeVar("S", bound="Settings")
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the two moments of Adam and its kin
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
+_MOST_SHOWN = 100  # characters of a value that an error repeats
+_MOST_BITS = 10_000  # of a number: Python writes down none with more than 4,300 digits
+_NO_MAPPING = "needs settings of its own, as in {key: value}"
+_A_KEY = "[key]"  # in pydantic's locations: it is the key itself that is wrong
 
 
 class Settings(BaseModel):
@@ -56,6 +64,8 @@ def load_settings(cls: type[S], values: Mapping[str, Any], where: str = "") -> S
 
     Raises `UserError` in one line: the dotted key, what is wrong with it, and for an unknown key the nearest valid one.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"setting '{where}': {_NO_MAPPING} (got {_shown(values)})")
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -94,6 +104,66 @@ def _is_setting(word: str) -> bool:
     return _KEY.match(word) is not None and not os.path.lexists(word)
 
 
+def read_yaml(file: Path, name: str | None = None) -> Any:
+    """What a user's YAML file holds; `name` is what they call it. Raises `UserError` as `parse_yaml` does."""
+    name = str(file) if name is None else name
+    try:
+        return parse_yaml(file.read_bytes(), name)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {reason(error)}") from error
+
+
+def parse_yaml(content: bytes | str, name: str) -> Any:
+    """The value that `content` is, bytes in UTF-8 or with the mark of UTF-16.
+
+    Raises `UserError` in one line, which begins with `name`, where it is none.
+    """
+    value = _loaded(content, name)
+    _check_names(value, name, ": ")
+    return value
+
+
+def _loaded(content: bytes | str, name: str) -> Any:
+    try:
+        return yaml.safe_load(content)
+    except yaml.reader.ReaderError as error:
+        why = f"{error.reason} at position {error.position}"
+        raise UserError(f"{name} is not UTF-8 text ({why}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not YAML: {one_line(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{name} nests brackets or sections too deeply to be read; flatten it") from error
+    except Exception as error:  # whatever Python says of a date that does not exist, of `!!bool maybe`, ...
+        raise UserError(f"{name} holds a value that YAML cannot read ({one_line(error)}); quote it") from error
+
+
+def _check_names(value: Any, name: str, separator: str = ".") -> None:
+    """Refuse names that YAML has read as true or false, endless numbers, and a value that holds itself.
+
+    separator  stands between `name`, of a file or a key, and the key below.
+    """
+    done: set[int] = set()  # an alias makes a value stand in several places
+    above: set[int] = set()
+
+    def look(value: Any, where: str) -> None:
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UserError(f"{where} is a number of thousands of digits; give a smaller one")
+        if not isinstance(value, dict | list) or id(value) in done:
+            return
+        if id(value) in above:
+            raise UserError(f"{where} holds itself, by an alias (*) of YAML; write it out")
+        above.add(id(value))
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, bool):
+                words = "'yes' or 'on'" if key else "'no' or 'off'"
+                raise UserError(f"{where}: YAML reads a name as {key}; quote it, as in {words}")
+            look(inner, f"{where}{separator if where == name else '.'}{key}")
+        above.discard(id(value))
+        done.add(id(value))
+
+    look(value, name)
+
+
 def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[str, Any]:
     """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML.
 
@@ -106,9 +176,10 @@ def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[s
         if not equals or not key.strip():
             raise UserError(f"'{word}' is not a setting: write key=value, for example train.steps=200")
         try:
-            value: Any = _number(yaml.safe_load(text)) if text else None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-            raise UserError(f"the value of {key} cannot be read as YAML: {text!r}; quote it") from error
+            value: Any = _number(_loaded(text, key)) if text else None
+        except UserError as error:
+            raise UserError(f"the value of {key} cannot be read as YAML: {_shown(text)}; quote it") from error
+        _check_names(value, key.strip())
         if key.strip() in whole and isinstance(value, Mapping):
             value = Whole(value)
         overrides = merge(overrides, nested({key.strip(): value}))
@@ -136,16 +207,28 @@ def _number(value: Any) -> Any:
 
 
 def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
-    found = error.errors()
-    unknown = [one for one in found if one["type"] == "extra_forbidden"]  # may be why another one is missing
-    first = (unknown or found)[0]
-    path, known = _walk(cls, [str(part) for part in first["loc"]])
+    found = [(*_walk(cls, _location(one)), one) for one in error.errors()]
+    unknown = [one for one in found if one[2]["type"] == "extra_forbidden"]  # may be why another one is missing
+    path, known, first = (unknown or found)[0]
     prefix = f"{where}." if where else ""
-    key = prefix + ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting '{key}'; {hint(cls, path, known, prefix)}"
-    message = _message(first)
+    if unknown:
+        return f"unknown setting '{prefix}{'.'.join(path)}'; {hint(cls, path, known, prefix)}"
+    # Where a value may be of several kinds, each kind has its complaint: the one that got furthest into it was meant.
+    same = [one for one in found if one[0][: len(path)] == path]
+    path, _, first = max(same, key=_how_far)
+    key, message = prefix + ".".join(path), _message(first)
     return f"setting '{key.rstrip('.')}': {message}" if key else message
+
+
+def _how_far(found: tuple[list[str], list[str], Any]) -> tuple[int, bool, bool]:
+    path, _, error = found
+    return len(path), _location(error)[-1:] == (_A_KEY,), not error["type"].endswith("_type")
+
+
+def _location(error: Any) -> Sequence[str | int]:
+    """Pydantic's, with the same mark of a wrong name in settings as in mappings."""
+    place: tuple[str | int, ...] = error["loc"]
+    return (*place, _A_KEY) if error["type"] == "invalid_key" else place
 
 
 def _message(error: Any) -> str:
@@ -157,42 +240,81 @@ def _message(error: Any) -> str:
         valid = error["ctx"]["expected_tags"].replace("'", "")
         return f"there is no {_discriminator(error)} '{error['ctx']['tag']}'; there are {valid}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"needs settings of its own, as in {{key: value}} (got {given!r})"
+        return f"{_NO_MAPPING} (got {_shown(given)})"
+    if _location(error)[-1:] == (_A_KEY,):
+        return f"YAML reads a name as {_shown(given)}, and names are texts; quote it"
+    if kind in ("tuple_type", "list_type"):
+        return f"needs a list, as in [a, b] (got {_shown(given)})"
     text = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").replace("\n", " ")
-    return text if kind == "value_error" else f"{text} (got {given!r})"
+    text = text.replace(" after validation", "")
+    if kind == "string_type" and isinstance(given, bool | int | float | date):
+        as_text = "no" if isinstance(given, bool) else given
+        return f"{text} (got {_shown(given)}); quote it for YAML, on a command line as '\"{as_text}\"'"
+    return text if kind == "value_error" else f"{text} (got {_shown(given)})"
+
+
+def _shown(value: Any) -> str:
+    """A value as an error repeats it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: of a number of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _discriminator(error: Any) -> str:
     return str(error["ctx"]["discriminator"]).strip("'")
 
 
-def _walk(cls: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
+def _walk(cls: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[str]]:
     """The keys that a person writes to get to `location`, and the valid ones beside the last of them.
 
-    Pydantic names the member of a union between two keys (by its `rule` or its type); people don't write that.
+    Where a value may be of several kinds, pydantic names the one it has tried (by its `rule` or its type) between two
+    keys, and it marks what is wrong with a key itself; people write neither.
     """
     written: list[str] = []
-    here: list[type[BaseModel]] = [cls]
+    here: list[Any] = [cls]
     beside: list[str] = []
-    for number, part in enumerate(location):
-        last = number == len(location) - 1
-        tagged = [one for one in here if _tag(one) == part]
-        if tagged and not last:
-            here = tagged
+    named = False  # the kind that `here` is
+    for part in map(str, location):
+        if part == _A_KEY:
+            return written[:-1], beside
+        if len(here) > 1 and not named:
+            here, named = [kind for kind in here if _is_named(kind, part)], True
             continue
-        beside = sorted({key for one in here for key in one.model_fields})
-        deeper = [
-            found
-            for one in here
-            if part in one.model_fields
-            for found in settings_in(one.model_fields[part].annotation)
-        ]
-        if part in beside or part.isdigit() or last:
-            written.append(part)
-        here = deeper or here
+        beside = sorted({key for kind in here for key in getattr(kind, "model_fields", ())})
+        written.append(part)
+        here = [inner for kind in here for child in _inside(kind, part) for inner in _kinds(child)]
+        named = False
     return written, beside
 
 
-def _tag(cls: type[BaseModel]) -> Any:
-    field = cls.model_fields.get("rule")
+def _kinds(annotation: Any) -> list[Any]:
+    """What a value of this type may be, but for None."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _kinds(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return [kind for one in inner if one is not type(None) for kind in _kinds(one)]
+    return [annotation]
+
+
+def _is_named(kind: Any, name: str) -> bool:
+    """Whether pydantic calls the type `kind` so: by its `rule`, by its name, or as in `dict[str,float]`."""
+    own = getattr(typing.get_origin(kind) or kind, "__name__", "")
+    return _tag(kind) == name or name.removeprefix("constrained-").partition("[")[0] == own.lower() or name == own
+
+
+def _inside(kind: Any, part: str) -> list[Any]:
+    """The type of what stands at `part` in a value of the type `kind`; none where that is unknown."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind.model_fields[part].annotation] if part in kind.model_fields else []
+    inner = [one for one in typing.get_args(kind) if one is not ...]
+    if typing.get_origin(kind) is tuple and part.isdigit():
+        return inner[int(part) : int(part) + 1] or inner[:1]
+    return inner[-1:]
+
+
+def _tag(kind: Any) -> Any:
+    field = getattr(kind, "model_fields", {}).get("rule")
     return None if field is None else field.default

@@ -148,6 +148,13 @@ def test_there_is_one_way_to_print():
     assert guilty == []
 
 
+def test_what_people_name_is_expanded_in_one_place():
+    """`Path.expanduser` raises a `RuntimeError` for ~somebody; `mlpt.outputs.places` does not."""
+    assert [str(path.relative_to(ROOT)) for path in FILES if ".expanduser()" in path.read_text()] == [
+        "mlpt/outputs/places.py"
+    ]
+
+
 def test_every_file_can_be_read_in_one_sitting():
     long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}

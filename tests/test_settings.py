@@ -110,3 +110,61 @@ def test_a_mapping_of_names_on_the_command_line_replaces_and_a_dotted_key_change
     assert laid("objectives={mlm: {}}", "objectives.mlm.probability=0.3") == {"mlm": {"probability": 0.3}}
     assert laid("objectives.mlm.probability=0.3") == {"mlm": {"probability": 0.3}, "cse": {}}
     assert laid("objectives.cse=", "objectives={dtd: {}}") == {"dtd": {}}
+
+
+class Kinds(Settings):
+    mix: Literal["even", "learned"] | dict[str, float] | None = None
+    sources: dict[str, str | list[str]] | None = None
+    workers: int | tuple[int, int] = 1
+    several: tuple[Inner, ...] | Inner = ()
+    components: dict[str, Annotated[First | Second, Field(discriminator="rule")]] = Field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"mix": "learnt"}, "setting 'mix': Input should be 'even' or 'learned' (got 'learnt')"),
+        ({"mix": {"a": "much"}}, "setting 'mix.a': Input should be a valid number, unable to parse"),
+        ({"mix": {"a": float("nan")}}, "setting 'mix.a': Input should be a finite number (got nan)"),
+        ({"mix": {1: 0.5}}, "setting 'mix': YAML reads a name as 1, and names are texts; quote it"),
+        ({"sources": {2024: "a.txt"}}, "setting 'sources': YAML reads a name as 2024, and names are texts; quote it"),
+        ({"sources": {"str": [3]}}, "setting 'sources.str.0': Input should be a valid string (got 3); quote it"),
+        ({None: 3}, "YAML reads a name as None, and names are texts"),
+        ({"workers": "x"}, "setting 'workers': Input should be a valid integer"),
+        ({"workers": [1, "x"]}, "setting 'workers.1': Input should be a valid integer"),
+        ({"workers": [1, 2, 3]}, "setting 'workers': Tuple should have at most 2 items, not 3"),
+        ({"several": [{"steps": "x"}]}, "setting 'several.0.steps': Input should be a valid integer"),
+        ({"several": {"steps": "x"}}, "setting 'several.steps': Input should be a valid integer"),
+        ({"several": [{"stepz": 1}]}, "unknown setting 'several.0.stepz'; valid: learning_rate, steps"),
+        ({"components": {"a": {"rule": "first", "gamma": "x"}}}, "setting 'components.a.gamma': Input should be"),
+        ({"names": 3}, "setting 'names': needs a list, as in [a, b] (got 3)"),
+        ({"names": [False]}, "(got False); quote it for YAML, on a command line as '\"no\"'"),
+        ({"names": 1 << 20000}, "setting 'names': needs a list, as in [a, b] (got a int)"),
+    ],
+)
+def test_a_setting_of_several_kinds_is_named_as_people_write_it(values, says):
+    with pytest.raises(UserError) as error:
+        load_settings(Kinds, values)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{no: 1}", "key: YAML reads a name as False; quote it, as in 'no' or 'off'"),
+        ("{a: [{on: 1}]}", "key.a.0: YAML reads a name as True; quote it, as in 'yes' or 'on'"),
+        ("&x {a: *x}", "key.a holds itself, by an alias (*) of YAML; write it out"),
+        (3000 * "[", "the value of key cannot be read as YAML"),
+        ("!!bool perhaps", "the value of key cannot be read as YAML: '!!bool perhaps'; quote it"),
+    ],
+)
+def test_a_value_that_yaml_cannot_mean_is_one_line(text, says):
+    with pytest.raises(UserError) as error:
+        parse_overrides([f"key={text}"])
+    assert str(error.value).startswith(says)
+    assert len(str(error.value)) < 300
+
+
+def test_an_alias_may_stand_in_several_places():
+    assert parse_overrides(["key=[&x {a: 1}, *x, {b: *x}]"]) == {"key": [{"a": 1}, {"a": 1}, {"b": {"a": 1}}]}

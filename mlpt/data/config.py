@@ -51,7 +51,7 @@ class DataConfig(Settings):
         default="wordpiece",
         description="'wordpiece', 'bpe' or 'task_bpe' (MetaLMO's) to train one; or a folder, file or hub name",
     )
-    vocab_size: int | None = Field(default=None, gt=0, description="of a trained tokenizer; default 8192")
+    vocab_size: int | None = Field(default=None, gt=0, lt=2**31, description="of a trained tokenizer; default 8192")
     lowercase: bool | None = Field(default=None, description="of a trained WordPiece; default true")
     tokenizer_bytes: int | None = Field(
         default=None, gt=0, description="text that a tokenizer is trained on, spread over the input; default 32 MiB"

@@ -5,23 +5,20 @@ same bytes.
 """
 
 import glob
-import gzip
 import hashlib
 import itertools
 import math
 import os
 import posixpath
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pyarrow.parquet import FileMetaData
-
 from mlpt.data import docs_corpus, hub
 from mlpt.data.readers import DOCUMENT_BYTES, READ_BYTES, Segment, head_style, next_start, open_bytes, open_parquet
+from mlpt.data.text_sizes import gzip_size, parquet_size, parquet_sizes
 from mlpt.errors import UserError, reason
 from mlpt.storage.files import filesystem, is_local, readable_errors
 
@@ -48,7 +45,6 @@ _SPLIT_WORDS = {
     "val": "dev",
     "test": "test",
 }
-SAMPLED = 1 << 24  # bytes of a gzip file's text that show how much the rest of it is
 HASHED_WHOLE = 1 << 30  # bytes of corpus that are hashed to know it again (a second or two)
 
 
@@ -73,6 +69,12 @@ class CorpusFile:
     def packed(self) -> bool:
         """Whether its size is not that of its text."""
         return self.gzipped or self.kind == "parquet"
+
+    def text_size(self) -> int:
+        """Bytes of its text, unpacked."""
+        if self.kind == "parquet":
+            return parquet_size(self.path)
+        return gzip_size(self.path, self.size) if self.gzipped else self.size
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def plan(
     to_train = (file for file in files if file.kind == "text" and file.split in (None, "train"))
     beside = Counter(_given_domain(file) for file in to_train)
     ready = sum(file.size for file in files if file.capped)
-    texts = {file.path: file.size if max_bytes is None else _text_size(file) for file in files if not file.capped}
+    texts = {file.path: file.size if max_bytes is None else file.text_size() for file in files if not file.capped}
     rest = sum(texts.values())
     share = math.inf if max_bytes is None or not rest else max(0, max_bytes - ready) / rest
     target = min(LARGEST_PIECE, max(SMALLEST_PIECE, int(ready + rest * min(1.0, share)) // PIECES))
@@ -187,34 +189,6 @@ def plan(
         if group:
             pieces.append(Piece(tuple(group), split, size))
     return pieces
-
-
-def _text_size(file: CorpusFile) -> int:
-    """Bytes of a file's text, unpacked: of a gzip file with more than SAMPLED as its beginning says, of a parquet file
-    as it says itself, which is a little more."""
-    if file.kind == "parquet":
-        with readable_errors(file.path, "read"):
-            return sum(_text_sizes(open_parquet(file.path).metadata))
-    if not file.gzipped:
-        return file.size
-    fs, inner = filesystem(file.path)
-    read = 0
-    with readable_errors(file.path, "read"), fs.open(inner, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
-        try:
-            while read < SAMPLED and (chunk := stream.read(READ_BYTES)):
-                read += len(chunk)
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return max(read, 1)  # reading the segment says so
-        return max(1, read if read < SAMPLED else int(file.size * read / packed.tell()))
-
-
-def _text_sizes(metadata: FileMetaData) -> list[int]:
-    """Bytes of text in each row group of a parquet file, unpacked."""
-    sizes = []
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        columns = map(group.column, range(group.num_columns))
-        sizes.append(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == "text"))
-    return sizes
 
 
 def fingerprint(files: Sequence[CorpusFile]) -> str:
@@ -260,6 +234,8 @@ def _style(file: CorpusFile, documents: Documents, several: bool, by_hash: bool)
 
 def _paths(source: str, skipped: Counter[str]) -> list[str]:
     fs, inner = filesystem(source)
+    if not inner.strip("/") and not is_local(fs):
+        raise UserError(f"{source} names no place; write for example s3://bucket/folder")
     with readable_errors(source, "read"):
         if fs.isfile(inner):
             found = [inner]
@@ -379,7 +355,7 @@ def _cut(file: CorpusFile, limit: int | None, target: int, style: str) -> list[t
 def _cut_parquet(file: CorpusFile, limit: int | None, target: int, style: str) -> list[tuple[Segment, int]]:
     with readable_errors(file.path, "read"):
         metadata = open_parquet(file.path).metadata
-    texts = _text_sizes(metadata)
+    texts = parquet_sizes(metadata)
     scale = None if limit is None else max(1.0, limit / max(1, sum(texts)))  # above 1: there is room for all of it
     cut: list[tuple[Segment, int]] = []
     start, size, text, left = 0, 0, 0, limit

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from mlpt.data.reach import hub_lookup, is_path
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.storage.files import one_line, readable_errors
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def load_tokenizer(path_or_name: str) -> "PreTrainedTokenizerFast":
 
     Raises UserError when nothing can be loaded, or when a special token that packing or masking needs is missing.
     """
-    path = Path(path_or_name).expanduser()
+    path = expanded(path_or_name)
     if path.is_file() and path.name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
         path = path.parent
     complete = (path / "tokenizer.json").exists() or (path / "tokenizer_config.json").exists()
@@ -73,7 +74,7 @@ def has_tokenizer(model: str) -> bool:
 
     A path that is not there has none: whoever loads the model says so.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
     return any((path / name).is_file() for name in files) if path.exists() else not is_path(model)
 

@@ -1,7 +1,7 @@
 """Outputs of a model on a split, the predictions that they mean, and their scores."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -160,6 +160,14 @@ def check_metric(task: Task, metric: str | None) -> str:
     if metric is not None and metric not in task.metrics:
         raise UserError(f"task '{task.name}' has no metric '{metric}'; it has {', '.join(task.metrics)}")
     return metric or task.select
+
+
+def check_labels(data: TaskData, splits: Iterable[str]) -> None:
+    """Raise `UserError` where rows of `splits`, to train on or to be scored, have no label."""
+    for split in splits:
+        if any(example.label is None for example in data.splits[split]):
+            name = data.task.name
+            raise UserError(f"split '{split}' of task '{name}' has rows without a label; give its labelled file")
 
 
 def check_split(data: TaskData, split: str | None) -> str:

@@ -14,7 +14,7 @@ from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
 from mlpt.downstream.cut_texts import notes_of_cuts
-from mlpt.downstream.evaluate import check_metric, check_split, outputs_of, predict, score
+from mlpt.downstream.evaluate import check_labels, check_metric, check_split, outputs_of, predict, score
 from mlpt.downstream.fingerprint import check_same, masks_digest, model_digest, rows_digests
 from mlpt.downstream.loading import Base, apply_masks, build_model, load_base, load_tokenizer, masks_of, say_masks
 from mlpt.downstream.place import Place
@@ -41,9 +41,7 @@ def read_task(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("trai
         raise UserError(f"task '{task}' needs {' and '.join((*train, 'dev'))} rows; splits found: {there}")
     check_metric(data.task, for_task(config.metric, task))
     check_split(data, for_task(config.select_split, task))
-    for split in (*train, *data.dev_splits):
-        if any(example.label is None for example in data.splits[split]):
-            raise UserError(f"split '{split}' of task '{task}' has rows without a label; give its labelled file")
+    check_labels(data, (*train, *data.dev_splits))
     return data
 
 

@@ -1,7 +1,8 @@
 """The encoder a run trains: from scratch by its dimensions, or from a folder or hub name."""
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 from mlpt.settings import Settings
 
 # What a new model is where nothing is said. A pretrained one is what it is.
@@ -132,7 +133,33 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
             hint = f"; did you mean '{near[0]}'?" if near else "; see its Hugging Face configuration"
             raise UserError(f"'{architecture}' has no option '{name}'{hint}")
         values[name] = value
-    return AutoConfig.for_model(architecture, **values)
+    with fitting_options(config):
+        made = AutoConfig.for_model(architecture, **values)
+    most = config.options.get("max_position_embeddings")
+    room = None if most is None else room_for_tokens(made, vocabulary)
+    if room is not None and max_length > room:
+        raise UserError(
+            f"model.options.max_position_embeddings={most} leaves room for {room} tokens, and blocks have "
+            f"{max_length}; raise it, or leave it out"
+        )
+    return made
+
+
+@contextlib.contextmanager
+def fitting_options(config: ModelConfig) -> Iterator[None]:
+    """Make one line of what transformers says of sizes and options that make no model. Raises `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # of a value of the wrong type, an activation that is not there, sizes beyond memory, ...
+        options = f"model.options={config.options} and its sizes" if config.options else "these sizes"
+        name, why = config.architecture or config.pretrained, f"{type(error).__name__}: {one_line(error)[:200]}"
+        raise UserError(
+            f"'{name}' cannot be made with {options} ({why}); see its Hugging Face configuration"
+        ) from error
 
 
 def attends_within_documents(config: PreTrainedConfig) -> bool:

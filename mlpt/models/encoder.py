@@ -22,6 +22,7 @@ from mlpt.models.config import (
     attends_within_documents,
     check_pretrained,
     dropout_values,
+    fitting_options,
     hugging_face_config,
     register_metalmo,
 )
@@ -145,12 +146,14 @@ def load_encoder(
 
 def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) -> Any:
     made = hugging_face_config(config, vocabulary, max_length)
-    try:
-        return AutoModelForMaskedLM.from_config(made, attn_implementation=config.attention, dtype=torch.float32)
-    except ValueError as error:
-        if "attention implementation" not in str(error):
-            raise
-        raise UserError(f"'{config.architecture}' has no {config.attention} attention; use attention=eager") from error
+    with fitting_options(config):
+        try:
+            return AutoModelForMaskedLM.from_config(made, attn_implementation=config.attention, dtype=torch.float32)
+        except ValueError as error:
+            if "attention implementation" not in str(error):
+                raise
+            reason = f"'{config.architecture}' has no {config.attention} attention; use attention=eager"
+            raise UserError(reason) from error
 
 
 def _load_backbone(name: str, attention: str, dropout: float | None = None, complete: bool = False) -> Any:

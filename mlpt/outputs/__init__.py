@@ -18,7 +18,7 @@ from mlpt.outputs.folders import (
 from mlpt.outputs.kinds import BLOCKS, EXPORT, FINE_TUNING, MASKS, MOONS, MULTITASK, RUN, SCORES, STUDY, SWEEP, Kind
 from mlpt.outputs.lease import PREFIX as LEASE
 from mlpt.outputs.lease import leased
-from mlpt.outputs.places import StrPath, named
+from mlpt.outputs.places import StrPath, absolute, expanded, named
 
 __all__ = [
     "BLOCKS",
@@ -34,10 +34,12 @@ __all__ = [
     "SWEEP",
     "Kind",
     "StrPath",
+    "absolute",
     "alone_in",
     "check_file",
     "check_folder",
     "check_names",
+    "expanded",
     "forget_replaced",
     "growing_folder",
     "is_json_of",

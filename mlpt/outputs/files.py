@@ -38,7 +38,7 @@ def read_json(path: Path) -> Any:
     """What `write_json` wrote. Raises `UserError` where it is damaged."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}); put a whole copy back, or begin anew") from error
 
 

@@ -1,4 +1,4 @@
-"""Paths that are to be written, and why some cannot be."""
+"""Paths as people write them, and why some cannot be written to."""
 
 import contextlib
 import os
@@ -13,14 +13,19 @@ StrPath = str | os.PathLike[str]
 def named(place: str) -> str:
     """`place`. Raises `UserError` for a name that no output can have."""
     if not place.strip():
-        raise UserError("an output needs a name; an empty one was given")
+        raise UserError("an empty path was given; name a folder or a file")
     if "\0" in place:
         raise UserError("a path cannot hold a zero byte; name another")
     return place
 
 
+def expanded(place: StrPath) -> Path:
+    """`place` with ~ resolved; as it is where that is somebody who does not exist, so that nothing is found there."""
+    return Path(os.path.expanduser(place))
+
+
 def absolute(place: StrPath) -> Path:
-    """The absolute path of an output, links and ~ resolved. Raises `UserError` for what is no path."""
+    """The absolute path of a file or folder, links and ~ resolved. Raises `UserError` for what is no path."""
     text = named(os.fspath(place))
     try:
         return Path(text).expanduser().resolve()

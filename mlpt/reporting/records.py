@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpt.errors import UserError, reason
+from mlpt.outputs import absolute
 from mlpt.reporting.columns import Metrics, read_metrics
 from mlpt.reporting.history import HISTORY, State, read_history, state_of
 from mlpt.reporting.logs import LogEvent, read_log
 from mlpt.reporting.masks import Masks, read_masks
 from mlpt.reporting.samples import FOLDER as SAMPLES
 from mlpt.reporting.samples import Sample, read_sample
+from mlpt.settings import parse_yaml
 from mlpt.storage.store import Store, is_uri
 
 CONFIG = "config.yaml"
@@ -30,7 +30,7 @@ class FolderReader:
     """A folder of this machine or one behind a URI, read by name."""
 
     def __init__(self, place: str):
-        self.name = place.rstrip("/") if is_uri(place) else str(Path(place).expanduser().resolve())
+        self.name = place.rstrip("/") if is_uri(place) else str(absolute(place))
         self.folder = None if is_uri(place) else Path(self.name)
         self._store = Store(self.name) if is_uri(place) else None
 
@@ -152,8 +152,8 @@ def read_run(name: str, in_full: bool = False) -> Record:
 
 def _config(content: bytes) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(content)
-    except yaml.YAMLError:
+        values = parse_yaml(content, CONFIG)
+    except UserError:
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlpt.errors import UserError
-from mlpt.outputs import write_file
+from mlpt.outputs import absolute, write_file
 from mlpt.reporting.groups import grouped
 from mlpt.reporting.history import REPORT
 from mlpt.reporting.html import run_page, runs_page, study_page, sweep_page
@@ -44,7 +44,7 @@ def write_report(place: str, folder: Path) -> None:
 
 def place_of_report(names: Sequence[str]) -> Path | None:
     """Where the report of one run or sweep in a folder lies; None for several, and for a run at a URI."""
-    return Path(names[0]).expanduser().resolve() / REPORT if len(names) == 1 and not is_uri(names[0]) else None
+    return absolute(names[0]) / REPORT if len(names) == 1 and not is_uri(names[0]) else None
 
 
 def is_report(path: Path) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet
-import yaml
 
 from mlpt.errors import UserError
 from mlpt.reporting.records import FolderReader, Record, read_run
+from mlpt.settings import parse_yaml
 
 SWEEP = "sweep.yaml"
 TRIALS = "trials.parquet"
@@ -54,8 +54,8 @@ def read_sweep(name: str) -> Sweep:
     """The sweep in a folder, finished or under way. Raises `UserError` where there is none."""
     place = FolderReader(name)
     try:
-        said = yaml.safe_load(place.read(SWEEP) or b"")
-    except yaml.YAMLError:
+        said = parse_yaml(place.read(SWEEP) or b"", SWEEP)
+    except UserError:
         said = None
     if not isinstance(said, dict):
         raise UserError(f"{place.name}/{SWEEP} is damaged and does not say which sweep this is")

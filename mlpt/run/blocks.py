@@ -16,8 +16,9 @@ from mlpt.data.manifest import read_manifest
 from mlpt.data.prepare import RunShards, input_digest, prepare
 from mlpt.errors import UserError, command
 from mlpt.objectives import objective_class
-from mlpt.outputs import read_json, write_json
+from mlpt.outputs import write_json
 from mlpt.reporting.display import Display
+from mlpt.run.folder import BLOCKS, remembered_blocks
 from mlpt.settings import load_settings
 from mlpt.storage.files import cache_directory, readable_errors
 
@@ -38,10 +39,10 @@ def blocks_of(config: RunConfig, folder: Path, display: Display, run_shards: Run
         with _alone(blocks), display.bytes_done("preparing text") as progress:
             manifest = prepare(config.data, blocks, run_shards, progress)
     display.say(describe(manifest, blocks))
-    remembered, current = folder / "blocks.json", {"blocks": blocks, "digest": manifest.digest}
-    if remembered.is_file() and read_json(remembered)["digest"] != manifest.digest:
+    remembered = remembered_blocks(folder)
+    if remembered is not None and remembered["digest"] != manifest.digest:
         raise UserError(f"the text has changed since {folder} was started; start a new run on it")
-    write_json(remembered, current)
+    write_json(folder / BLOCKS, {"blocks": blocks, "digest": manifest.digest})
     # A model that came with a tokenizer goes on with blocks of that very tokenizer, and so does each
     # that an objective loads.
     models = [] if config.model.pretrained is None else [config.model.pretrained]

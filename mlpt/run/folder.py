@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from mlpt import outputs
 from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.reporting.history import HISTORY, REPORT
 from mlpt.run.local_paths import with_absolute_paths
-from mlpt.settings import load_settings
+from mlpt.settings import load_settings, parse_yaml, read_yaml
 from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
 
 CONFIG = "config.yaml"
-_BLOCKS = "blocks.json"
+BLOCKS = "blocks.json"
 _LAST = list(RunConfig.model_fields)[-1]  # the section that stands last in a whole file
 _RUN_ID = "run.json"
 _FOLDERS = ("checkpoints", "logs", "policies")
@@ -129,12 +127,12 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
     if isinstance(place, str) and is_uri(place):
         run = _open_at_uri(place.rstrip("/"))
     else:
-        run = RunDir(Path(place).expanduser().resolve())
+        run = RunDir(outputs.absolute(place))
     if not (run.folder / CONFIG).is_file():
         raise UserError(f"{run.folder} holds no run: it has no {CONFIG}")
     try:
-        values = yaml.safe_load((run.folder / CONFIG).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = read_yaml(run.folder / CONFIG)
+    except UserError as error:
         raise UserError(f"{run.name}/{CONFIG} is damaged and cannot be read as YAML") from error
     if not isinstance(values, dict) or _LAST not in values:
         raise UserError(f"{run.name}/{CONFIG} is damaged: it breaks off before '{_LAST}'")
@@ -142,6 +140,23 @@ def open_run(place: str | os.PathLike[str]) -> tuple[RunDir, RunConfig]:
         return run, load_settings(RunConfig, values)
     except UserError as error:
         raise UserError(f"{run.name}/{CONFIG}: {error}") from error
+
+
+def remembered_blocks(folder: Path) -> dict[str, str] | None:
+    """Folder or URI (`blocks`) and `digest` of the blocks that the run in `folder` trains on; None if it names none.
+
+    Raises `UserError` where the file that says so is damaged.
+    """
+    file = folder / BLOCKS
+    if not file.is_file():
+        return None
+    try:
+        said = outputs.read_json(file)
+    except UserError:
+        said = None
+    if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("blocks", "digest")):
+        raise UserError(f"{file} is damaged; remove it and resume the run: it is written again")
+    return said
 
 
 @contextlib.contextmanager
@@ -172,7 +187,7 @@ def _begun_at_uri(config: RunConfig, store: Store) -> Iterator[RunDir]:
     except BaseException:
         with contextlib.suppress(StorageError):  # it is not the error to tell of
             if not any(store.has(result) for result in outputs.RUN.results):
-                for name in (CONFIG, _RUN_ID, _BLOCKS, HISTORY, REPORT, "logs"):
+                for name in (CONFIG, _RUN_ID, BLOCKS, HISTORY, REPORT, "logs"):
                     store.remove(name)
                 shutil.rmtree(remote.place, ignore_errors=True)
         raise
@@ -194,9 +209,9 @@ def _open_at_uri(uri: str) -> RunDir:
         raise UserError(f"{uri}/{_RUN_ID} is damaged; remove it and resume again") from error
     run = RunDir(remote.folder(), remote)
     (run.folder / CONFIG).write_bytes(config)
-    blocks = store.read(_BLOCKS)
+    blocks = store.read(BLOCKS)
     if blocks is not None:
-        (run.folder / _BLOCKS).write_bytes(blocks)
+        (run.folder / BLOCKS).write_bytes(blocks)
     return run
 
 
@@ -212,8 +227,8 @@ def _taken(run: RunDir, there: str, config: RunConfig) -> UserError:
 def _as_kept_now(text: str) -> str:
     """The configuration in a config.yaml as it is written today; earlier runs kept relative paths."""
     try:
-        return with_absolute_paths(load_settings(RunConfig, yaml.safe_load(text))).to_yaml()
-    except (yaml.YAMLError, UserError, TypeError, ValueError):
+        return with_absolute_paths(load_settings(RunConfig, parse_yaml(text, CONFIG))).to_yaml()
+    except (UserError, TypeError, ValueError):
         return text
 
 

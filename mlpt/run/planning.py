@@ -15,8 +15,9 @@ from mlpt.data.manifest import Manifest, read_manifest
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.errors import UserError
 from mlpt.meta.rules import rule_class
-from mlpt.models.config import hugging_face_config
+from mlpt.models.config import fitting_options, hugging_face_config
 from mlpt.models.sharded import layers_of
+from mlpt.outputs import expanded
 from mlpt.reporting.html.parts import duration, number
 from mlpt.reporting.records import Record, read_run
 from mlpt.reporting.run_list import find_runs
@@ -74,9 +75,9 @@ def _about_steps(config: RunConfig, length: int) -> Iterator[str]:
     where = "in this process" if workers == 0 else f"{workers} Ray worker(s), address {config.runtime.address}"
     yield f"where: {where}"
     along = f", {steps // train.evaluate_every} along the way" if train.evaluate_every else ""
-    saved = len({*range(train.checkpoint_every, steps + 1, train.checkpoint_every), steps})
+    saved = -(-steps // train.checkpoint_every)  # the last step's, too
     yield f"held-out evaluations: before and after{along}"
-    yield f"checkpoints: {saved} are written, the last {train.keep} and the best are kept"
+    yield f"checkpoints: {saved:,} are written, the last {train.keep} and the best are kept"
 
 
 def _about_meta(config: RunConfig, length: int) -> Iterator[str]:
@@ -106,7 +107,8 @@ def _model(config: RunConfig, manifest: Manifest | None, length: int) -> Any:
             if vocabulary is None:
                 return None
             made = hugging_face_config(config.model, vocabulary, length)
-        return AutoModelForMaskedLM.from_config(made)
+        with fitting_options(config.model):
+            return AutoModelForMaskedLM.from_config(made)
 
 
 def _workload(config: RunConfig, manifest: Manifest | None, model: Any, length: int) -> Workload:
@@ -197,7 +199,7 @@ def _earlier(config: RunConfig) -> Iterator[Record]:
     """Runs in the folder where this one would lie, the newest first."""
     if config.run_dir is not None and is_uri(config.run_dir):
         return
-    folder = Path("runs") if config.run_dir is None else Path(config.run_dir).expanduser().parent
+    folder = Path("runs") if config.run_dir is None else expanded(config.run_dir).parent
     with contextlib.suppress(UserError, OSError):
         for place in sorted(find_runs(str(folder)), key=lambda one: -Path(one, "config.yaml").stat().st_mtime):
             yield read_run(place)

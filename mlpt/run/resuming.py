@@ -9,7 +9,7 @@ from mlpt.data.manifest import read_manifest
 from mlpt.errors import UserError, pretrain_command, resume_command
 from mlpt.reporting.boards import RECORDS as BOARDS
 from mlpt.reporting.history import REPORT
-from mlpt.run.folder import CONFIG, RunDir
+from mlpt.run.folder import CONFIG, RunDir, remembered_blocks
 from mlpt.settings import load_settings, merge
 from mlpt.storage.checkpoint import write_whole
 from mlpt.storage.mirror import run_checkpoints
@@ -121,7 +121,7 @@ def say_what_changes(run: RunDir, before: RunConfig, now: RunConfig, step: int, 
             f"the learning rate follows the schedule ({now.train.schedule.shape}) of a run of {steps[1]:,} steps: at "
             f"step {step:,} it is {rates[1]:.3g}, and would have been {rates[0]:.3g}"
         )
-    text = (run.folder / CONFIG).read_text()
+    text = (run.folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     notes = [line for line in text.splitlines() if line.startswith("#")]
     notes += [f"# from step {step} on: {key}={value} (before: {earlier})" for key, (earlier, value) in changes.items()]
     # Only what counts from here on: where the run runs is not part of what repeats it.
@@ -137,8 +137,8 @@ def begin_again(run: RunDir) -> RunDir:
 
 def _block_size(run: RunDir, config: RunConfig) -> int:
     """Tokens in a block of the run: of its prepared blocks, or as it is set where it never had any."""
-    file = run.folder / "blocks.json"
-    manifest = read_manifest(json.loads(file.read_text())["blocks"]) if file.is_file() else None
+    remembered = remembered_blocks(run.folder)
+    manifest = None if remembered is None else read_manifest(remembered["blocks"])
     return config.data.block_size if manifest is None else manifest.block_size
 
 

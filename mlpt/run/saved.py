@@ -16,9 +16,9 @@ from mlpt.config import RunConfig
 from mlpt.data.sources import Sources
 from mlpt.errors import UserError, resume_command
 from mlpt.models.hooks import all_as_saved
-from mlpt.outputs import read_json
+from mlpt.outputs import expanded, read_json
 from mlpt.run.build import build_model, step_hooks
-from mlpt.run.folder import CONFIG, open_run
+from mlpt.run.folder import BLOCKS, CONFIG, open_run, remembered_blocks
 from mlpt.sparsity.config import save_final_masks
 from mlpt.storage.checkpoint import Checkpoint, Checkpoints
 from mlpt.storage.store import is_uri
@@ -42,7 +42,7 @@ def resolve_model(name: str, say: Say = lambda text: None) -> str:
             f"{name} is a URI, and models are loaded from folders; copy {name.rstrip('/')}/model here first"
         )
     asked = None if Path(name).exists() else _WHICH.fullmatch(name)
-    run = Path(asked[1] if asked else name).expanduser()
+    run = expanded(asked[1] if asked else name)
     if asked is not None:
         return _from_checkpoint(run, _step(run, asked), lambda text: None)
     if (run / "model" / "config.json").is_file():
@@ -66,7 +66,7 @@ def with_model_of_run(config: RunConfig, say: Say = lambda text: None) -> RunCon
 def blocks_of_run(name: str) -> str:
     """The prepared blocks of the run that `name` means. Raises `UserError` where it is no run, or names none."""
     asked = None if Path(name).exists() else _WHICH.fullmatch(name)
-    return _blocks_of(Path(asked[1] if asked else name).expanduser())
+    return _blocks_of(expanded(asked[1] if asked else name))
 
 
 def _step(run: Path, asked: re.Match[str]) -> int | None:
@@ -109,7 +109,7 @@ def _from_checkpoint(run: Path, step: int | None, say: Say) -> str:
 def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
     """The folder that the run would have left had it ended at `checkpoint`; whole or not at all."""
     config = open_run(run)[1]
-    if not (run / "blocks.json").is_file():
+    if not (run / BLOCKS).is_file():
         raise UserError(f"{run} does not say which blocks it trains on, where its tokenizer is; resume it first")
     sources = Sources.open(_blocks_of(run))  # what the target looks at makes no part of a model
     model = build_model(config, sources)
@@ -136,7 +136,7 @@ def _write(run: Path, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _blocks_of(run: Path) -> str:
-    remembered = run / "blocks.json"
-    if not remembered.is_file():
+    remembered = remembered_blocks(run)
+    if remembered is None:
         raise UserError(f"{run} is no run that remembers its text; name prepared blocks: --blocks FOLDER")
-    return str(read_json(remembered)["blocks"])
+    return remembered["blocks"]

@@ -47,11 +47,18 @@ class Store:
     """
 
     def __init__(self, uri: str, tries: int = _TRIES):
-        """Raises `UserError` for an unknown protocol, a package that is missing, or a URI that holds a password."""
-        if urlsplit(uri).password is not None:
-            shown = uri.replace(urlsplit(uri).netloc, urlsplit(uri).netloc.rpartition("@")[2])
+        """Raises `UserError` for what is no URI, an unknown protocol, a package that is missing, or a URI that holds a
+        password."""
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise UserError(f"{uri} is no URI ({one_line(error)}); write it as s3://bucket/folder") from error
+        if parts.password is not None:
+            shown = uri.replace(parts.netloc, parts.netloc.rpartition("@")[2])
             raise UserError(f"the URI of {shown} holds a password, which would be written down; use the environment")
         self.uri = uri.rstrip("/")
+        if self.uri.endswith(":"):  # s3://, whose slashes may be gone already
+            raise UserError(f"{self.uri}// names no place; write it as s3://bucket/folder")
         protocol = split_protocol(uri)[0] or "file"
         self._fs, root = filesystem(self.uri, **_OPTIONS.get(protocol, {}))
         self._root = root.rstrip("/")

@@ -116,6 +116,9 @@ class Comparison(Settings):
         return self
 
 
+_MOST_SEEDS = 10_000
+
+
 class Correlation(Settings):
     """Of two measurements over all runs that have both, but for those of the cells `without`."""
 
@@ -123,9 +126,13 @@ class Correlation(Settings):
     without: list[str] = Field(default_factory=list)
 
 
-def _listed(value: Any) -> Any:
+def listed_seeds(value: Any) -> Any:
     """A number of seeds means 0, 1, ..."""
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > _MOST_SEEDS:
+        raise ValueError(f"{value} seeds are more than {_MOST_SEEDS}; for that very seed write [{value}]")
+    return list(range(value))
 
 
 class Declaration(Settings):
@@ -145,7 +152,7 @@ class Declaration(Settings):
     decision: str
     base: Base = Base()
     cells: dict[str, Cell] = Field(min_length=1)
-    seeds: Annotated[list[int], BeforeValidator(_listed)] = Field(min_length=1)
+    seeds: Annotated[list[int], BeforeValidator(listed_seeds)] = Field(min_length=1)
     budget: Budget | None = None
     measurements: dict[str, Measurement] = Field(min_length=1)
     comparisons: list[Comparison] = Field(default_factory=list)

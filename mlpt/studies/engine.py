@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mlpt.cores import available_cores
 from mlpt.errors import UserError
-from mlpt.outputs import STUDY, growing_folder, write_file, write_json
+from mlpt.outputs import STUDY, absolute, growing_folder, write_file, write_json
 from mlpt.reporting.display import Display
 from mlpt.reporting.text import say
 from mlpt.stopping import Stopped, StopRequest
@@ -39,7 +39,7 @@ def run_study(
     Raises `UserError` for a study that could not run, before any of it does, and at the end where parts have failed;
     `Stopped` once a SIGINT or SIGTERM has ended what was under way, with checkpoints.
     """
-    places = Places(out.expanduser().resolve())
+    places = Places(absolute(out))
     plan = Plan(study, places)
     selection = Selection.of(study, cells, seeds)
     gpus = visible_gpus()

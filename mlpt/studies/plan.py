@@ -36,7 +36,7 @@ class Selection:
             if seed not in declared.seeds:
                 valid = ", ".join(map(str, declared.seeds))
                 raise UserError(f"--seeds: the study has no seed {seed}, but {valid}; add it to the file first")
-        return cls(tuple(cells or declared.cells), tuple(seeds or declared.seeds))
+        return cls(tuple(dict.fromkeys(cells or declared.cells)), tuple(dict.fromkeys(seeds or declared.seeds)))
 
 
 class Plan:

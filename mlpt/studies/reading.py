@@ -9,11 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpt.config import WHOLE
 from mlpt.errors import UserError
-from mlpt.settings import load_settings, merge, nested, parse_overrides
+from mlpt.outputs import expanded
+from mlpt.settings import load_settings, merge, nested, parse_overrides, parse_yaml, read_yaml
 from mlpt.studies.declaration import Cell, Declaration
 
 OF_DECLARATION = (
@@ -81,11 +80,11 @@ def _shipped_names() -> list[str]:
 
 def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
     """The file's mapping, and its folder if it is not a shipped one."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no study file {name}")
-        text, folder = path.read_text(encoding="utf-8"), path.resolve().parent
+        values, folder = read_yaml(path, name), path.resolve().parent
     else:
         names = _shipped_names()
         if name not in names:
@@ -93,11 +92,7 @@ def values_of(name: str) -> tuple[dict[str, Any], Path | None]:
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}, or give a .yaml file"
             raise UserError(f"there is no study '{name}'; {hint}")
         shipped = resources.files("mlpt.studies") / "shipped" / f"{name}.yaml"
-        text, folder = shipped.read_text(encoding="utf-8"), None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+        values, folder = parse_yaml(shipped.read_bytes(), name), None
     if not isinstance(values, dict):
         raise UserError(f"{name} declares no study: it is a YAML mapping with name, question, cells, ...")
     return values, folder

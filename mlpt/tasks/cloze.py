@@ -7,10 +7,10 @@ the template of their relation.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.tasks.reading import FileReport, RowError, parse_rows, read_jsonl, read_lines, text_of
 
 BLANK = "[MASK]"
@@ -34,7 +34,7 @@ def read_cloze(source: str, templates: str | None = None, max_malformed_share: f
     Raises `UserError` for a source that isn't there and for malformed rows, by file and line.
     """
     by_relation = {} if templates is None else _read_templates(templates)
-    path = Path(source).expanduser()
+    path = expanded(source)
     folder = path.is_dir()
     files = sorted(file for file in path.iterdir() if file.name.endswith(_SUFFIXES)) if folder else [path]
     if not files or not all(file.name.endswith(_SUFFIXES) for file in files):
@@ -53,7 +53,7 @@ def read_cloze(source: str, templates: str | None = None, max_malformed_share: f
 def read_words(source: str) -> list[str]:
     """A vocabulary of candidate answers, one word a line (LAMA's common vocabulary)."""
     report = FileReport(source)
-    words = [line.strip() for _, line in read_lines(Path(source).expanduser(), report)]
+    words = [line.strip() for _, line in read_lines(expanded(source), report)]
     report.rows += len(words)
     report.check(0.0)
     return words
@@ -91,6 +91,6 @@ def _read_templates(source: str) -> dict[str, str]:
             raise RowError("has a template without one [X] and one [Y]")
         yield text_of(row, "relation"), template
 
-    found = dict(parse_rows(read_jsonl(Path(source).expanduser(), report), parse, report))
+    found = dict(parse_rows(read_jsonl(expanded(source), report), parse, report))
     report.check(0.0)
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.storage.files import one_line
 from mlpt.tasks.reading import FileReport, parse_rows, read_jsonl, read_lines, text_of
 
@@ -36,7 +37,7 @@ def read_pairs(source: str) -> list[MinimalPair]:
     """
     if source.startswith(HUB):
         return list(_read_hub(source))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.name.endswith(_SUFFIXES))
         if not files:

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mlpt.errors import UserError
-from mlpt.settings import Settings, load_settings
+from mlpt.outputs import expanded
+from mlpt.settings import Settings, load_settings, read_yaml
 from mlpt.tasks.entities import are_entity_labels
 from mlpt.tasks.reading import (
     FileReport,
@@ -68,13 +68,8 @@ def read_task_file(file: str) -> tuple[OwnTask, ...]:
 
     Raises `UserError` for a file that cannot be read and for settings that `OwnTask` refuses.
     """
-    path = Path(file).expanduser()
-    try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the task file {file} ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    path = expanded(file)
+    described = read_yaml(path, f"the task file {file}")
     tasks = described if isinstance(described, list) else [described]
     if not tasks or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"{file} describes no task; write for example 'name: mood', 'train: train.csv', 'first: text'")

@@ -226,13 +226,13 @@ def _csv_rows(text: str, path: Path, report: FileReport) -> Iterator[tuple[int, 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, dict]]:
     import pyarrow.parquet as parquet
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
 
     try:
-        table = parquet.read_table(path)
-    except (OSError, ArrowInvalid) as error:
-        raise UserError(f"cannot read {path} as Parquet: {str(error).splitlines()[0]}") from error
-    yield from enumerate(table.to_pylist(), start=1)
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as Parquet: {one_line(error)}") from error
+    yield from enumerate(rows, start=1)
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlpt.errors import UserError
+from mlpt.outputs import expanded
 from mlpt.tasks.reading import FileReport, read_lines
 
 Column = Literal["upos", "xpos", "deprel"]
@@ -37,7 +38,7 @@ def read_token_labels(source: str, column: Column = "upos") -> TokenLabels:
     column  which of CoNLL-U's columns labels the words; in other files the last one does.
     Raises `UserError` for a source that isn't there, and for malformed lines, by file and line.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_dir():
         return TokenLabels(_read_file(path, column), None)
     files = sorted(file for file in path.iterdir() if file.name.endswith(_SUFFIXES))

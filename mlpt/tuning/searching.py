@@ -13,7 +13,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
-from mlpt.errors import UserError
+from mlpt.errors import UserError, one_line
 from mlpt.tuning.space import Space, is_grid
 
 # Hyperband and PBT pause trials and go on with them later, from a checkpoint that Tune holds.
@@ -65,8 +65,17 @@ def make_scheduler(space: Space, tokens: int) -> TrialScheduler:
 
 
 def a_point(space: Space) -> dict[str, Any]:
-    """One point of the space, to find out before anything starts whether its settings make sense."""
-    return {key: _sample(domain) for key, domain in space.parameters.items()}
+    """One point of the space, to find out before anything starts whether its settings make sense.
+
+    Raises `UserError` for a parameter of which nothing can be drawn.
+    """
+    point = {}
+    for key, domain in space.parameters.items():
+        try:
+            point[key] = _sample(domain)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"space '{space.name}': no value of '{key}' can be drawn ({one_line(error)})") from error
+    return point
 
 
 def number_of_trials(space: Space) -> int:

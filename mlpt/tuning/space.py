@@ -174,7 +174,7 @@ def _from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # a user's own code: whatever it raises is theirs to read in one line
+    except (Exception, SystemExit) as error:  # a user's own code: whatever it raises is theirs to read in one line
         raise UserError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     return module
 

@@ -22,7 +22,7 @@ from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.errors import UserError, command, told
 from mlpt.run.local_paths import absolute_words
 from mlpt.runtime.cluster import ray_session, where
-from mlpt.settings import Settings, load_settings, parse_overrides
+from mlpt.settings import Settings, load_settings, parse_overrides, read_yaml
 from mlpt.storage.files import check_room
 from mlpt.storage.store import is_uri
 from mlpt.tuning.kept import Keep, mend
@@ -114,13 +114,13 @@ def start_sweep(name: str, words: Sequence[str], say: Say, overwrite: bool = Fal
 
 def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
     """Go on with the sweep in `folder`: finished trials stay, the others go on from their checkpoints."""
-    path = Path(folder).expanduser().resolve()
+    path = outputs.absolute(folder)
     if not (path / SWEEP).is_file():
         raise UserError(f"{path} holds no sweep: it has no {SWEEP}")
     try:
-        asked = yaml.safe_load((path / SWEEP).read_text())
+        asked = read_yaml(path / SWEEP)
         name, words = str(asked["space"]), [str(word) for word in asked["words"]]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path / SWEEP} is damaged and does not say which sweep this is") from error
     with outputs.alone_in(path, "end it"):
         return _run(_asked_for(name, words, path), say, debug)
@@ -134,7 +134,7 @@ def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
         raise UserError(f"sweep.folder={options.folder}: a sweep lives in a folder that all nodes see, not at a URI")
     if folder is None:
         named = Path.cwd() / "runs" / f"tune-{space.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder = Path(options.folder).expanduser().resolve() if options.folder else named
+        folder = outputs.absolute(options.folder) if options.folder else named
     return Sweep(space, options, given, folder)
 
 

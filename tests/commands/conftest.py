@@ -129,8 +129,19 @@ def _write_damaged() -> None:
     Path("broken.yaml").write_text("train: [\n")
     Path("list.yaml").write_text("- train\n")
     Path("typo.yaml").write_text("trian: {}\n")
+    Path("latin.yaml").write_bytes("# d\xe9j\xe0 vu\ntrain: {steps: 1}\n".encode("latin-1"))
+    Path("wide.yaml").write_text("trian: {}\n", encoding="utf-16")
+    Path("deep.yaml").write_text(f"train: {3000 * '['}")
+    Path("day.yaml").write_text("name: 2026-02-30\n")
     Path("broken.json").write_text("{")
     Path("space.py").write_text('"""Which?"""\nspace = 3\n')
+    Path("leaves.py").write_text('"""Which?"""\nraise SystemExit(3)\n')
+    Path("nothing_to_draw.py").write_text(
+        '"""Which?"""\nfrom ray import tune\nfrom mlpt.tuning.space import Space\n'
+        'parameters = {"train.optimizer.lr": tune.choice([])}\n'
+        'space = Space(parameters=parameters, metrics={"dev/mean": "min"}, tokens=1000, trials=1)\n'
+    )
     Path("raises.py").write_text('"""Which?"""\n1 / 0\n')
     Path("latin.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1") * 4000)
     Path("link").symlink_to("nowhere")
+    Path("circle").symlink_to("circle")

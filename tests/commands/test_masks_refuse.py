@@ -37,7 +37,7 @@ PLACES = [
     ("file/new", "file is a file, not a folder; check the path"),
     ("file/masks.pt", "file is a file, not a folder; check the path"),
     ("no/such/masks.safetensors", "for masks.safetensors; make it, or name another file"),
-    ("''", "an output needs a name"),
+    ("''", "an empty path was given"),
     ("n" * 300, "the name is too long"),
     (f"{'n' * 300}.pt", "the name is too long"),
 ]

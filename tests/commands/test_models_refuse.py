@@ -27,7 +27,7 @@ EVALUATE = [
     ("evaluate run --json file --overwrite", "file is no earlier result of this command, so it stays"),
     ("evaluate run --json user", "user is a folder; name a file in it"),
     ("evaluate run --json link/x.json", "there is no folder"),
-    ("evaluate run --json ''", "an output needs a name"),
+    ("evaluate run --json ''", "an empty path was given"),
 ]
 EXPORT = [
     ("export run", "missing option '--out'"),

@@ -1,4 +1,4 @@
-"""`mlpt tune`, `bench`, `doctor` and no command at all: one line for bad input, no Ray, nothing written."""
+"""`mlpt tune`, `study`, `bench`, `doctor` and no command at all: one line for bad input, no Ray, nothing written."""
 
 import pytest
 
@@ -8,6 +8,9 @@ TUNE = [
     ("tune missing.py", "there is no file missing.py"),
     ("tune space.py", "space.py defines no `space = Space(...)`"),
     ("tune raises.py", "raises.py cannot be run: ZeroDivisionError"),
+    ("tune leaves.py", "leaves.py cannot be run: SystemExit: 3"),
+    ("tune nothing_to_draw.py sweep.folder=new", "no value of 'train.optimizer.lr' can be drawn"),
+    ("tune sampling sweep=3", "setting 'sweep': needs settings of its own, as in {key: value} (got 3)"),
     ("tune sampling optimiser", "give one space"),
     ("tune sampling sweep.folder=user", "user is not empty (it holds notes.md) and is not a sweep that mlpt made"),
     ("tune sampling sweep.folder=user --overwrite", "is not empty (it holds notes.md)"),
@@ -30,6 +33,8 @@ TUNE = [
     ("tune --resume run --overwrite", "or --resume FOLDER and nothing else"),
 ]
 OTHERS = [
+    ("study latin.yaml", "latin.yaml is not UTF-8 text"),
+    ("study deep.yaml", "deep.yaml nests brackets or sections too deeply"),
     ("bench nothing", "there is no benchmark 'nothing'; there are step"),
     ("bench step --json no/such.json", "there is no folder"),
     ("bench step --json file", "file exists; name a new file"),
@@ -41,6 +46,27 @@ OTHERS = [
     ("pretrian", "pretrain"),
     ("--nothing", "no such option: --nothing"),
 ]
+
+NO_PATHS = [
+    *(f"{command} {{}}" for command in ("runs", "report", "watch", "export --out new", "evaluate", "study")),
+    *("pretrain --resume {}", "tune --resume {}", "pretrain recipe.yaml run_dir={}", "evaluate run --blocks {}"),
+    *("tune sampling sweep.folder={}", "study mixtures --out {}", "study two_moons --out {}", "prepare {} --out new"),
+    *("evaluate run --suite cloze={}", "evaluate run --suite pos={}", "pretrain recipe.yaml data.tokenizer={}"),
+    *("finetune run --tasks docs_package --out {}", "finetune {} --tasks docs_package", "report run --out {}"),
+]
+
+
+@pytest.mark.parametrize("line", NO_PATHS)
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "circle/x"])
+def test_a_home_of_nobody_and_links_in_a_circle(workspace, line, path):
+    workspace.refuses(line.format(path), path.partition("/")[0])
+
+
+@pytest.mark.parametrize(
+    "line", ["runs {}", "report {}", "pretrain recipe.yaml run_dir={}", "prepare text.txt --out {}"]
+)
+def test_a_uri_that_is_none(workspace, line):
+    workspace.refuses(line.format("s3://[x"), "s3://[x")
 
 
 @pytest.mark.parametrize(("line", "says"), TUNE + OTHERS)

@@ -28,7 +28,12 @@ TEXTS = [
 ]
 OUTPUTS = [
     ("prepare text.txt", "missing option '--out'"),
-    ("prepare text.txt --out ''", "an output needs a name"),
+    ("prepare s3:// --out new", "s3:// names no place; write for example s3://bucket/folder"),
+    (
+        "prepare text.txt --out new --set vocab_size=9999999999",
+        "setting 'data.vocab_size': Input should be less",
+    ),
+    ("prepare text.txt --out ''", "an empty path was given"),
     ("prepare text.txt --out file", "file is a file; name a folder"),
     ("prepare text.txt --out file/new", "file is a file, not a folder; check the path"),
     ("prepare text.txt --out user", "user is not empty (it holds notes.md) and is not prepared text that mlpt made"),

@@ -4,9 +4,15 @@ import pytest
 
 RECIPES = [
     ("pretrain nothing", "there is no recipe 'nothing'; there are"),
+    ("pretrain ''", "there is no recipe ''; there are"),
     ("pretrain missing.yaml", "there is no recipe file missing.yaml"),
     ("pretrain broken.yaml", "broken.yaml is not YAML"),
     ("pretrain list.yaml", "list.yaml holds no settings"),
+    ("pretrain latin.yaml", "latin.yaml is not UTF-8 text (invalid continuation byte at position 3); save it"),
+    ("pretrain wide.yaml", "unknown setting 'trian'; did you mean 'train'?"),  # UTF-16, whose mark says so
+    ("pretrain deep.yaml", "deep.yaml nests brackets or sections too deeply to be read"),
+    ("pretrain day.yaml", "day.yaml holds a value that YAML cannot read (day is out of range for month); quote it"),
+    (["pretrain", f"seed={3000 * '['}"], f"the value of seed cannot be read as YAML: '{99 * '['}...; quote it"),
     ("pretrain typo.yaml", "unknown setting 'trian'; did you mean 'train'?"),
     ("pretrain recipe.yaml other.yaml", "give one recipe, not 2: recipe.yaml, other.yaml"),
     ("pretrain recipe.yaml =3", "give one recipe, not 2: recipe.yaml, =3"),
@@ -21,6 +27,7 @@ PLACES = [
     ("pretrain recipe.yaml run_dir=file", "file is a file; name a folder"),
     ("pretrain recipe.yaml run_dir=file/run", "file is a file, not a folder; check the path"),
     (f"pretrain recipe.yaml run_dir={'n' * 300}", "the name is too long; choose a shorter one"),
+    ("pretrain recipe.yaml run_dir=s3://", "s3:// names no place; write it as s3://bucket/folder"),
     ("pretrain recipe.yaml run_dir=xyz://bucket/run", "Protocol not known: xyz"),
     ("pretrain recipe.yaml run_dir=s3://me:secret@bucket/run", "s3://bucket/run holds a password"),
     ("pretrain recipe.yaml --overwrite data.source=missing.txt", "missing.txt: there is no such file or folder"),
@@ -49,6 +56,8 @@ TRAINING = [
     ("train.steps.more=3", "setting 'train.steps': Input should be a valid integer"),
     ("train.batch_size=3.5", "setting 'train.batch_size'"),
     ("train.micro_batch_size=3", "batch_size 4 is not a multiple of micro_batch_size 3"),
+    ("'train.optimizer.betas=[1,2]'", "setting 'train.optimizer.betas.0': Input should be less than 1 (got 1)"),
+    (f"seed=0x{5000 * 'f'}", "seed is a number of thousands of digits; give a smaller one"),
     ("train.optimizer.lr=-1", "setting 'train.optimizer.lr': Input should be greater than 0"),
     ("train.optimizer.lr=.nan", "setting 'train.optimizer.lr'"),
     ("train.optimizer.betas=[.9,1]", "setting 'train.optimizer.betas.1': Input should be less than 1"),
@@ -95,11 +104,20 @@ MODELS = [
     ("model.heads=3", "hidden_size 32 is not a multiple of 3 heads"),
     ("model.architecture=brt", "did you mean 'bert'?"),
     ("model.architecture=gpt2", "'gpt2' is no architecture with a masked language model"),
+    (
+        "model.options.hidden_act=x",
+        "'bert' cannot be made with model.options={'hidden_act': 'x'} and its sizes (KeyError",
+    ),
+    ("model.options.layer_norm_eps=x", "Field 'layer_norm_eps' expected float, got str"),
+    ("model.options.max_position_embeddings=2", "leaves room for 2 tokens, and blocks have 32; raise it, or leave it"),
+    ("model.options.pad_token_id=99999", "Padding_idx must be within num_embeddings"),
     ("'model.options={nothing: 3}'", "'bert' has no option 'nothing'"),
     ("model.attention=flash", "setting 'model.attention'"),
     ("model.pretrained=./missing", "there is no folder './missing'"),
     ("model.pretrained=run/model model.hidden_size=64", "hidden_size=64 is for new models"),
     ("model.pretrained='cut model'", "cut model': give a folder with config.json"),
+    ("data.mix=learnt", "setting 'data.mix': Input should be 'proportional', 'uniform', 'characters' or 'learned'"),
+    ("'data.sources={no: text.txt}'", "data.sources: YAML reads a name as False; quote it, as in 'no' or 'off'"),
     ("data.source=missing.txt", "missing.txt: there is no such file or folder"),
     ("'data.source=cut blocks'", "cut blocks/manifest.json is damaged"),
     ("blocks=user data.source=text.txt", "user is not empty (it holds notes.md)"),
@@ -116,6 +134,18 @@ def test_a_recipe_or_a_place_that_cannot_be_used(workspace, line, says):
 @pytest.mark.parametrize(("words", "says"), TRAINING + MODELS)
 def test_a_setting_that_cannot_be(workspace, words, says):
     workspace.refuses(f"pretrain recipe.yaml run_dir=new/run {words}", says)
+
+
+@pytest.mark.parametrize("damage", ["", '{"blocks"', "[]", '{"blocks": "blocks"}'])
+def test_a_run_whose_list_of_blocks_is_cut(own_workspace, damage):
+    (own_workspace.folder / "run/blocks.json").write_text(damage)
+    for command in ("pretrain --resume run train.steps=3", "pretrain --resume run --restart", "evaluate run"):
+        ended = own_workspace.run(command)
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended
+        assert "blocks.json is damaged; remove it and resume the run" in ended.err
+    (own_workspace.folder / "run/blocks.json").unlink()
+    assert own_workspace.run("pretrain --resume run train.steps=3").code == 0
+    assert own_workspace.run("evaluate run --batches 1").code == 0
 
 
 def test_more_workers_than_cores_are_refused_before_ray_starts(workspace):

@@ -12,7 +12,7 @@ QUESTION = [
     ("question run user --out new", "user is not a prepared folder"),
     ("question run 'cut blocks' --out new", "manifest.json is damaged"),
     ("question run blocks --out new --split all", "setting 'question.split'"),
-    ("question run blocks --out ''", "an output needs a name"),
+    ("question run blocks --out ''", "an empty path was given"),
     ("question run blocks --out file", "file is a file; name a folder"),
     ("question run blocks --out file/new", "file is a file, not a folder; check the path"),
     ("question run blocks --out user", "user is not empty (it holds notes.md) and is not scores of tokens"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlpt.data import corpora
+from mlpt.data import text_sizes
 from mlpt.data.corpora import LARGEST_PIECE, SMALLEST_PIECE, find_files, fingerprint, missing_splits, plan
 from mlpt.data.readers import read_segment
 from mlpt.errors import UserError
@@ -179,13 +179,13 @@ def test_a_cap_counts_the_text_of_packed_files(tmp_path: Path, kind: str, most: 
 def test_the_text_of_a_long_gzip_file_is_told_from_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "SAMPLED", 1 << 20)
+    monkeypatch.setattr(text_sizes, "SAMPLED", 1 << 20)
     random = np.random.default_rng(0)
     lines = "\n".join(" ".join(map(str, random.integers(0, 1000, 20))) for _ in range(100_000))
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(lines.encode()))
     (file,) = find_files([str(tmp_path / "a.txt.gz")])
     assert file.size < len(lines) / 2
-    assert corpora._text_size(file) == pytest.approx(len(lines), rel=0.05)
+    assert file.text_size() == pytest.approx(len(lines), rel=0.05)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:

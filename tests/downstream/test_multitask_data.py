@@ -1,5 +1,7 @@
 """Mixed batches, cached token ids, and the scores of candidates."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from tiny_tasks import own_tasks, rows_of, saved_encoder
 from transformers import BertConfig, BertModel
 
 from mlpt.downstream.loading import load_tokenizer
-from mlpt.downstream.multitask.data import Collator, cached_features, held_out
+from mlpt.downstream.multitask.data import Collator, cached_features, held_out, read_tasks
 from mlpt.downstream.multitask.model import MultitaskModel, SharedEncoder
 from mlpt.downstream.multitask.scoring import Scorer, ScoringConfig
+from mlpt.errors import UserError
 from mlpt.tasks import Example, TaskSource, load_task
 from mlpt.tasks.features import SpanConfig
 
@@ -38,6 +41,20 @@ def test_chunks_hold_every_row_once_within_the_budget():
     chunks = list(collate.chunks([(0, row) for row in range(8)], tokens=40))
     assert sorted(np.concatenate(chunks).tolist()) == list(range(8))
     assert all(len(chunk) * max(lengths[row] for row in chunk) <= 40 for chunk in chunks)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_row_without_a_label_is_refused_before_anything_is_trained(tmp_path, split):
+    row = {"premise": "it sat", "hypothesis": "it ran", "label": "neutral"}
+    for name in ("train", "val"):
+        rows = [row | {"idx": number} for number in range(3)]
+        if name == split:
+            del rows[2]["label"]
+        (tmp_path / "CB").mkdir(exist_ok=True)
+        (tmp_path / f"CB/{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    named = "dev" if split == "val" else split
+    with pytest.raises(UserError, match=f"split '{named}' of task 'cb' has rows without a label"):
+        read_tasks(["cb"], TaskSource(data_dir=str(tmp_path)))
 
 
 @pytest.fixture(scope="module")

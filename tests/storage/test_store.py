@@ -97,6 +97,11 @@ def test_a_uri_with_a_password_is_refused_without_showing_it():
     assert "geheim" not in str(raised.value)
 
 
+def test_a_uri_that_is_none_is_one_line():
+    with pytest.raises(UserError, match=r"^s3://\[x is no URI \(Invalid IPv6 URL\); write it as s3://bucket/folder$"):
+        Store("s3://[x")
+
+
 def test_a_protocol_that_nobody_knows_is_one_line():
     with pytest.raises(UserError, match="nowhere://bucket/run: Protocol not known"):
         Store("nowhere://bucket/run")

@@ -29,6 +29,7 @@ WRONG = [
     ({"measurements/..": {"held_out": "mlm"}}, "measurements: '..' is no name"),
     ({"seeds": [1, 1]}, "setting 'seeds': a seed is named twice"),
     ({"seeds": 0}, "setting 'seeds'"),
+    ({"seeds": 10**9}, "setting 'seeds': 1000000000 seeds are more than 10000"),
     ({"budget": {"steps": 3, "tokens": 9}}, "setting 'budget': a budget is one of steps, tokens and seconds"),
     ({"budget/step": 3}, "unknown setting 'budget.step'; did you mean 'budget.steps'"),
     ({"measurements/mlm": {}}, "setting 'measurements.mlm': is measured in one way, one of held_out, reach"),

@@ -1,6 +1,7 @@
 """Rows out of files: what GLUE's TSVs really contain, and what happens to rows that can't be used."""
 
 import json
+import re
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -208,7 +209,7 @@ def test_a_task_file_that_says_nothing_usable_is_one_line(tmp_path, text, says):
     file = write(tmp_path, "task.yaml", text)
     with pytest.raises(UserError) as error:
         read_task_file(str(file))
-    assert str(error.value).startswith(str(file))
+    assert str(error.value).removeprefix("the task file ").startswith(str(file))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -234,6 +235,26 @@ def test_a_label_that_is_no_number_is_a_gap(tmp_path, suffix):
     assert data.task.labels == ("0", "1")
     assert [row.label for row in data.splits["train"]] == [0, 1]
     assert data.reports[0].malformed == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("val.jsonl", f'{{"idx": {5000 * "1"}}}\n', "val.jsonl:1: is not a JSON object"),
+        ("val.jsonl", 90000 * "[", "val.jsonl:1: is not a JSON object"),
+        ("val.jsonl", '{"idx": Infinity, "premise": "a", "hypothesis": "b"}', "has inf instead of an integer in 'idx'"),
+    ],
+)
+def test_a_line_of_json_that_no_row_can_be_is_counted_as_malformed(tmp_path, name, content, says):
+    write(tmp_path, f"SuperGLUE/CB/{name}", content)
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_task("cb", TaskSource(data_dir=str(tmp_path)))
+
+
+def test_a_quote_that_nothing_closes_is_named_by_its_line(tmp_path):
+    file = write(tmp_path, "mood.csv", 'text,label\n"a,fine\n","fine"\n"never closed\n' + 20000 * "ten bytes\n")
+    with pytest.raises(UserError, match=r"mood\.csv:4: has a quote that is not closed"):
+        load_task("mood", TaskSource(own=(OwnTask(name="mood", train=str(file), first="text"),)))
 
 
 def test_a_missing_task_file_is_one_line(tmp_path):

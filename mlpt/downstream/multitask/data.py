@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.downstream.evaluate import check_metric
+from mlpt.downstream.evaluate import check_labels, check_metric
 from mlpt.downstream.multitask.model import LabelDtype, TaskBatch, label_tensor, rows_of_tasks
 from mlpt.downstream.samplers import Row
 from mlpt.errors import UserError
@@ -59,7 +59,7 @@ class TaskSet:
 
 
 def read_tasks(names: Sequence[str], source: TaskSource) -> list[TaskData]:
-    """The rows of every task. Raises `UserError` for a task without train or dev rows."""
+    """The rows of every task. Raises `UserError` for one without train or dev rows, or with some unlabelled."""
     taken = []
     for name in names:
         data = load_task(name, source)
@@ -67,6 +67,7 @@ def read_tasks(names: Sequence[str], source: TaskSource) -> list[TaskData]:
             there = ", ".join(data.splits) or "none"
             raise UserError(f"task '{name}' needs a train and a dev file to fine-tune on; splits found: {there}")
         check_metric(data.task, None)
+        check_labels(data, ("train", *data.dev_splits))
         taken.append(data)
     return taken
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -45,7 +46,7 @@ class ConditionalConfig(Settings):
     wiring: Literal["base", "large"] = "base"
     norm: Literal["scale_and_shift", "scale"] = "scale_and_shift"
     last_layer: Literal["loaded", "random"] = "loaded"
-    max_length: int = 128
+    max_length: int = Field(128, gt=0)
     attention: bool = True
     alignment: bool = True
     layer_norm: bool = True

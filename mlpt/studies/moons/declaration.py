@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mlpt.settings import Settings
+from mlpt.studies.declaration import listed_seeds
 from mlpt.tasks.two_moons import SIZES
 
 
@@ -40,10 +41,6 @@ class WriterSettings(Settings):
         return self
 
 
-def _counted(value: object) -> object:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 class MoonsStudy(Settings):
     """The whole study.
 
@@ -64,7 +61,7 @@ class MoonsStudy(Settings):
     against: str
     compare: list[str] = Field(default_factory=list)
     labels: list[int] = Field(default_factory=lambda: list(SIZES))
-    seeds: Annotated[list[int], BeforeValidator(_counted)] = Field(min_length=1)
+    seeds: Annotated[list[int], BeforeValidator(listed_seeds)] = Field(min_length=1)
     steps: int = Field(gt=0)
     texts: int = Field(4, gt=0)
     rows: int = Field(4, gt=0)

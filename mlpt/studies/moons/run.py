@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from mlpt.errors import UserError
-from mlpt.outputs import MOONS, growing_folder, write_file, write_json
+from mlpt.outputs import MOONS, absolute, growing_folder, write_file, write_json
+from mlpt.settings import read_yaml
 from mlpt.stopping import Stopped, StopRequest
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.finetuning import finetune
@@ -36,7 +37,7 @@ def run_moons(
     for name in cells:
         if name not in study.cells:
             raise UserError(f"there is no cell '{name}'; there are {', '.join(study.cells)}")
-    out = out.expanduser().resolve()
+    out = absolute(out)
     torch.set_num_threads(1)
     request = StopRequest(say)
     with growing_folder(out, MOONS, overwrite), request.listening():
@@ -117,7 +118,7 @@ def _declare(study: MoonsStudy, out: Path) -> None:
     file = out / "declared.yaml"
     now = json.loads(study.model_dump_json())
     if file.is_file():
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        before = read_yaml(file)
         for key, value in before.items():
             same = now[key] == value
             if key == "cells":  # others may be added
