@@ -56,7 +56,7 @@ def prune(
 def compare_masks(files: Sequence[StrPath], *, pairing: Pairing = "key") -> Comparison:
     """Jaccard similarity of kept weights of each pair of mask files, mean over matrices.
 
-    pairing  matrices by their `key`, or by `position`, as published.
+    pairing  matrices by their `key`, or by `position`, as published: two empty ones are then NaN alike, not 1.
     Raises `UserError` for fewer than two files, and for masks of different models.
     """
     return commands.compare_files([os.fspath(file) for file in files], pairing)
