@@ -25,6 +25,10 @@ def prune(
     scope: Annotated[str, typer.Option(help="local: each matrix to the sparsity; global: all together")] = "local",
     modules: Annotated[str, typer.Option(help="tamt, encoder, or a regular expression over module names")] = "tamt",
     structured: Annotated[str | None, typer.Option(help="heads or neurons: prune those instead of weights")] = None,
+    rounding: Annotated[
+        str,
+        typer.Option(help="of how many weights to prune: floor as mask training, round as the published one-shot"),
+    ] = "floor",
     seed: Annotated[int, typer.Option(help="of random masks")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -34,6 +38,7 @@ def prune(
     chosen: Any = {
         "scope": one_of("scope", scope, ("local", "global")),
         "structured": None if structured is None else one_of("structured", structured, ("heads", "neurons")),
+        "rounding": one_of("rounding", rounding, ("floor", "round")),
     }
     given: Any = {"method": method, "modules": modules, "seed": seed, "overwrite": overwrite, "say": say}
     made = masks.prune(model, sparsity, out, **given, **chosen)

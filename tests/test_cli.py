@@ -131,6 +131,16 @@ def test_a_model_is_not_evaluated_on_blocks_of_another_tokenizer(run, tmp_path, 
         mlpt("evaluate", model, "--blocks", tmp_path / "blocks", "--batches", 1)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "random"])
+@pytest.mark.parametrize(("rounding", "of_1024"), [("floor", 716), ("round", 717)])  # of 716.8
+def test_counts_of_pruned_weights_are_rounded_as_asked(run, tmp_path, method, rounding, of_1024):
+    how = ["--method", method, "--rounding", rounding, "--seed", 1]
+    mlpt("prune", run, "--sparsity", 0.7, "--out", tmp_path / "mask.pt", *how)
+    masks = torch.load(tmp_path / "mask.pt", weights_only=True)
+    pruned = {int((~mask).sum()) for mask in masks.values() if mask.numel() == 1024}
+    assert pruned == {of_1024}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -31,6 +31,7 @@ def prune(
     scope: Literal["local", "global"] = "local",
     modules: str = "tamt",
     structured: Literal["heads", "neurons"] | None = None,
+    rounding: Literal["floor", "round"] = "floor",
     seed: int = 0,
     overwrite: bool = False,
     say: Say | None = None,
@@ -42,19 +43,20 @@ def prune(
     method      magnitude or random (with `seed`). scope: each matrix to the sparsity, or all together.
     modules     tamt, encoder, or a regular expression over module names.
     structured  prune whole heads or neurons instead of weights.
+    rounding    of how many weights the sparsity is: `floor` as mask training, `round` as the published one-shot script.
 
     Returns {file, method, density, layers}, densities as fractions kept. Raises `UserError` for bad input.
     """
     with _place_of_masks(os.fspath(out), overwrite) as place:
         found = resolve_model(name_of(model), say or speaker(False))
-        chosen: Any = {"scope": scope, "modules": modules, "structured": structured}
+        chosen: Any = {"scope": scope, "modules": modules, "structured": structured, "rounding": rounding}
         return commands.prune(found, method, sparsity, str(place), seed, **chosen)
 
 
 def compare_masks(files: Sequence[StrPath], *, pairing: Pairing = "key") -> Comparison:
     """Jaccard similarity of kept weights of each pair of mask files, mean over matrices.
 
-    pairing  matrices by their `key`, or by `position`, as published.
+    pairing  matrices by their `key`, or by `position`, as published: two empty ones are then NaN alike, not 1.
     Raises `UserError` for fewer than two files, and for masks of different models.
     """
     return commands.compare_files([os.fspath(file) for file in files], pairing)

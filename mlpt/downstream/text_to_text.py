@@ -26,8 +26,12 @@ def label_scores(logits: Tensor, inputs: Tensor, labels: Sequence[int]) -> Tenso
 
     logits  (rows, length, vocabulary). inputs: (rows, length) int64. labels: token ids.
     """
-    picked = logits[..., list(labels)].float()  # (rows, length, labels)
-    return (picked * (inputs != PAD).unsqueeze(-1)).mean(dim=1)
+    return _real_logits(logits, inputs, labels).mean(dim=1)
+
+
+def _real_logits(logits: Tensor, inputs: Tensor, labels: Sequence[int]) -> Tensor:
+    """(rows, length, labels) float32: the logits of the labels' tokens, 0 at padding."""
+    return logits[..., list(labels)].float() * (inputs != PAD).unsqueeze(-1)
 
 
 def copied_answers(logits: Tensor, inputs: Tensor) -> list[tuple[float, list[int]]]:
@@ -57,21 +61,27 @@ def copied_answers(logits: Tensor, inputs: Tensor) -> list[tuple[float, list[int
 class Reader:
     """Gathers the windows of a task's examples and says what is predicted of each.
 
-    sums    label scores of each example, summed over its windows, and their number.
+    The published code pads the windows of an example to the longest of them and takes means over that width. Batches
+    may pad them otherwise, so logits are summed, and divided when all windows are there.
+
+    sums    of each example, the logits of its labels, summed over the tokens of its windows; the number of windows,
+            and the tokens of the longest.
     copies  the likeliest copied answer of each example.
     """
 
     format: Format
     tokenizer: "PreTrainedTokenizerFast"
-    sums: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    sums: dict[int, tuple[Tensor, int, int]] = field(default_factory=dict)
     copies: dict[int, tuple[float, list[int]]] = field(default_factory=dict)
 
     def add(self, logits: Tensor, inputs: Tensor, examples: Sequence[int]) -> None:
         """Take in a batch: `examples` are the numbers of the examples that its rows are windows of."""
         if self.format.labels:
-            for example, scores in zip(examples, label_scores(logits, inputs, self.format.labels).cpu(), strict=True):
-                before, count = self.sums.get(int(example), (torch.zeros_like(scores), 0))
-                self.sums[int(example)] = (before + scores, count + 1)
+            summed = _real_logits(logits, inputs, self.format.labels).sum(dim=1).cpu()
+            tokens = (inputs != PAD).sum(dim=1).tolist()
+            for example, of_window, length in zip(examples, summed, tokens, strict=True):
+                before, windows, longest = self.sums.get(int(example), (torch.zeros_like(of_window), 0, 0))
+                self.sums[int(example)] = (before + of_window, windows + 1, max(longest, length))
             return
         for example, answer in zip(examples, copied_answers(logits, inputs), strict=True):
             if answer[0] > self.copies.get(int(example), (float("-inf"), []))[0]:
@@ -79,9 +89,9 @@ class Reader:
             self.copies.setdefault(int(example), answer)
 
     def scores(self, example: int) -> Tensor:
-        """(labels,) the mean over an example's windows of its label scores."""
-        total, count = self.sums[example]
-        return total / count
+        """(labels,) the mean over an example's windows of its label scores, each over the longest window's tokens."""
+        total, windows, longest = self.sums[example]
+        return total / (windows * longest)
 
     def predictions(self) -> dict[int, Any]:
         """By example: the label's id, or the text of the copied answer ("" for none)."""

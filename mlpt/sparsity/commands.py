@@ -69,7 +69,7 @@ def prune(
     if structured is None and modules == "tamt":
         add_pooler(encoder, pretrained_pooler(model))
     if structured is not None:
-        masks = _group_masks(encoder, method, sparsity, seed, structured)
+        masks = _group_masks(encoder, method, sparsity, seed, structured, rounding)
     elif method == "magnitude":
         masks = magnitude_masks(maskable_weights(encoder, modules), sparsity, scope, rounding)
     else:
@@ -81,13 +81,15 @@ def prune(
     return {"file": str(target), "method": method, "density": file.description.density, "layers": layers}
 
 
-def _group_masks(encoder: Encoder, method: str, sparsity: float, seed: int, kind: Kind) -> dict[str, Tensor]:
+def _group_masks(
+    encoder: Encoder, method: str, sparsity: float, seed: int, kind: Kind, rounding: Rounding
+) -> dict[str, Tensor]:
     """In their weights' shapes, by weight name."""
     if method == "magnitude":
         values = importance(encoder, kind)
     else:
         values = drawn_importance(encoder, kind, torch_generator(seed, f"random {kind} mask"))
-    return over_weights(encoder, largest(values, sparsity, "global"))
+    return over_weights(encoder, largest(values, sparsity, "global", rounding))
 
 
 def show(files: Sequence[str]) -> list[dict[str, Any]]:

@@ -35,13 +35,11 @@ def jaccard(first: Tensor, second: Tensor, both_empty: float = 1.0) -> float:
     return shared / (kept - shared)
 
 
-def similarity(
-    first: Mapping[str, Tensor], second: Mapping[str, Tensor], pairing: Pairing = "key", both_empty: float = 1.0
-) -> Similarity:
+def similarity(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pairing: Pairing = "key") -> Similarity:
     """Compare two sets of masks.
 
-    pairing     "key": matrices of one name; "position": in dict order, as the published script does.
-    both_empty  the index of two empty matrices: 1 (they are equal) by default; the published code gives NaN.
+    pairing  "key": matrices of one name, of which two empty ones are equal (1); "position": in dict order, and NaN for
+             two empty ones, both as the published script does.
     Raises `UserError` when they are not masks of one model.
     """
     if pairing == "key" and first.keys() != second.keys():
@@ -50,6 +48,7 @@ def similarity(
     if len(first) != len(second):
         raise UserError(f"the masks are of different models: {len(first)} matrices against {len(second)}")
     partners = [second[name] for name in first] if pairing == "key" else list(second.values())
+    both_empty = 1.0 if pairing == "key" else math.nan
     matrices = {}
     for (name, mask), partner in zip(first.items(), partners, strict=True):
         if mask.shape != partner.shape:

@@ -21,6 +21,7 @@ PRUNE = [
     ("prune run --sparsity 0.5 --out new --modules '(('", "nor a regular expression"),
     ("prune run --sparsity 0.5 --out new --modules nothing", "no linear layer of this model matches"),
     ("prune run --sparsity 0.5 --out new --structured layers", "--structured is one of heads, neurons"),
+    ("prune run --sparsity 0.5 --out new --rounding up", "--rounding is one of floor, round, not 'up'"),
     ("prune run --sparsity 0.5 --out new --seed x", "invalid value for '--seed'"),
 ]
 PLACES = [

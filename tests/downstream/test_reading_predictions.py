@@ -45,10 +45,20 @@ def test_windows_with_more_padding_weigh_less_as_in_the_published_vector():
 
 def test_windows_of_one_example_may_come_in_several_batches_of_other_widths():
     logits, inputs = two_windows()
+    narrow, whole = (logits[1:, :2], inputs[1:, :2]), (logits[:1], inputs[:1])
+    for batches in ((narrow, whole), (whole, narrow)):
+        task = reader("boolq")
+        for batch in batches:
+            task.add(*batch, [7])
+        assert task.scores(7).tolist() == pytest.approx([0.5, 0.375])
+        assert task.predictions() == {7: 0}
+
+
+def test_batches_that_pad_beyond_an_examples_windows_change_nothing():
+    logits, inputs = two_windows()
     task = reader("boolq")
-    task.add(logits[1:, :], inputs[1:], [7])
-    task.add(logits[:1], inputs[:1], [7])
-    assert task.scores(7).tolist() == pytest.approx([0.5, 0.375])
+    task.add(torch.nn.functional.pad(logits, (0, 0, 0, 3)), torch.nn.functional.pad(inputs, (0, 3)), [0, 0])
+    assert task.scores(0).tolist() == pytest.approx([0.5, 0.375])
 
 
 def test_padding_has_no_say_in_a_class():

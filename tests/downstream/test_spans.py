@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mlpt.downstream.spans import best_answers
+from mlpt.downstream.spans import best_answers, most_context
 from mlpt.tasks import Example
 from mlpt.tasks.features import Features, SpanConfig
 
@@ -66,3 +66,55 @@ def test_no_answer_wins_where_its_least_window_score_beats_the_best_span_by_the_
     assert answers(two, outputs, empty=True)[0] == ("", 4.0)  # the lesser of 18 and 4, against 2
     assert answers(two, outputs, empty=True, null_threshold=2.5)[0] == ("ab", 2.0)
     assert answers(two, outputs, empty=False)[0] == ("ab", 2.0)
+
+
+# BERT's SQuAD script (run_squad.py): a token that several windows have may begin an answer only in the one with the
+# greatest min(tokens before, tokens after) + 0.01 * length, the first of equals.
+LETTERS = "a b c d e f g h"
+
+
+def windows(*ranges):
+    """Windows of [CLS] and the given letters of the context."""
+    rows = [[OUTSIDE, *((2 * letter, 2 * letter + 1) for letter in letters)] for letters in ranges]
+    characters = np.array([pair for row in rows for pair in row])
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return Features(np.zeros(len(characters)), None, offsets, None, np.zeros(len(rows), int), 0, characters)
+
+
+def starting(features):
+    """Of each window the letters that may begin an answer there."""
+    may = most_context(features)
+    spans = [slice(*one) for one in zip(features.offsets[:-1], features.offsets[1:], strict=True)]
+    return ["".join(LETTERS[at] for at, _ in features.characters[one][may[one]]) for one in spans]
+
+
+def test_an_answer_begins_in_the_window_that_has_most_of_the_text_around_it():
+    two = windows(range(0, 4), range(2, 6))  # a b c d, c d e f
+    example = Example("q", "?", "a b c d e f", 1)
+    outputs = np.concatenate([scores(5, {4: 5.0}, {4: 5.0}), scores(5, {3: 3.0}, {3: 3.0})])
+    assert best_answers([example], two, outputs, SpanConfig(), False)[0][0] == ("e", 6.0)  # not d, 10 in the first
+
+
+def test_context_is_the_lesser_side_then_the_length_then_the_order():
+    # c: 1.04 against .04, d: .04 against 1.04
+    assert starting(windows(range(0, 4), range(2, 6))) == ["abc", "def"]
+    # c: 2.05, 1.05, .04; d: 1.05, 2.05, 1.04; e: .05, 1.05, 1.04; f: -, .05, .04
+    assert starting(windows(range(0, 5), range(1, 6), range(2, 6))) == ["abc", "def", ""]
+    # d: 0.04 in both windows, of which the first has it; a shorter last window loses what the longer one has at its end
+    assert starting(windows(range(0, 4), range(3, 7))) == ["abcd", "efg"]
+    assert starting(windows(range(0, 4), range(3, 5))) == ["abcd", "e"]
+
+
+def test_windows_of_other_questions_say_nothing_about_context():
+    both = windows(range(0, 4), range(2, 6))
+    both.example = np.array([0, 1])
+    assert starting(both) == ["abcd", "cdef"]
+
+
+def test_tokens_of_one_letter_are_told_apart():
+    # Three byte tokens of one letter: the windows are x y (b1 b2 b3), and (b2 b3) z w, which begins inside of it.
+    rows = [[(0, 1), (1, 2), (2, 3), (2, 3), (2, 3)], [(2, 3), (2, 3), (3, 4), (4, 5)]]
+    characters = np.array([pair for row in rows for pair in row])
+    made = Features(np.zeros(9), None, np.array([0, 5, 9]), None, np.zeros(2, int), 0, characters)
+    # b2: 1.05 against .04, b3: .05 against 1.04
+    assert most_context(made).tolist() == [True, True, True, True, False, False, True, True, True]

@@ -29,9 +29,12 @@ def test_independent_masks_of_density_d_have_d_over_2_minus_d(sparsity, expected
     assert similarity(first, second).mean == pytest.approx(expected, abs=0.004)
 
 
-def test_two_empty_matrices_are_equal_unless_the_published_nan_is_asked_for():
+def test_two_empty_matrices_are_equal_and_by_position_nan_as_published():
     assert jaccard(bools(0, 0), bools(0, 0)) == 1
-    assert math.isnan(jaccard(bools(0, 0), bools(0, 0), both_empty=math.nan))
+    masks = {"empty": bools(0, 0), "kept": bools(1, 0)}
+    assert similarity(masks, masks).mean == 1
+    assert math.isnan(similarity(masks, masks, "position").mean)
+    assert similarity(masks, {"empty": bools(0, 1), "kept": bools(1, 0)}, "position").mean == 0.5
 
 
 def test_the_mean_is_over_matrices_without_weights_and_symmetric():

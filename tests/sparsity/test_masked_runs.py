@@ -266,6 +266,15 @@ def test_a_save_at_any_step_changes_nothing(blocks, dense, tmp_path, values, lag
         assert counts(beside) == {name: pruned_count(mask.numel(), 0.6) for name, mask in beside.masks.items()}
 
 
+def test_a_shorter_run_of_the_same_schedule_ends_with_the_masks_of_that_step(blocks, dense, tmp_path):
+    """How TAMT-KD's published masks of steps 999, 1999, ... are had: the recipe saves at 1000, 2000, ..."""
+    settings = {"checkpoint_every": 100, "schedule": {"length": 12}}
+    run(blocks, tmp_path / "whole", dense, train=settings, must_save=lambda step: step == 7, **KD)
+    run(blocks, tmp_path / "short", dense, steps=7, train=settings, **KD)
+    whole, short = (load_masks(tmp_path / one / "masks" / "step_7").masks for one in ("whole", "short"))
+    assert all(torch.equal(mask, short[name]) for name, mask in whole.items())
+
+
 def untimed(folder):
     kept = ("step", "loss", "dev", "held_out", "mixture")
     return [{key: line.get(key) for key in kept} for line in read_metrics(folder)]

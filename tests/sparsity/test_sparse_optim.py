@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from mlpt.config import load_run_config
 from mlpt.sparsity.optim import BertAdam, TransformersAdamW
+from mlpt.training.optimizer import make_optimizer
 
 
 def first_step(optimizer_class, gradient: float, start: float = 0.0, **options) -> float:
@@ -65,3 +67,16 @@ def test_state_has_the_names_that_checkpoints_store():
     parameter.grad = torch.ones(2)
     optimizer.step()
     assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_the_recipe_of_self_evolution_takes_the_steps_of_fairseqs_adam():
+    """A first step is lr * sqrt(.001) g / (sqrt(.001) g + eps), with eps beside the uncorrected root; no clipping."""
+    train = load_run_config("self_evolution_train").train
+    assert train.clip == 0
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = make_optimizer(model, train.optimizer)
+    model.weight.grad = torch.tensor([[1e-5]])
+    optimizer.step()
+    root = math.sqrt(0.001) * 1e-5
+    assert model.weight.item() == pytest.approx(-1e-5 * root / (root + 1e-6), rel=1e-4)  # .24 of the rate, not .91

@@ -14,7 +14,8 @@ class WriterSettings(Settings):
 
     rule         none: masked language modelling. hard, soft: a teacher by that rule. masker: a table of scores, by
                  the hard rule.
-    mlm          whether masked text is a labelled task of the teacher, drawn as often as the points.
+    mlm          whether masked text is a labelled task of the teacher, drawn as often as the points. It is of the dev
+                 texts; published, of the training texts.
     query_share  of the labelled points: only these judge, only the others teach; 0: all do both.
     labels       the label counts at which this cell is run; null: all.
     """
