@@ -67,9 +67,11 @@ class Comparison:
     matrices: Mapping[str, Mapping[str, float]]  # "a | b" -> similarity of each matrix
 
     def to_json(self) -> str:
-        """One JSON object: `names`, `means`, `matrices`, and the published `mask_sim` {name: [similarities]}."""
+        """One JSON object: `names`, `means`, `matrices`, and the published `mask_sim` {name: [similarities]}; null for
+        NaN, which JSON has not."""
         published = dict(zip(self.names, self.means, strict=True))
-        return json.dumps({**asdict(self), "mask_sim": published}, indent=1)
+        text = json.dumps({**asdict(self), "mask_sim": published})
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1)
 
 
 def compare(masks: Mapping[str, Mapping[str, Tensor]], pairing: Pairing = "key") -> Comparison:

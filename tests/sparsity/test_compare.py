@@ -35,6 +35,7 @@ def test_two_empty_matrices_are_equal_and_by_position_nan_as_published():
     assert similarity(masks, masks).mean == 1
     assert math.isnan(similarity(masks, masks, "position").mean)
     assert similarity(masks, {"empty": bools(0, 1), "kept": bools(1, 0)}, "position").mean == 0.5
+    assert json.loads(compare({"a": masks, "b": masks}, "position").to_json())["means"] == [[1, None], [None, 1]]
 
 
 def test_the_mean_is_over_matrices_without_weights_and_symmetric():
