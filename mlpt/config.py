@@ -22,11 +22,12 @@ from mlpt.meta.rules import RULES, rule_class
 from mlpt.models.config import OF_NEW, ModelConfig
 from mlpt.objectives import OBJECTIVES, objective_class, resolve_objective
 from mlpt.reporting.boards import BoardSettings
-from mlpt.settings import Settings, load_settings, merge, nested, parse_yaml, read_yaml
+from mlpt.settings import Settings, load_settings, merge, nested
 from mlpt.sparsity.config import MaskConfig
 from mlpt.training.config import TrainConfig
 from mlpt.training.optimizer import check_look_ahead
 from mlpt.training.sharding import why_not_sharded
+from mlpt.yaml_text import parse_yaml, read_yaml
 
 WHOLE = ("objectives",)  # settings whose mapping, on the command line, replaces the recipe's (`parse_overrides`)
 

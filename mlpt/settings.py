@@ -9,21 +9,20 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mlpt.errors import UserError, one_line, reason
+from mlpt.errors import UserError
 from mlpt.setting_names import hint
+from mlpt.yaml_text import check_names, read_value
 
 S = TypeVar("S", bound="Settings")
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Decay, Decay]  # of the two moments of Adam and its kin
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*\s*=")
 _MOST_SHOWN = 100  # characters of a value that an error repeats
-_MOST_BITS = 10_000  # of a number: Python writes down none with more than 4,300 digits
 _NO_MAPPING = "needs settings of its own, as in {key: value}"
 _A_KEY = "[key]"  # in pydantic's locations: it is the key itself that is wrong
 
@@ -104,66 +103,6 @@ def _is_setting(word: str) -> bool:
     return _KEY.match(word) is not None and not os.path.lexists(word)
 
 
-def read_yaml(file: Path, name: str | None = None) -> Any:
-    """What a user's YAML file holds; `name` is what they call it. Raises `UserError` as `parse_yaml` does."""
-    name = str(file) if name is None else name
-    try:
-        return parse_yaml(file.read_bytes(), name)
-    except OSError as error:
-        raise UserError(f"cannot read {name}: {reason(error)}") from error
-
-
-def parse_yaml(content: bytes | str, name: str) -> Any:
-    """The value that `content` is, bytes in UTF-8 or with the mark of UTF-16.
-
-    Raises `UserError` in one line, which begins with `name`, where it is none.
-    """
-    value = _loaded(content, name)
-    _check_names(value, name, ": ")
-    return value
-
-
-def _loaded(content: bytes | str, name: str) -> Any:
-    try:
-        return yaml.safe_load(content)
-    except yaml.reader.ReaderError as error:
-        why = f"{error.reason} at position {error.position}"
-        raise UserError(f"{name} is not UTF-8 text ({why}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not YAML: {one_line(error)}") from error
-    except RecursionError as error:
-        raise UserError(f"{name} nests brackets or sections too deeply to be read; flatten it") from error
-    except Exception as error:  # whatever Python says of a date that does not exist, of `!!bool maybe`, ...
-        raise UserError(f"{name} holds a value that YAML cannot read ({one_line(error)}); quote it") from error
-
-
-def _check_names(value: Any, name: str, separator: str = ".") -> None:
-    """Refuse names that YAML has read as true or false, endless numbers, and a value that holds itself.
-
-    separator  stands between `name`, of a file or a key, and the key below.
-    """
-    done: set[int] = set()  # an alias makes a value stand in several places
-    above: set[int] = set()
-
-    def look(value: Any, where: str) -> None:
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            raise UserError(f"{where} is a number of thousands of digits; give a smaller one")
-        if not isinstance(value, dict | list) or id(value) in done:
-            return
-        if id(value) in above:
-            raise UserError(f"{where} holds itself, by an alias (*) of YAML; write it out")
-        above.add(id(value))
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(key, bool):
-                words = "'yes' or 'on'" if key else "'no' or 'off'"
-                raise UserError(f"{where}: YAML reads a name as {key}; quote it, as in {words}")
-            look(inner, f"{where}{separator if where == name else '.'}{key}")
-        above.discard(id(value))
-        done.add(id(value))
-
-    look(value, name)
-
-
 def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[str, Any]:
     """`["train.steps=200", "objectives=[mlm, cse]"]` as a nested mapping; values are YAML.
 
@@ -176,10 +115,10 @@ def parse_overrides(words: Iterable[str], whole: Collection[str] = ()) -> dict[s
         if not equals or not key.strip():
             raise UserError(f"'{word}' is not a setting: write key=value, for example train.steps=200")
         try:
-            value: Any = _number(_loaded(text, key)) if text else None
+            value: Any = _number(read_value(text, key)) if text else None
         except UserError as error:
             raise UserError(f"the value of {key} cannot be read as YAML: {_shown(text)}; quote it") from error
-        _check_names(value, key.strip())
+        check_names(value, key.strip())
         if key.strip() in whole and isinstance(value, Mapping):
             value = Whole(value)
         overrides = merge(overrides, nested({key.strip(): value}))

@@ -19,6 +19,7 @@ HEIGHT = {
     "storage": 0,
     "setting_names": 0,
     "settings": 0,
+    "yaml_text": 0,
     "setting_list": 0,
     "outputs": 0,
     "randomness": 0,

@@ -38,7 +38,13 @@ def test_a_user_can_write_a_recipe_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("train: [", "is not YAML"), ("just words", "holds no settings"), ("trian: {}", "did you mean 'train'?")],
+    [
+        ("train: [", "is not YAML"),
+        ("just words", "holds no settings"),
+        ("trian: {}", "did you mean 'train'?"),
+        ("train: {steps: 3}\nseed: 1\ntrain: {batch_size: 4}", "gives 'train' twice, again in line 3; keep one"),
+        ("train: {steps: 3, steps: 4}", "gives 'steps' twice, again in line 1; keep one"),
+    ],
 )
 def test_a_broken_recipe_is_one_line(tmp_path, content, says):
     path = tmp_path / "broken.yaml"

@@ -19,8 +19,8 @@ from mlpt.reporting.logs import LogEvent, read_log
 from mlpt.reporting.masks import Masks, read_masks
 from mlpt.reporting.samples import FOLDER as SAMPLES
 from mlpt.reporting.samples import Sample, read_sample
-from mlpt.settings import parse_yaml
 from mlpt.storage.store import Store, is_uri
+from mlpt.yaml_text import parse_yaml
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from mlpt.errors import UserError
 from mlpt.reporting.records import FolderReader, Record, read_run
-from mlpt.settings import parse_yaml
+from mlpt.yaml_text import parse_yaml
 
 SWEEP = "sweep.yaml"
 TRIALS = "trials.parquet"

@@ -15,9 +15,10 @@ from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.reporting.history import HISTORY, REPORT
 from mlpt.run.local_paths import with_absolute_paths
-from mlpt.settings import load_settings, parse_yaml, read_yaml
+from mlpt.settings import load_settings
 from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
+from mlpt.yaml_text import parse_yaml, read_yaml
 
 CONFIG = "config.yaml"
 BLOCKS = "blocks.json"

@@ -12,8 +12,9 @@ from typing import Any
 from mlpt.config import WHOLE
 from mlpt.errors import UserError
 from mlpt.outputs import expanded
-from mlpt.settings import load_settings, merge, nested, parse_overrides, parse_yaml, read_yaml
+from mlpt.settings import load_settings, merge, nested, parse_overrides
 from mlpt.studies.declaration import Cell, Declaration
+from mlpt.yaml_text import parse_yaml, read_yaml
 
 OF_DECLARATION = (
     "budget",

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mlpt.errors import UserError
 from mlpt.outputs import expanded
-from mlpt.settings import Settings, load_settings, read_yaml
+from mlpt.settings import Settings, load_settings
 from mlpt.tasks.entities import are_entity_labels
 from mlpt.tasks.reading import (
     FileReport,
@@ -25,6 +25,7 @@ from mlpt.tasks.reading import (
 from mlpt.tasks.squad import span_example
 from mlpt.tasks.tagged_words import TaggedFile, label_names, tagged_example
 from mlpt.tasks.task import Example, Task, TaskData
+from mlpt.yaml_text import read_yaml
 
 
 class OwnTask(Settings):

@@ -22,7 +22,7 @@ from mlpt.config import WHOLE, RuntimeConfig
 from mlpt.errors import UserError, command, told
 from mlpt.run.local_paths import absolute_words
 from mlpt.runtime.cluster import ray_session, where
-from mlpt.settings import Settings, load_settings, parse_overrides, read_yaml
+from mlpt.settings import Settings, load_settings, parse_overrides
 from mlpt.storage.files import check_room
 from mlpt.storage.store import is_uri
 from mlpt.tuning.kept import Keep, mend
@@ -33,6 +33,7 @@ from mlpt.tuning.report import ProgressLines, finished_trials, require_success, 
 from mlpt.tuning.searching import a_point, make_scheduler, make_search, number_of_trials, parameter_space, repeated
 from mlpt.tuning.space import Scheduler, Search, Space, load_space
 from mlpt.tuning.trial import job_of, run_trial
+from mlpt.yaml_text import read_yaml
 
 SWEEP = "sweep.yaml"
 # What Tune logs of each trial that crashes, and each time that its own state finds no room, in pages.

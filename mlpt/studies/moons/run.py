@@ -11,7 +11,6 @@ import yaml
 
 from mlpt.errors import UserError
 from mlpt.outputs import MOONS, absolute, growing_folder, write_file, write_json
-from mlpt.settings import read_yaml
 from mlpt.stopping import Stopped, StopRequest
 from mlpt.studies.moons.declaration import MoonsStudy
 from mlpt.studies.moons.finetuning import finetune
@@ -20,6 +19,7 @@ from mlpt.studies.moons.picture import sheet
 from mlpt.studies.moons.pretraining import CellRuns, student_at
 from mlpt.studies.moons.rows import Rows
 from mlpt.studies.moons.shares import pretrain
+from mlpt.yaml_text import read_yaml
 
 Say = Callable[[str], None]
 _GROWS = {"steps"}  # what a study that is continued may have more of
