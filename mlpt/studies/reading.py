@@ -12,6 +12,7 @@ from typing import Any
 from mlpt.config import WHOLE
 from mlpt.errors import UserError
 from mlpt.outputs import expanded
+from mlpt.run.local_paths import absolute_paths
 from mlpt.settings import load_settings, merge, nested, parse_overrides
 from mlpt.studies.declaration import Cell, Declaration
 from mlpt.yaml_text import parse_yaml, read_yaml
@@ -21,6 +22,7 @@ OF_DECLARATION = (
     "cells",
     "measurements",
     "correlations",
+    "seeds",
     "threads",
     "keep",
 )  # words that are no settings of the runs
@@ -71,7 +73,7 @@ def read_study(name: str, words: Iterable[str] = ()) -> Study:
     cells = dict(_expanded(declared.cells))
     declared = declared.model_copy(update={"cells": cells})
     _check_names(declared)
-    return Study(declared, _with_whole_paths(given))
+    return Study(declared, absolute_paths(given))
 
 
 def _shipped_names() -> list[str]:
@@ -106,20 +108,6 @@ def _anchored(value: Any, folder: Path) -> Any:
         return [_anchored(one, folder) for one in value]
     found = _PATH.fullmatch(value) if isinstance(value, str) else None
     return value if found is None else f"{found[1] or ''}{(folder / found[2]).resolve()}"
-
-
-def _with_whole_paths(given: dict[str, Any]) -> dict[str, Any]:
-    """`given` with texts that are there named by their whole paths: the study may go on from another folder."""
-    data = given.get("data")
-    if not isinstance(data, Mapping) or "source" not in data:
-        return given
-    source = data["source"]
-    whole = [str(Path(one).resolve()) if Path(str(one)).exists() else one for one in _as_list(source)]
-    return merge(given, {"data": {"source": whole if isinstance(source, list) else whole[0]}})
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _making_room(values: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

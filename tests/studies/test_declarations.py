@@ -189,6 +189,9 @@ def test_paths_count_from_the_files_folder(small_blocks, tmp_path, monkeypatch):
     assert declared.measurements["x"].evaluate.suite == f"blimp={tmp_path}/pairs.jsonl"
     (tmp_path / "corpus").mkdir()
     assert read_study(str(path), ["data.source=corpus"]).given == {"data": {"source": str(tmp_path / "corpus")}}
+    found = read_study(str(path), ["data.sources={a: corpus}", "seeds=[4, 7]"])
+    assert found.given == {"data": {"sources": {"a": str(tmp_path / "corpus")}}}
+    assert list(found.declared.seeds) == [4, 7]
 
 
 def test_a_part_is_of_the_declaration(small_blocks, tmp_path):
