@@ -1,8 +1,7 @@
 """A saved model with the head of a task: any run, Hugging Face folder or hub name becomes a stock classifier."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
-from transformers.utils import logging
 
 from mlpt.data import tokenizers
 from mlpt.data.reach import hub_lookup
 from mlpt.downstream.config import DownstreamConfig
 from mlpt.errors import UserError
 from mlpt.models.config import register_metalmo
+from mlpt.models.quiet import quiet
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, fit, load_masks, masks_beside, zero_pruned
 from mlpt.storage.store import is_uri
@@ -115,20 +114,6 @@ def load_base(name: str, task: Task, text_to_text: bool = False) -> Base:
         missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
     weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
     return Base(config, weights)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' warnings and progress bars from the terminal."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlpt.models.config import (
 )
 from mlpt.models.language_head import token_logits
 from mlpt.models.masked import dense_state
+from mlpt.models.quiet import quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
@@ -161,7 +163,7 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None, comp
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
-        with hub_lookup(name):
+        with hub_lookup(name), quiet() if complete else nullcontext():
             config = AutoConfig.from_pretrained(name)
             config.update(dropout_values(config, dropout))
             backbone, report = AutoModelForMaskedLM.from_pretrained(

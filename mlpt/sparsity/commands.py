@@ -188,7 +188,7 @@ def evaluate_files(
     masks  a mask file; None: those beside the model's weights, if there are any and it is not to be `dense`.
     Adds `masks`, the masks in force or None, and `split`.
     """
-    encoder = load_encoder(model, {})
+    encoder = load_encoder(model, {}, complete=True)
     if token_types == "pair" and getattr(encoder.config, "type_vocab_size", 0) < 2:
         raise UserError(f"a {encoder.config.model_type} has no second token type; use --token-types zero")
     masks = masks or (None if dense else masks_beside(model))
@@ -221,7 +221,7 @@ def export_files(
         raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
     if dense and (masks or heads or neurons):
         raise UserError("--dense leaves masks aside; give either it or the masks to export")
-    encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
+    encoder, tokenizer = load_encoder(model, {}, complete=True), _tokenizer_of(model)
     given: dict[Kind, str | None] = {"heads": heads, "neurons": neurons}
     chosen = {kind: load_group_mask(file) for kind, file in given.items() if file is not None}
     used = masks or (None if chosen or dense else masks_beside(model))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_bert import tiny_bert, token_batch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
@@ -69,6 +69,19 @@ def test_bad_requests_are_one_line(model, tmp_path):
     tiny_bert(seed=1).save_pretrained(other)
     with pytest.raises(UserError, match="another base model"):
         export_files(str(other), str(tmp_path / "out"), masks=masks)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
+def test_a_language_head_that_nobody_trained_is_neither_exported_nor_measured(kind, small_blocks, tmp_path):
+    kind(tiny_bert().config).save_pretrained(tmp_path / "headless")
+    for work in (
+        lambda: export_files(str(tmp_path / "headless"), str(tmp_path / "out")),
+        lambda: evaluate_files(str(tmp_path / "headless"), small_blocks),
+    ):
+        with pytest.raises(UserError, match="has no trained language-modelling head") as error:
+            work()
+        assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
