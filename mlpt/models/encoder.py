@@ -34,6 +34,7 @@ from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
 from mlpt.storage.memory import align_weights
+from mlpt.storage.stock import read_stock
 
 HEADS_FILE = "heads.safetensors"
 
@@ -131,12 +132,13 @@ def build_encoder(
 def load_encoder(
     folder: str | os.PathLike[str],
     objectives: Mapping[str, Objective],
-    attention: str = "sdpa",
+    attention: str | None = None,
     complete: bool = False,
 ) -> Encoder:
     """The encoder that `Encoder.save` wrote to `folder`, with the heads of `objectives`.
 
-    complete  refuse a folder that lacks some of the masked language model, which is otherwise drawn anew.
+    attention  an implementation; None: the fastest that the architecture has.
+    complete   refuse a folder that lacks some of the masked language model, which is otherwise drawn anew.
 
     Raises `UserError` when the folder holds no model, or no head for one of the objectives that need one.
     """
@@ -152,13 +154,17 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
         try:
             return AutoModelForMaskedLM.from_config(made, attn_implementation=config.attention, dtype=torch.float32)
         except ValueError as error:
-            if "attention implementation" not in str(error):
-                raise
-            reason = f"'{config.architecture}' has no {config.attention} attention; use attention=eager"
-            raise UserError(reason) from error
+            _check_attention(error, config.architecture, config.attention)
+            raise
 
 
-def _load_backbone(name: str, attention: str, dropout: float | None = None, complete: bool = False) -> Any:
+def _check_attention(error: ValueError, name: str | None, attention: str | None) -> None:
+    """Raise `UserError` where transformers has refused the kind of attention."""
+    if "attention implementation" in str(error):
+        raise UserError(f"'{name}' has no {attention} attention; use attention=eager") from error
+
+
+def _load_backbone(name: str, attention: str | None, dropout: float | None = None, complete: bool = False) -> Any:
     register_metalmo()  # the folder may hold one
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
@@ -166,24 +172,18 @@ def _load_backbone(name: str, attention: str, dropout: float | None = None, comp
         with hub_lookup(name), quiet() if complete else nullcontext():
             config = AutoConfig.from_pretrained(name)
             config.update(dropout_values(config, dropout))
-            backbone, report = AutoModelForMaskedLM.from_pretrained(
-                name,
-                config=config,
-                attn_implementation=attention,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            backbone, drawn = read_stock(AutoModelForMaskedLM, name, config=config, attn_implementation=attention)
     except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ValueError):
+            _check_attention(error, name, attention)
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot load a masked language model from '{name}': give a folder with config.json and "
             f"model.safetensors, or a hub name with the network up ({reason})"
         ) from error
-    lacking = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if complete and lacking:
+    if complete and drawn:
         raise UserError(
-            f"'{name}' has no trained language-modelling head ({lacking[0]} is missing); give a masked language model"
+            f"'{name}' has no trained language-modelling head ({drawn[0]} is missing); give a masked language model"
         )
     align_weights(backbone)
     return backbone

@@ -85,6 +85,22 @@ def test_a_language_head_that_nobody_trained_is_neither_exported_nor_measured(ki
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("described", "says"), [(True, "under its masks"), (False, "do not fit its config.json")])
+def test_an_export_that_stock_code_cannot_load_is_one_line(model, small_blocks, tmp_path, described, says):
+    neurons = prune(model, "random", 0.5, str(tmp_path / "neurons.npy"), structured="neurons")["file"]
+    export_files(model, str(tmp_path / "small"), neurons=neurons)
+    if not described:
+        (tmp_path / "small" / "compact.json").unlink()
+    for work in (
+        lambda: evaluate_files(str(tmp_path / "small"), small_blocks),
+        lambda: export_files(str(tmp_path / "small"), str(tmp_path / "again")),
+        lambda: prune(str(tmp_path / "small"), "magnitude", 0.5, str(tmp_path / "masks")),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            work()
+        assert "\n" not in str(error.value)
+
+
 def test_published_masks_are_written_and_read_back_whole(model, tmp_path):
     file = prune(model, "magnitude", 0.7, str(tmp_path / "omp"))["file"]
     made = convert(file, str(tmp_path / "mask.pt"))
