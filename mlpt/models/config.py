@@ -201,7 +201,10 @@ def room_for_tokens(config: PreTrainedConfig, vocabulary: Vocabulary) -> int | N
 
 
 def positions_needed(architecture: str, vocabulary: Vocabulary, max_length: int) -> int:
-    """Rows that a position table needs for `max_length` tokens: RoBERTa counts from the padding id + 1."""
+    """Rows that a position table needs for `max_length` tokens: RoBERTa counts from the padding id + 1, MPNet from 2,
+    whatever its padding id."""
+    if architecture == "mpnet":
+        return max_length + 2
     return max_length + (vocabulary.pad + 1 if architecture in _POSITIONS_AFTER_PAD else 0)
 
 
