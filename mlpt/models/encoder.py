@@ -27,7 +27,7 @@ from mlpt.models.config import (
     hugging_face_config,
     register_metalmo,
 )
-from mlpt.models.language_head import token_logits
+from mlpt.models.language_head import check_head, token_logits
 from mlpt.models.masked import dense_state
 from mlpt.models.quiet import quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
@@ -119,6 +119,7 @@ def build_encoder(
             check_pretrained(backbone.config, vocabulary, max_length, config.pretrained)
         else:
             backbone = _new_backbone(config, vocabulary, max_length)
+        check_head(backbone)
         encoder = Encoder(backbone, objectives)
     if config.attend_within == "document":
         check_within_documents(encoder)
@@ -142,7 +143,10 @@ def load_encoder(
 
     Raises `UserError` when the folder holds no model, or no head for one of the objectives that need one.
     """
-    encoder = Encoder(_load_backbone(os.fspath(folder), attention, complete=complete), objectives)
+    backbone = _load_backbone(os.fspath(folder), attention, complete=complete)
+    if complete:
+        check_head(backbone)
+    encoder = Encoder(backbone, objectives)
     if len(encoder.heads):
         _load_heads(encoder.heads, Path(folder) / HEADS_FILE)
     return encoder

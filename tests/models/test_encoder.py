@@ -26,7 +26,7 @@ ROBERTA_VOCABULARY = Vocabulary(size=100, cls=0, pad=1, sep=2, unk=3, mask=99)
 LENGTH = 16
 TESTED = ["bert", "roberta", "electra", "modernbert"]
 OTHERS = ["xlm-roberta", "distilbert", "albert"]
-BY_THE_GENERIC_ROUTE = ["deberta-v2", "convbert", "ernie", "mpnet"]
+BY_THE_GENERIC_ROUTE = ["deberta-v2", "convbert", "ernie", "mpnet", "longformer", "luke"]
 
 # The objectives that need nothing but text; those with a teacher are in test_distill.py.
 FROM_TEXT = {"mlm": {}, "guided": {"guide": "all"}, "atd": {}, "dtd": {}, "cse": {}}
@@ -276,6 +276,10 @@ def test_attention_gets_no_mask_when_nothing_is_padded():
         ({"heads": 5}, "not a multiple of 5 heads"),
         ({"options": {"hiden_act": "relu"}}, "did you mean 'hidden_act'"),
         ({"architecture": "deberta-v2"}, "use attention=eager"),
+        ({"architecture": "funnel"}, "'funnel' cannot be made with these sizes"),
+        ({"architecture": "squeezebert", "attention": "eager"}, "'squeezebert' cannot be made with these sizes"),
+        ({"architecture": "bart"}, "a 'bart' is more than an encoder"),
+        ({"architecture": "perceiver", "attention": "eager"}, "head of a 'perceiver' cannot be applied"),
     ],
 )
 def test_wrong_model_settings_are_one_line(settings, message):
