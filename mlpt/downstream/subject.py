@@ -44,7 +44,7 @@ class Subject:
                 f"the model {name} has {encoder.config.vocab_size} tokens and its tokenizer {vocabulary.size}: "
                 "use the tokenizer that came with the model"
             )
-        room = min(room_for_tokens(encoder.config, vocabulary) or _NO_LIMIT, tokenizer.model_max_length)
+        room = min(room_for_tokens(encoder.config, vocabulary.pad) or _NO_LIMIT, tokenizer.model_max_length)
         return cls(name, encoder.to(device).eval(), tokenizer, vocabulary, device, room if room < _NO_LIMIT else None)
 
     def resolved(self, precision: Precision) -> Precision:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.reach import hub_lookup
+from mlpt.data.tokenizers import has_tokenizer, knows_words
 from mlpt.errors import UserError
 from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
@@ -243,8 +244,12 @@ def export_files(
 
 
 def _tokenizer_of(model: str) -> Any:
+    """None for a model without a tokenizer, which is exported without one, too."""
+    if not has_tokenizer(model):
+        return None
     try:
         with hub_lookup(model):
-            return AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError):
-        return None  # a folder without a tokenizer exports without one
+        return None
+    return tokenizer if knows_words(tokenizer) else None

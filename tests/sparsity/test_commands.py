@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from tiny_bert import tiny_bert, token_batch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
@@ -99,6 +109,22 @@ def test_an_export_that_stock_code_cannot_load_is_one_line(model, small_blocks, 
         with pytest.raises(UserError, match=says) as error:
             work()
         assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_tokenizer_is_exported_without_one(model, tmp_path):
+    export_files(model, str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*token*")) == []
+
+
+def test_a_tokenizer_that_lacks_special_tokens_is_exported_with_the_models_length(tmp_path):
+    words = WordLevel({"<eos>": 0, "a": 1, "word": 2, "<unk>": 3}, unk_token="<unk>")
+    lacking = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="<unk>", eos_token="<eos>")
+    lacking.save_pretrained(tmp_path / "model")
+    tiny_bert().save_pretrained(tmp_path / "model")
+    export_files(str(tmp_path / "model"), str(tmp_path / "out"))
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.pad_token is None
+    assert exported.model_max_length == tiny_bert().config.max_position_embeddings
 
 
 def test_published_masks_are_written_and_read_back_whole(model, tmp_path):
