@@ -9,10 +9,10 @@ from mlpt.api.speaking import console_of, speaker
 from mlpt.downstream import command
 from mlpt.downstream.config import FinetuneConfig
 from mlpt.downstream.finetune import evaluate_saved
-from mlpt.downstream.loading import quiet
 from mlpt.downstream.results import Scores
 from mlpt.downstream.suites import build_suites, choose_suites, measure
 from mlpt.errors import UserError
+from mlpt.models.quiet import quiet
 from mlpt.outputs import StrPath
 from mlpt.reporting.steps import Steps
 from mlpt.run.result import Run, name_of

@@ -29,7 +29,8 @@ from mlpt.data.tokenizers import train_tokenizer
 from mlpt.downstream.cell_run import CellRun
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig
 from mlpt.downstream.finetune import prepare
-from mlpt.downstream.loading import load_tokenizer, quiet
+from mlpt.downstream.loading import load_tokenizer
+from mlpt.models.quiet import quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.tasks import Example, TaskSource, load_task
 from mlpt.training.group import Group, default_device

@@ -14,7 +14,7 @@ import torch
 from mlpt.bench.finetune import save_model, sst2_or_docs
 from mlpt.bench.harness import Row, machine, peak_bytes
 from mlpt.downstream.config import FinetuneConfig
-from mlpt.downstream.loading import quiet
+from mlpt.models.quiet import quiet
 from mlpt.runtime.finetune import finetune_cells
 from mlpt.tasks import load_task
 

@@ -10,11 +10,11 @@ import torch
 from mlpt.bench.harness import Row, machine, peak_bytes, seconds_interleaved
 from mlpt.data.tokenizers import train_tokenizer
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.downstream.loading import quiet
 from mlpt.downstream.pseudo_likelihood import Masking, score_sentences
 from mlpt.downstream.subject import Precision, Subject
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import build_encoder
+from mlpt.models.quiet import quiet
 from mlpt.tasks import TaskSource, load_task
 
 LAYERS, HIDDEN, VOCABULARY, ROOM = 4, 256, 8192, 128

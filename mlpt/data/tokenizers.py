@@ -28,6 +28,15 @@ _ROBERTA = {
     "cls_token": "<s>",
     "sep_token": "</s>",
 }
+_FILES = (  # of which a folder with a tokenizer has one
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _NEEDED = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 Texts = Callable[[], Iterator[str]]  # each call starts the same texts anew
@@ -75,8 +84,12 @@ def has_tokenizer(model: str) -> bool:
     A path that is not there has none: whoever loads the model says so.
     """
     path = expanded(model)
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
-    return any((path / name).is_file() for name in files) if path.exists() else not is_path(model)
+    return any((path / name).is_file() for name in _FILES) if path.exists() else not is_path(model)
+
+
+def knows_words(tokenizer: Any) -> bool:
+    """False for what transformers makes where there are no files of a vocabulary: special tokens alone."""
+    return not set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids)
 
 
 def vocabulary_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -169,6 +182,8 @@ def _bare_bpe(folder: Path) -> Tokenizer:
 def _stock(path_or_name: str, path: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer  # slow to import
 
+    if path.is_dir() and not has_tokenizer(str(path)):
+        raise UserError(f"{path_or_name} has no tokenizer ({_FILES[0]} or vocab.txt); copy that of its model there")
     try:
         with hub_lookup(path if path.exists() else path_or_name):
             tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -181,6 +196,10 @@ def _stock(path_or_name: str, path: Path) -> "PreTrainedTokenizerFast":
             f"cannot load a tokenizer from {path_or_name} ({one_line(error)[:200]}); give {' or '.join(TRAINED)} to "
             "train one, a folder, a vocab.txt, or a hub name"
         ) from error
+    if not knows_words(tokenizer):
+        raise UserError(
+            f"the tokenizer {path_or_name} has special tokens alone; copy the files of its model's vocabulary there"
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{path_or_name} has no fast tokenizer (tokenizer.json); convert it with transformers first")
     missing = [name for name in _NEEDED if getattr(tokenizer, name) is None]

@@ -20,12 +20,13 @@ from mlpt.downstream.evaluate import (
     score,
 )
 from mlpt.downstream.fingerprint import NAMED
-from mlpt.downstream.loading import Base, apply_masks, build_model, quiet
+from mlpt.downstream.loading import Base, apply_masks, build_model
 from mlpt.downstream.losses import loss_of, word_loss
 from mlpt.downstream.results import CellResult, Scores
 from mlpt.downstream.submission import write_predictions, write_submission
 from mlpt.downstream.work import Finetuning, Say, Shown
 from mlpt.downstream.written import WrittenTask
+from mlpt.models.quiet import quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.outputs import write_json
 from mlpt.sparsity.artefacts import MaskFile, save_masks

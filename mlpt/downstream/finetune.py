@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.cell_run import RESULT, SETTINGS, CellRun, Prepared
 from mlpt.downstream.config import FinetuneCell, FinetuneConfig, cells, for_task
 from mlpt.downstream.cut_texts import notes_of_cuts
@@ -102,7 +101,7 @@ def prepare(config: FinetuneConfig, task: str, train: tuple[str, ...] = ("train"
 
 def _longest_input(base: Base, tokenizer: Any) -> int:
     """Tokens that the model has positions for (RoBERTa reserves some for padding)."""
-    room = room_for_tokens(base.config, Vocabulary.of(tokenizer)) or 10**6
+    room = room_for_tokens(base.config, tokenizer.pad_token_id) or 10**6
     return min(room, tokenizer.model_max_length)
 
 

@@ -1,8 +1,7 @@
 """A saved model with the head of a task: any run, Hugging Face folder or hub name becomes a stock classifier."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
-from transformers.utils import logging
 
 from mlpt.data import tokenizers
 from mlpt.data.reach import hub_lookup
 from mlpt.downstream.config import DownstreamConfig
 from mlpt.errors import UserError
 from mlpt.models.config import register_metalmo
+from mlpt.models.quiet import quiet
 from mlpt.randomness import address
 from mlpt.sparsity.artefacts import MaskFile, fit, load_masks, masks_beside, zero_pruned
+from mlpt.storage.stock import read_stock
 from mlpt.storage.store import is_uri
 from mlpt.tasks import Task
 
@@ -90,21 +90,14 @@ def load_base(name: str, task: Task, text_to_text: bool = False) -> Base:
         with quiet(), hub_lookup(folder):  # a missing head is what we expect
             saved = AutoConfig.from_pretrained(folder)
             config = AutoConfig.from_pretrained(folder, **({} if text_to_text else head_settings(task)))
-            model, report = auto.from_pretrained(
-                folder,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                use_safetensors=True,  # never a pickle
-            )
+            model, drawn = read_stock(auto, folder, any_head=not text_to_text, config=config)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot load a model from '{name}' ({reason}); give a run's folder, a Hugging Face folder with "
             "model.safetensors, or a hub name"
         ) from error
-    missing = set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]}
+    missing = set(drawn)
     if text_to_text:
         if missing:
             raise UserError(f"'{name}' predicts no tokens ({min(missing)} is missing), which text_to_text needs")
@@ -115,20 +108,6 @@ def load_base(name: str, task: Task, text_to_text: bool = False) -> Base:
         missing |= {key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")}
     weights = {key: value.numpy() for key, value in model.state_dict().items() if key not in missing}
     return Base(config, weights)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' warnings and progress bars from the terminal."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_tokenizer(name: str) -> Any:

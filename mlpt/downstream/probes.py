@@ -33,6 +33,7 @@ class TaskProbe(Suite):
     """A labelled task (GLUE, SuperGLUE, `docs_*`, one's own) from states of its texts, by the task's own metrics."""
 
     Config = TaskProbeConfig
+    needs_head = False
 
     def read(self) -> None:
         data, name = self.config.data, self.config.task
@@ -107,6 +108,7 @@ class DomainProbe(Suite):
     """Which domain a prepared block comes from; blocks that begin with parts of one document stay on one side."""
 
     Config = DomainProbeConfig
+    needs_head = False
 
     def read(self) -> None:
         self.blocks = Blocks.open(self.data("a folder of prepared blocks of several domains"), self.config.split)
@@ -149,6 +151,7 @@ class WordProbe(Suite):
     """Labels of words (parts of speech) from the mean state of each word's tokens; a sentence stays on one side."""
 
     Config = WordProbeConfig
+    needs_head = False
 
     def read(self) -> None:
         expected = "a .conllu file, a treebank's folder, or a file of one word and its label a line"

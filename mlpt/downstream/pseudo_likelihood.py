@@ -4,9 +4,11 @@
 same word (Kauf and Ivanova, 2023, PLL-word-l2r), because a token's own continuation gives it away.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ TooLong = Literal["refuse", "truncate"]
 Progress = Callable[[int, int], None]  # (done, of all)
 _CHUNK = 16384  # sentences tokenised at once: bounds the memory of the tokenizer's Python lists
 _LOGITS = 1 << 25  # numbers of the head's output at once: 128 MiB of float32
+_SPACE = re.compile(r"[^\S\x0b\x0c\x1c-\x1f\x85]")  # without the controls that BERT deletes
 _COPIES = 1 << 24  # tokens of masked copies that are compared with each other: 128 MiB of int64
 
 
@@ -59,10 +62,11 @@ class _Copies:
 
 @dataclass
 class _Encoded:
-    """One sentence: token ids, and the word of each token; -1 for those that are not scored."""
+    """One sentence: token ids, the word of each token (-1: of none), and whether it is scored."""
 
     ids: np.ndarray
     words: np.ndarray
+    scored: np.ndarray
     unknown: int
     truncated: bool
 
@@ -104,7 +108,7 @@ def score_sentences(
     if not np.isfinite(sums).all():
         raise UserError(f"what {subject.name} predicts are not numbers: its weights are damaged, or it diverged")
     order = np.array([place[sentence] for sentence in sentences], dtype=np.int64)
-    counts = np.array([int((one.words >= 0).sum()) for one in encoded], dtype=np.int64)
+    counts = np.array([int(one.scored.sum()) for one in encoded], dtype=np.int64)
     truncated = sum(encoded[number].truncated for number in order)
     unknown = sum(encoded[number].unknown for number in order)
     return SentenceScores(sums[order], counts[order], truncated, unknown)
@@ -131,9 +135,41 @@ def _encode(subject: Subject, sentences: Sequence[str], too_long: TooLong) -> It
             )
         for number, ids in enumerate(batch["input_ids"]):
             ids = np.array(ids, dtype=np.int64)
-            words = np.array([-1 if word is None else word for word in batch.word_ids(number)], dtype=np.int64)
-            unknown = int(((ids == subject.vocabulary.unk) & (words >= 0)).sum())
-            yield _Encoded(ids, np.where(special[ids], -1, words), unknown, cut[number])
+            words = _words(chunk[number], batch.word_ids(number), batch.encodings[number].offsets)
+            is_unknown = (ids == subject.vocabulary.unk) & (words >= 0)
+            words[special[ids] & ~is_unknown] = -1
+            scored = (words >= 0) & ~special[ids]
+            yield _Encoded(ids, words, scored, int(is_unknown.sum()), cut[number])
+
+
+def _words(text: str, word_ids: Sequence[int | None], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The word of each token, (length,) int64; -1: of none.
+
+    What a tokenizer calls a word is the whole sentence where it looks for none (Gemma's, SentencePiece without
+    splitting), so words also begin behind whitespace.
+    """
+    words = [-1] * len(offsets)
+    number = -1
+    for word, group in groupby(range(len(offsets)), key=lambda token: word_ids[token]):
+        if word is None:
+            continue
+        number += 1
+        end: int | None = None  # of the letters so far
+        blank = []  # tokens without letters, which belong to the word behind them
+        for token in group:
+            start, stop = offsets[token]
+            piece = text[start:stop]
+            if not piece.strip():
+                blank.append(token)
+                continue
+            if end is not None and _SPACE.search(text, end, stop - len(piece.lstrip())):
+                number += 1
+            for one in (*blank, token):
+                words[one] = number
+            end, blank = start + len(piece.rstrip()), []
+        for one in blank:
+            words[one] = number
+    return np.array(words, dtype=np.int64)
 
 
 def _group(encoded: Sequence[_Encoded], masking: Masking) -> list[_Copies]:
@@ -147,7 +183,7 @@ def _group(encoded: Sequence[_Encoded], masking: Masking) -> list[_Copies]:
             numbers = of_length[start : start + size]
             ids = np.stack([encoded[number].ids for number in numbers])
             words = np.stack([encoded[number].words for number in numbers])  # (sentences, length)
-            row, position = np.nonzero(words >= 0)
+            row, position = np.nonzero(np.stack([encoded[number].scored for number in numbers]))
             ends = position + 1 if masking == "plain" else _word_ends(words)[row, position]
             groups.append(_Copies(ids, numbers, row, position, ends))
     return groups

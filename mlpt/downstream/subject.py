@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 
 from mlpt.data.vocabulary import Vocabulary
-from mlpt.downstream.loading import apply_masks, load_tokenizer, masks_of, quiet
+from mlpt.downstream.loading import apply_masks, load_tokenizer, masks_of
 from mlpt.errors import UserError
 from mlpt.models.config import room_for_tokens
 from mlpt.models.encoder import Encoder, load_encoder
+from mlpt.models.quiet import quiet
 from mlpt.training.group import default_device
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -43,7 +44,7 @@ class Subject:
                 f"the model {name} has {encoder.config.vocab_size} tokens and its tokenizer {vocabulary.size}: "
                 "use the tokenizer that came with the model"
             )
-        room = min(room_for_tokens(encoder.config, vocabulary) or _NO_LIMIT, tokenizer.model_max_length)
+        room = min(room_for_tokens(encoder.config, vocabulary.pad) or _NO_LIMIT, tokenizer.model_max_length)
         return cls(name, encoder.to(device).eval(), tokenizer, vocabulary, device, room if room < _NO_LIMIT else None)
 
     def resolved(self, precision: Precision) -> Precision:
@@ -60,15 +61,18 @@ class Subject:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
-def load_subject(folder: str, masks: str | None = None, dense: bool = False, name: str | None = None) -> Subject:
+def load_subject(
+    folder: str, masks: str | None = None, dense: bool = False, name: str | None = None, needs_head: bool = True
+) -> Subject:
     """The model of a folder or hub name, called `name`; weights that its masks prune are zero.
 
     masks  a mask file; None: those beside the model's weights, if there are any and it is not to be `dense`.
-    Raises `UserError` where there is no masked language model with a tokenizer, or the masks are of another model.
+    Raises `UserError` where there is no masked language model with a tokenizer (only with `needs_head` must its
+    language-modelling head be there), or the masks are of another model.
     """
     in_force = masks_of(folder, masks, dense)
     with quiet():
-        encoder = load_encoder(folder, {})
+        encoder = load_encoder(folder, {}, complete=needs_head)
     if in_force is not None:
         apply_masks(in_force, encoder)
     subject = Subject.of(name or folder, encoder, load_tokenizer(folder))

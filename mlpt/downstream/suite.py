@@ -68,6 +68,7 @@ class Suite:
 
     Config: ClassVar[type[SuiteConfig]] = SuiteConfig
     details: ClassVar[frozenset[str]] = frozenset()  # levels that are too many to print; the JSON has them
+    needs_head: ClassVar[bool] = True  # a model without a trained language-modelling head is refused
 
     def __init__(self, config: Any):
         """Reads the data: bad input is told before any model is scored. Raises `UserError`."""

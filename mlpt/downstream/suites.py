@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 from mlpt.downstream.cloze import Cloze
-from mlpt.downstream.loading import quiet
 from mlpt.downstream.pair_accuracy import MinimalPairs
 from mlpt.downstream.probes import DomainProbe, TaskProbe, WordProbe
 from mlpt.downstream.subject import load_subject
 from mlpt.downstream.suite import Suite
 from mlpt.downstream.suite_report import over_models
 from mlpt.errors import UserError, one_line
+from mlpt.models.quiet import quiet
 from mlpt.settings import load_settings, merge, parse_overrides
 from mlpt.tasks import TASKS
 
@@ -98,13 +98,14 @@ def measure(
     A result is {"settings", "models": {model: {"lines", "notes", "masks", "precision", "device", "seconds"}},
     "over_models"}. Raises `UserError` before anything is scored where a model can't be loaded.
     """
+    needs_head = any(suite.needs_head for suite in suites.values())
     for folder in list(models.values())[1:]:  # a model that can't be loaded must not cost the work on the first
-        load_subject(folder, masks, dense)
+        load_subject(folder, masks, dense, needs_head=needs_head)
     results: dict[str, Values] = {
         name: {"settings": suite.config.model_dump(mode="json"), "models": {}} for name, suite in suites.items()
     }
     for model, folder in models.items():
-        subject = load_subject(folder, masks, dense, model)
+        subject = load_subject(folder, masks, dense, model, needs_head)
         for name, suite in suites.items():
             start = time.perf_counter()
             try:

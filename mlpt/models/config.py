@@ -124,7 +124,7 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "intermediate_size": config.intermediate_size or 4 * hidden_size,
-        "max_position_embeddings": positions_needed(architecture, vocabulary, max_length),
+        "max_position_embeddings": positions_needed(architecture, vocabulary.pad, max_length),
     }
     values |= dropout_values(made, config.dropout)
     for name, value in config.options.items():
@@ -136,7 +136,7 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
     with fitting_options(config):
         made = AutoConfig.for_model(architecture, **values)
     most = config.options.get("max_position_embeddings")
-    room = None if most is None else room_for_tokens(made, vocabulary)
+    room = None if most is None else room_for_tokens(made, vocabulary.pad)
     if room is not None and max_length > room:
         raise UserError(
             f"model.options.max_position_embeddings={most} leaves room for {room} tokens, and blocks have "
@@ -189,20 +189,23 @@ def check_pretrained(config: PreTrainedConfig, vocabulary: Vocabulary, max_lengt
             f"the model {where} pads with token {config.pad_token_id} and the tokenizer with {vocabulary.pad}: "
             "use the tokenizer that came with the model"
         )
-    room = room_for_tokens(config, vocabulary)
+    room = room_for_tokens(config, vocabulary.pad)
     if room is not None and max_length > room:
         raise UserError(f"the model {where} takes {room} tokens and the blocks have {max_length}: use shorter blocks")
 
 
-def room_for_tokens(config: PreTrainedConfig, vocabulary: Vocabulary) -> int | None:
-    """Tokens that the model's position table has room for, special ones included; None: no limit."""
+def room_for_tokens(config: PreTrainedConfig, pad: int) -> int | None:
+    """Tokens that the model's position table has room for, special ones included, by the padding id; None: no limit."""
     most = getattr(config, "max_position_embeddings", None)
-    return None if most is None else most - positions_needed(config.model_type, vocabulary, 0)
+    return None if most is None else most - positions_needed(config.model_type, pad, 0)
 
 
-def positions_needed(architecture: str, vocabulary: Vocabulary, max_length: int) -> int:
-    """Rows that a position table needs for `max_length` tokens: RoBERTa counts from the padding id + 1."""
-    return max_length + (vocabulary.pad + 1 if architecture in _POSITIONS_AFTER_PAD else 0)
+def positions_needed(architecture: str, pad: int, max_length: int) -> int:
+    """Rows that a position table needs for `max_length` tokens: RoBERTa counts from the padding id + 1, MPNet from 2,
+    whatever its padding id."""
+    if architecture == "mpnet":
+        return max_length + 2
+    return max_length + (pad + 1 if architecture in _POSITIONS_AFTER_PAD else 0)
 
 
 def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:

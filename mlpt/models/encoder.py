@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from mlpt.models.config import (
     hugging_face_config,
     register_metalmo,
 )
-from mlpt.models.language_head import token_logits
+from mlpt.models.language_head import check_head, token_logits
 from mlpt.models.masked import dense_state
+from mlpt.models.quiet import quiet
 from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.objectives.base import Inputs, Objective
 from mlpt.randomness import address
 from mlpt.storage.memory import align_weights
+from mlpt.storage.stock import read_stock
 
 HEADS_FILE = "heads.safetensors"
 
@@ -116,6 +119,7 @@ def build_encoder(
             check_pretrained(backbone.config, vocabulary, max_length, config.pretrained)
         else:
             backbone = _new_backbone(config, vocabulary, max_length)
+        check_head(backbone)
         encoder = Encoder(backbone, objectives)
     if config.attend_within == "document":
         check_within_documents(encoder)
@@ -129,16 +133,20 @@ def build_encoder(
 def load_encoder(
     folder: str | os.PathLike[str],
     objectives: Mapping[str, Objective],
-    attention: str = "sdpa",
+    attention: str | None = None,
     complete: bool = False,
 ) -> Encoder:
     """The encoder that `Encoder.save` wrote to `folder`, with the heads of `objectives`.
 
-    complete  refuse a folder that lacks some of the masked language model, which is otherwise drawn anew.
+    attention  an implementation; None: the fastest that the architecture has.
+    complete   refuse a folder that lacks some of the masked language model, which is otherwise drawn anew.
 
     Raises `UserError` when the folder holds no model, or no head for one of the objectives that need one.
     """
-    encoder = Encoder(_load_backbone(os.fspath(folder), attention, complete=complete), objectives)
+    backbone = _load_backbone(os.fspath(folder), attention, complete=complete)
+    if complete:
+        check_head(backbone)
+    encoder = Encoder(backbone, objectives)
     if len(encoder.heads):
         _load_heads(encoder.heads, Path(folder) / HEADS_FILE)
     return encoder
@@ -150,38 +158,36 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
         try:
             return AutoModelForMaskedLM.from_config(made, attn_implementation=config.attention, dtype=torch.float32)
         except ValueError as error:
-            if "attention implementation" not in str(error):
-                raise
-            reason = f"'{config.architecture}' has no {config.attention} attention; use attention=eager"
-            raise UserError(reason) from error
+            _check_attention(error, config.architecture, config.attention)
+            raise
 
 
-def _load_backbone(name: str, attention: str, dropout: float | None = None, complete: bool = False) -> Any:
+def _check_attention(error: ValueError, name: str | None, attention: str | None) -> None:
+    """Raise `UserError` where transformers has refused the kind of attention."""
+    if "attention implementation" in str(error):
+        raise UserError(f"'{name}' has no {attention} attention; use attention=eager") from error
+
+
+def _load_backbone(name: str, attention: str | None, dropout: float | None = None, complete: bool = False) -> Any:
     register_metalmo()  # the folder may hold one
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub name looks like this
         raise UserError(f"there is no folder '{name}': give a saved model's folder or a hub name")
     try:
-        with hub_lookup(name):
+        with hub_lookup(name), quiet() if complete else nullcontext():
             config = AutoConfig.from_pretrained(name)
             config.update(dropout_values(config, dropout))
-            backbone, report = AutoModelForMaskedLM.from_pretrained(
-                name,
-                config=config,
-                attn_implementation=attention,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            backbone, drawn = read_stock(AutoModelForMaskedLM, name, config=config, attn_implementation=attention)
     except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ValueError):
+            _check_attention(error, name, attention)
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot load a masked language model from '{name}': give a folder with config.json and "
             f"model.safetensors, or a hub name with the network up ({reason})"
         ) from error
-    lacking = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if complete and lacking:
+    if complete and drawn:
         raise UserError(
-            f"'{name}' has no trained language-modelling head ({lacking[0]} is missing); give a masked language model"
+            f"'{name}' has no trained language-modelling head ({drawn[0]} is missing); give a masked language model"
         )
     align_weights(backbone)
     return backbone

@@ -4,13 +4,33 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
+
+from mlpt.errors import UserError, one_line
 
 
 def token_logits(backbone: Any, hidden: Tensor) -> Tensor:
     """(n, hidden) -> (n, vocabulary) by the head of `backbone`, a stock `...ForMaskedLM` module."""
     return _HEADS.get(backbone.config.model_type, _any_head)(backbone, hidden)
+
+
+def check_head(backbone: Any) -> None:
+    """Raise `UserError` where `token_logits` cannot apply the head of `backbone`."""
+    model_type = backbone.config.model_type
+    if model_type in _HEADS:
+        return
+    if backbone.config.is_encoder_decoder:
+        raise UserError(f"a '{model_type}' is more than an encoder; bert, roberta, electra and modernbert are tested")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # a head may have dropout
+            token_logits(backbone, torch.zeros(2, backbone.config.hidden_size))
+    except Exception as error:  # of an architecture whose forward pass asks for more than hidden states
+        raise UserError(
+            f"the language-modelling head of a '{model_type}' cannot be applied to hidden states "
+            f"({type(error).__name__}: {one_line(error)[:200]}); bert, roberta, electra and modernbert are tested"
+        ) from error
 
 
 def _bert(backbone: Any, hidden: Tensor) -> Tensor:
@@ -62,9 +82,17 @@ def _any_head(backbone: Any, hidden: Tensor) -> Tensor:
         return backbone(inputs_embeds=one_row).logits.squeeze(0)
 
 
+class _HiddenAlone(BaseModelOutput):
+    """Whatever else an architecture's encoder would answer (Longformer's global attentions, ...) is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 @contextmanager
 def _answering(encoder: nn.Module, hidden: Tensor):
-    encoder.forward = lambda *_, **__: BaseModelOutput(last_hidden_state=hidden)
+    encoder.forward = lambda *_, **__: _HiddenAlone(last_hidden_state=hidden)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ import copy
 import os
 from typing import Any
 
-from mlpt.data.vocabulary import Vocabulary
 from mlpt.models.config import room_for_tokens
 
 
@@ -13,8 +12,10 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str], config: Any) 
 
     Its `model_max_length` is the number of tokens that the model has positions for, so that a stock
     `tokenizer(text, truncation=True)` gives what the model takes. Models without a table of positions set no limit.
+    A tokenizer may lack special tokens; its padding token is then that of the model.
     """
-    room = room_for_tokens(config, Vocabulary.of(tokenizer))
+    pad = config.pad_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    room = None if pad is None else room_for_tokens(config, pad)
     saved = copy.deepcopy(tokenizer)
     if room is not None:
         saved.model_max_length = room

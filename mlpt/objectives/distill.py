@@ -23,6 +23,7 @@ from mlpt.objectives.base import Inputs, Objective, attention_mask_of
 from mlpt.objectives.mlm import MaskingConfig, random_tokens, replacements
 from mlpt.settings import Settings
 from mlpt.storage.memory import align_weights
+from mlpt.storage.stock import read_stock
 
 BLOCKED = -100.0  # raw attention scores at or below it count as 0, as in TinyBERT
 
@@ -178,7 +179,7 @@ def dense_copy(backbone: nn.Module) -> Any:
 def _load_teacher(name: str) -> Any:
     try:
         with hub_lookup(name):
-            teacher = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+            teacher, _ = read_stock(AutoModel, name)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"cannot load the teacher '{name}': give a model folder or a hub name ({reason})") from error

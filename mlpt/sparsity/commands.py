@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from mlpt.data.blocks import Blocks
 from mlpt.data.reach import hub_lookup
+from mlpt.data.tokenizers import has_tokenizer, knows_words
 from mlpt.errors import UserError
 from mlpt.models.config import attends_within_documents, check_pretrained
 from mlpt.models.encoder import Encoder, load_encoder
@@ -190,7 +191,7 @@ def evaluate_files(
     masks  a mask file; None: those beside the model's weights, if there are any and it is not to be `dense`.
     Adds `masks`, the masks in force or None, and `split`.
     """
-    encoder = load_encoder(model, {})
+    encoder = load_encoder(model, {}, complete=True)
     if token_types == "pair" and getattr(encoder.config, "type_vocab_size", 0) < 2:
         raise UserError(f"a {encoder.config.model_type} has no second token type; use --token-types zero")
     masks = masks or (None if dense else masks_beside(model))
@@ -223,7 +224,7 @@ def export_files(
         raise UserError("masks of single weights make no smaller model: export either them or heads and neurons")
     if dense and (masks or heads or neurons):
         raise UserError("--dense leaves masks aside; give either it or the masks to export")
-    encoder, tokenizer = load_encoder(model, {}), _tokenizer_of(model)
+    encoder, tokenizer = load_encoder(model, {}, complete=True), _tokenizer_of(model)
     given: dict[Kind, str | None] = {"heads": heads, "neurons": neurons}
     chosen = {kind: load_group_mask(file) for kind, file in given.items() if file is not None}
     used = masks or (None if chosen or dense else masks_beside(model))
@@ -245,8 +246,12 @@ def export_files(
 
 
 def _tokenizer_of(model: str) -> Any:
+    """None for a model without a tokenizer, which is exported without one, too."""
+    if not has_tokenizer(model):
+        return None
     try:
         with hub_lookup(model):
-            return AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError):
-        return None  # a folder without a tokenizer exports without one
+        return None
+    return tokenizer if knows_words(tokenizer) else None

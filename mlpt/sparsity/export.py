@@ -23,8 +23,7 @@ from mlpt.models.saved_tokenizer import save_tokenizer
 from mlpt.outputs import read_json
 from mlpt.sparsity.artefacts import MaskFile, fit, load_masks, masks_beside, save_masks, zero_pruned
 from mlpt.sparsity.structured import GRANULARITIES, Kind, group_count, shrink, whole_groups
-
-COMPACT_FILE = "compact.json"
+from mlpt.storage.stock import COMPACT_FILE
 
 
 def export_dense(

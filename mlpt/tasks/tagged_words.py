@@ -15,7 +15,6 @@ from mlpt.tasks.token_labels import sentences_of_lines
 
 LINES = (".conll", ".txt", ".tsv")  # one word a line
 _TABLES = (".jsonl", ".parquet")
-_DOCUMENT = "-DOCSTART-"  # CoNLL-2003's sign between documents
 
 Row = Any  # a table's record, or the (line number, fields) of a sentence
 Tagged = tuple[list[str], list[Any] | None]  # words, and a label each; None: unlabelled
@@ -36,8 +35,7 @@ class TaggedFile:
         """The numbered rows or sentences; `tagged` reads them."""
         if self.lines:
             for sentence in sentences_of_lines(self.path, report):
-                if sentence[0][1][:1] != [_DOCUMENT]:
-                    yield sentence[0][0], sentence
+                yield sentence[0][0], sentence
         else:
             yield from read_columns(self.path, report, [self.words, *([self.label] if self.label else [])])
 

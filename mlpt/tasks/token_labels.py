@@ -12,6 +12,7 @@ from mlpt.tasks.reading import FileReport, read_lines
 Column = Literal["upos", "xpos", "deprel"]
 _COLUMNS: dict[Column, int] = {"upos": 3, "xpos": 4, "deprel": 7}
 _FIELDS = 10  # of a CoNLL-U line
+_DOCUMENT = "-DOCSTART-"  # CoNLL-2003's sign between documents
 _SUFFIXES = (".conllu", ".tsv", ".txt", ".conll")
 
 
@@ -33,7 +34,7 @@ class TokenLabels:
 
 
 def read_token_labels(source: str, column: Column = "upos") -> TokenLabels:
-    """A file, or a treebank's folder with a file named train and one named test (or dev).
+    """A file, or a treebank's folder with files named train and some named test (or dev): all of a name are read.
 
     column  which of CoNLL-U's columns labels the words; in other files the last one does.
     Raises `UserError` for a source that isn't there, and for malformed lines, by file and line.
@@ -41,14 +42,21 @@ def read_token_labels(source: str, column: Column = "upos") -> TokenLabels:
     path = expanded(source)
     if not path.is_dir():
         return TokenLabels(_read_file(path, column), None)
-    files = sorted(file for file in path.iterdir() if file.name.endswith(_SUFFIXES))
-    named = {role: next((file for file in files if role in file.stem), None) for role in ("train", "test", "dev")}
+    named: dict[str, list[Path]] = {"train": [], "test": [], "dev": []}
+    for file in sorted(file for file in path.iterdir() if file.name.endswith(_SUFFIXES)):
+        role = max(named, key=file.stem.rfind)  # the last in its name
+        if role in file.stem and (not named[role] or file.suffix == named[role][0].suffix):  # a treebank's text is .txt
+            named[role].append(file)
     held_out = named["test"] or named["dev"]
-    if named["train"] is None or held_out is None:
+    if not named["train"] or not held_out:
         raise UserError(
             f"{path} has no file named train and one named test or dev ({', '.join(_SUFFIXES)}); name a file"
         )
-    return TokenLabels(_read_file(named["train"], column), _read_file(held_out, column))
+    return TokenLabels(_read_files(named["train"], column), _read_files(held_out, column))
+
+
+def _read_files(paths: Sequence[Path], column: Column) -> list[LabelledSentence]:
+    return [sentence for path in paths for sentence in _read_file(path, column)]
 
 
 def _read_file(path: Path, column: Column) -> list[LabelledSentence]:
@@ -66,7 +74,8 @@ def _read_file(path: Path, column: Column) -> list[LabelledSentence]:
 
 
 def sentences_of_lines(path: Path, report: FileReport, comments: bool = False) -> Iterator[list[tuple[int, list[str]]]]:
-    """The (line number, fields) of each sentence; sentences end at blank lines. `comments`: at # begins one."""
+    """The (line number, fields) of each sentence; sentences end at blank lines, and at CoNLL-2003's lines between
+    documents, which belong to none. `comments`: at # begins one."""
     sentence: list[tuple[int, list[str]]] = []
     last = 0
     for number, line in read_lines(path, report):
@@ -74,8 +83,14 @@ def sentences_of_lines(path: Path, report: FileReport, comments: bool = False) -
             yield sentence
             sentence = []
         last = number
-        if not (comments and line.startswith("#")):
-            sentence.append((number, line.split("\t") if "\t" in line else line.split()))
+        if comments and line.startswith("#"):
+            continue
+        fields = line.split("\t") if "\t" in line else line.split()
+        if fields[:1] != [_DOCUMENT]:
+            sentence.append((number, fields))
+        elif sentence:
+            yield sentence
+            sentence = []
     if sentence:
         yield sentence
 

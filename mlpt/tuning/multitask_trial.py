@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from mlpt.config import RuntimeConfig
-from mlpt.downstream.loading import load_tokenizer, model_folder, quiet
+from mlpt.downstream.loading import load_tokenizer, model_folder
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import read_tasks, tokenise_tasks
 from mlpt.downstream.multitask.results import selected
@@ -16,6 +16,7 @@ from mlpt.downstream.multitask.run import run_multitask
 from mlpt.downstream.multitask.saving import build_multitask_model
 from mlpt.errors import UserError
 from mlpt.models.conditional.encoder import load_stock_config
+from mlpt.models.quiet import quiet
 from mlpt.run.saved import resolve_model
 from mlpt.settings import load_settings, merge, nested
 from mlpt.training.group import Group

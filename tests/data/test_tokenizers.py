@@ -98,6 +98,18 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"), [(None, "has no tokenizer"), ("tokenizer_config.json", "has special tokens alone")]
+)
+def test_a_model_without_a_vocabulary_gets_no_invented_one(tmp_path: Path, file: str | None, message: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    if file is not None:
+        (tmp_path / file).write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match=message) as error:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

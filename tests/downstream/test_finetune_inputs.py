@@ -14,7 +14,7 @@ from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.run import run_multitask
 from mlpt.errors import UserError
 from mlpt.sparsity.artefacts import fit, load_masks, zero_pruned
-from mlpt.sparsity.commands import prune
+from mlpt.sparsity.commands import export_files, prune
 from mlpt.sparsity.structured import load_group_mask
 from mlpt.tasks import OwnTask, TaskSource
 from mlpt.tasks.features import SpanConfig
@@ -121,6 +121,23 @@ def test_a_damaged_or_pickled_model_is_one_line(settings, tiny_model, tmp_path, 
     one = settings(tmp_path / "out", model=model, source=source)
     many = MultitaskConfig(model=model, tasks=("mood",), source=source, out=str(tmp_path / "out"))
     with pytest.raises(UserError, match="cannot load") as error:
+        run_multitask(many, quiet) if joint else finetune(one, quiet)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("described", "says"), [(True, "under its masks"), (False, "do not fit its config.json")])
+@pytest.mark.parametrize("joint", [False, True])
+def test_layers_that_an_export_made_smaller_are_never_drawn_anew(
+    settings, tiny_model, tmp_path, joint, described, says, capsys
+):
+    heads = prune(str(tiny_model), "random", 0.5, str(tmp_path / "heads.npy"), structured="heads")["file"]
+    export_files(str(tiny_model), str(tmp_path / "smaller"), heads=heads)
+    if not described:
+        (tmp_path / "smaller" / "compact.json").unlink()
+    source = mood_files(tmp_path / "data")
+    one = settings(tmp_path / "out", model=str(tmp_path / "smaller"), source=source)
+    many = MultitaskConfig(model=str(tmp_path / "smaller"), tasks=("mood",), source=source, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=says) as error:
         run_multitask(many, quiet) if joint else finetune(one, quiet)
     assert "\n" not in str(error.value)
 

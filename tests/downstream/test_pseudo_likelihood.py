@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_subjects import ROOM, SENTENCES, one_at_a_time, tiny_subject, tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.pseudo_likelihood import score_sentences
+from mlpt.downstream.subject import Subject
 from mlpt.errors import UserError
+from mlpt.models.config import ModelConfig
+from mlpt.models.encoder import build_encoder
 
 ARCHITECTURES = ["bert", "roberta", "modernbert", "deberta-v2", "electra"]
 
@@ -39,6 +45,44 @@ def test_the_rest_of_a_word_is_masked_with_each_of_its_tokens(monkeypatch):
         "." + "." * place + "#" * (end - place) + "." * (len(tokens) - end) + "." for place, end in enumerate(ends)
     ]
     assert rows == sorted(drawn)
+
+
+def letter_by_letter(kind):
+    """A vocabulary of letters; `word_ids` call a whole sentence one word, except where Metaspace splits it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = {token: number for number, token in enumerate([*special, *"▁abcdef"])}
+    if kind == "gemma":
+        backend = Tokenizer(models.BPE(letters, [], unk_token="[UNK]"))
+        backend.normalizer = normalizers.Replace(" ", "▁")
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    else:
+        backend = Tokenizer(models.Unigram([(token, -1.0) for token in letters], unk_id=1))
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(split=kind == "split")
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence", "expected"),
+    [
+        ("gemma", "ab cd", ["##...", ".#...", "..###", "...##", "....#"]),
+        ("metaspace", "ab cd", ["###...", ".##...", "..#...", "...###", "....##", ".....#"]),
+        ("split", "ab cd", ["###...", ".##...", "..#...", "...###", "....##", ".....#"]),
+        ("gemma", "a  b", ["#...", ".###", "..##", "...#"]),
+        ("metaspace", "aéb c", ["####..", ".###..", "...#..", "....##", ".....#"]),
+        ("split", "aéb c", ["####..", ".###..", "...#..", "....##", ".....#"]),
+    ],
+)
+def test_a_word_ends_at_whitespace_and_not_at_an_unknown_letter(kind, sentence, expected, monkeypatch):
+    made = letter_by_letter(kind)
+    config = ModelConfig(hidden_size=32, layers=1, heads=2)
+    subject = Subject.of("tiny", build_encoder(config, Vocabulary.of(made), {}, ROOM, 0), made, torch.device("cpu"))
+    seen = seen_inputs(subject, monkeypatch)
+    score_sentences(subject, [sentence])
+    mask = subject.vocabulary.mask
+    rows = ["".join("#" if token == mask else "." for token in row[1:-1]) for batch in seen for row in batch.tolist()]
+    assert sorted(rows) == sorted(expected)
 
 
 def seen_inputs(subject, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+import transformers
 from own_suite import Length
 from scipy import stats
 from tiny_subjects import tiny_encoder, tokenizer
@@ -131,6 +132,19 @@ def test_a_model_that_cant_be_loaded_is_told_before_the_first_is_scored(models, 
     with pytest.raises(UserError, match="no folder"):
         last(measure(one_of(models) | {"other": "./nowhere"}, suites, lambda what, done, total: begun.append(what)))
     assert begun == []
+
+
+@pytest.mark.parametrize("kind", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_a_model_without_a_language_head_is_probed_and_never_scored_by_a_random_one(models, pairs, kind, tmp_path):
+    getattr(transformers, kind).from_pretrained(models["seed 0"]).save_pretrained(tmp_path)
+    tokenizer("wordpiece").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no trained language-modelling head") as error:
+        last(measure({"headless": str(tmp_path)}, build_suites(choose_suites([f"pairs={pairs}"])), SHOW))
+    assert "\n" not in str(error.value)
+    words = tmp_path / "words.tsv"
+    words.write_text("the\tDET\nhill\tNOUN\n\n" * 8)
+    results = last(measure({"headless": str(tmp_path)}, build_suites(choose_suites([f"pos={words}"])), SHOW))
+    assert results["pos"]["models"]["headless"]["lines"]
 
 
 def test_progress_is_told_in_percent(models, pairs):

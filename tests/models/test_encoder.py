@@ -26,7 +26,7 @@ ROBERTA_VOCABULARY = Vocabulary(size=100, cls=0, pad=1, sep=2, unk=3, mask=99)
 LENGTH = 16
 TESTED = ["bert", "roberta", "electra", "modernbert"]
 OTHERS = ["xlm-roberta", "distilbert", "albert"]
-BY_THE_GENERIC_ROUTE = ["deberta-v2", "convbert", "ernie"]
+BY_THE_GENERIC_ROUTE = ["deberta-v2", "convbert", "ernie", "mpnet", "longformer", "luke"]
 
 # The objectives that need nothing but text; those with a teacher are in test_distill.py.
 FROM_TEXT = {"mlm": {}, "guided": {"guide": "all"}, "atd": {}, "dtd": {}, "cse": {}}
@@ -157,6 +157,17 @@ def test_loading_needs_only_the_heads_of_the_objectives_asked_for(tmp_path):
         load_encoder(tmp_path, make_objectives({"cse": {}}, VOCABULARY))
 
 
+@pytest.mark.parametrize("architecture", ["deberta-v2", "deberta", "roformer", "convbert", "mpnet"])
+def test_a_model_without_fast_attention_is_loaded_without_being_told(architecture, tmp_path):
+    encoder = build(architecture, objectives=("mlm",), attention="eager").eval()
+    encoder.save(tmp_path)
+    inputs = corrupted(encoder)
+    assert load_encoder(tmp_path, encoder.objectives, complete=True)("mlm", inputs).item() > 0
+    assert load_encoder(tmp_path, encoder.objectives).eval()("mlm", inputs).item() == encoder("mlm", inputs).item()
+    with pytest.raises(UserError, match="has no sdpa attention; use attention=eager"):
+        build_encoder(ModelConfig(pretrained=str(tmp_path)), VOCABULARY, {}, LENGTH, 0)
+
+
 def test_the_decoder_stays_tied_to_the_embeddings_through_saving(tmp_path):
     encoder = build()
     encoder.save(tmp_path)
@@ -265,6 +276,10 @@ def test_attention_gets_no_mask_when_nothing_is_padded():
         ({"heads": 5}, "not a multiple of 5 heads"),
         ({"options": {"hiden_act": "relu"}}, "did you mean 'hidden_act'"),
         ({"architecture": "deberta-v2"}, "use attention=eager"),
+        ({"architecture": "funnel"}, "'funnel' cannot be made with these sizes"),
+        ({"architecture": "squeezebert", "attention": "eager"}, "'squeezebert' cannot be made with these sizes"),
+        ({"architecture": "bart"}, "a 'bart' is more than an encoder"),
+        ({"architecture": "perceiver", "attention": "eager"}, "head of a 'perceiver' cannot be applied"),
     ],
 )
 def test_wrong_model_settings_are_one_line(settings, message):

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 from tiny_bert import tiny_bert, token_batch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
@@ -70,6 +80,51 @@ def test_bad_requests_are_one_line(model, tmp_path):
     with pytest.raises(UserError, match="another base model"):
         export_files(str(other), str(tmp_path / "out"), masks=masks)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
+def test_a_language_head_that_nobody_trained_is_neither_exported_nor_measured(kind, small_blocks, tmp_path):
+    kind(tiny_bert().config).save_pretrained(tmp_path / "headless")
+    for work in (
+        lambda: export_files(str(tmp_path / "headless"), str(tmp_path / "out")),
+        lambda: evaluate_files(str(tmp_path / "headless"), small_blocks),
+    ):
+        with pytest.raises(UserError, match="has no trained language-modelling head") as error:
+            work()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("described", "says"), [(True, "under its masks"), (False, "do not fit its config.json")])
+def test_an_export_that_stock_code_cannot_load_is_one_line(model, small_blocks, tmp_path, described, says):
+    neurons = prune(model, "random", 0.5, str(tmp_path / "neurons.npy"), structured="neurons")["file"]
+    export_files(model, str(tmp_path / "small"), neurons=neurons)
+    if not described:
+        (tmp_path / "small" / "compact.json").unlink()
+    for work in (
+        lambda: evaluate_files(str(tmp_path / "small"), small_blocks),
+        lambda: export_files(str(tmp_path / "small"), str(tmp_path / "again")),
+        lambda: prune(str(tmp_path / "small"), "magnitude", 0.5, str(tmp_path / "masks")),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            work()
+        assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_tokenizer_is_exported_without_one(model, tmp_path):
+    export_files(model, str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*token*")) == []
+
+
+def test_a_tokenizer_that_lacks_special_tokens_is_exported_with_the_models_length(tmp_path):
+    words = WordLevel({"<eos>": 0, "a": 1, "word": 2, "<unk>": 3}, unk_token="<unk>")
+    lacking = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="<unk>", eos_token="<eos>")
+    lacking.save_pretrained(tmp_path / "model")
+    tiny_bert().save_pretrained(tmp_path / "model")
+    export_files(str(tmp_path / "model"), str(tmp_path / "out"))
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.pad_token is None
+    assert exported.model_max_length == tiny_bert().config.max_position_embeddings
 
 
 def test_published_masks_are_written_and_read_back_whole(model, tmp_path):

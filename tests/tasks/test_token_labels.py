@@ -96,3 +96,18 @@ def test_a_folder_without_train_and_test_is_refused(tmp_path):
     (tmp_path / "train.conllu").write_text(ENGLISH)
     with pytest.raises(UserError, match="train and one named test"):
         read_token_labels(str(tmp_path))
+
+
+def test_lines_between_documents_are_no_sentences(tmp_path):
+    (tmp_path / "a.txt").write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\n\n-DOCSTART- -X- O\nwe PRP O\n")
+    read = read_token_labels(str(tmp_path / "a.txt")).train
+    assert [sentence.text for sentence in read] == ["EU", "we"]
+
+
+def test_a_treebank_in_several_files_is_read_whole(tmp_path):
+    for name in ("train-a", "train-b", "test", "dev"):
+        (tmp_path / f"de_contest-ud-{name}.conllu").write_text(conllu(word("1", name, "NOUN")))
+    (tmp_path / "de_contest-ud-train-a.txt").write_text("The plain text of it.\n")
+    read = read_token_labels(str(tmp_path))
+    assert [sentence.text for sentence in read.train] == ["train-a", "train-b"]
+    assert [sentence.text for sentence in read.held_out or []] == ["test"]

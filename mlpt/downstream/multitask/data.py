@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlpt.data.vocabulary import Vocabulary
 from mlpt.downstream.evaluate import check_labels, check_metric
 from mlpt.downstream.multitask.model import LabelDtype, TaskBatch, label_tensor, rows_of_tasks
 from mlpt.downstream.samplers import Row
@@ -85,7 +84,7 @@ def tokenise_tasks(
 
     A span's context is cut into overlapping windows, as `span` says.
     """
-    room = room_for_tokens(encoder_config, Vocabulary.of(tokenizer)) or max_length
+    room = room_for_tokens(encoder_config, tokenizer.pad_token_id) or max_length
     length = min(max_length, room, tokenizer.model_max_length)
     types = getattr(encoder_config, "type_vocab_size", 0) > 1
     features = []

@@ -18,7 +18,7 @@ from mlpt.downstream.config import ASIDE, BY_CONTENT
 from mlpt.downstream.cut_texts import notes_of_cuts
 from mlpt.downstream.evaluate import Predictions, autocast, majority, outputs_of, predict, score
 from mlpt.downstream.fingerprint import NAMED, check_same, masks_digest, model_digest, rows_digests
-from mlpt.downstream.loading import load_tokenizer, masks_of, model_folder, quiet, say_masks
+from mlpt.downstream.loading import load_tokenizer, masks_of, model_folder, say_masks
 from mlpt.downstream.multitask.config import MultitaskConfig
 from mlpt.downstream.multitask.data import Collator, TaskSet, held_out, read_tasks, tokenise_tasks
 from mlpt.downstream.multitask.learner import TaskLearner
@@ -36,6 +36,7 @@ from mlpt.meta.rules import rule_class
 from mlpt.meta.rules.mixture import MixtureRule
 from mlpt.models.conditional.encoder import load_stock_config
 from mlpt.models.conditional.freezing import freeze_layers, parameter_counts
+from mlpt.models.quiet import quiet
 from mlpt.outputs import read_json, write_json
 from mlpt.randomness import address
 from mlpt.storage.state import State

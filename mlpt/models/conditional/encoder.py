@@ -21,6 +21,7 @@ from mlpt.models.conditional.modules import BlockDiagonalBias, ConditionalBottle
 from mlpt.randomness import address
 from mlpt.settings import Settings
 from mlpt.storage.memory import align_weights
+from mlpt.storage.stock import read_stock
 
 
 class ConditionalConfig(Settings):
@@ -231,9 +232,7 @@ def load_stock(folder: str | Path, seed: int = 0) -> Any:
     config = load_stock_config(folder)
     try:
         with seeded(seed, "missing pretrained weights"), hub_lookup(folder):
-            stock = AutoModel.from_pretrained(
-                folder, config=config, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
-            )
+            stock, _ = read_stock(AutoModel, folder, config=config, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(folder, error) from error
     if getattr(stock, "pooler", None) is None:
