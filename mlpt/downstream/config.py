@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mlpt.downstream.place import Place
 from mlpt.settings import Settings
-from mlpt.tasks import TaskSource
+from mlpt.tasks import TASKS, TaskSource
 from mlpt.tasks.features import SpanConfig
 from mlpt.tasks.text_to_text import TextToTextConfig
 from mlpt.training.config import RECORDED, CompileMode
@@ -128,6 +128,12 @@ class FinetuneConfig(DownstreamConfig):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names a value twice")
+        known = {*TASKS, *self.tasks, *(one.name for one in self.source.own)}
+        for name in ("metric", "select_split"):
+            value = getattr(self, name)
+            unknown = sorted(value.keys() - known) if isinstance(value, Mapping) else []
+            if unknown:
+                raise ValueError(f"{name} names '{unknown[0]}', which is no task; write it as in {name}={{TASK: ...}}")
         if "lr" in self.optimizer.model_fields_set:
             raise ValueError("optimizer.lr has no effect beside learning_rates; set learning_rates, one or several")
         return self

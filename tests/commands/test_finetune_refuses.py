@@ -59,6 +59,8 @@ SETTINGS = [
     ("epochs=0", "setting 'epochs': Input should be greater than 0"),
     ("max_length=4", "setting 'max_length'"),
     ("metric=nothing", "has no metric 'nothing'; it has accuracy, macro_f1"),
+    ("'metric={sts2: pearson}'", "metric names 'sts2', which is no task; write it as in metric={TASK: ...}"),
+    ("'select_split={sst: dev}'", "select_split names 'sst', which is no task"),
     ("precision=fp8", "setting 'precision'"),
     ("keep_model=all", "setting 'keep_model'"),
     ("steps=9", "'max_steps'"),
