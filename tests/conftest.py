@@ -26,6 +26,14 @@ def logging_as_before() -> Iterator[None]:
     logger.propagate = propagate
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What torch draws in a test doesn't depend on the tests before it: a tolerance is of these very numbers."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data for development; tests that need it are skipped where it is absent."""

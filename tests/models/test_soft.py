@@ -51,8 +51,8 @@ def test_every_row_but_the_padding_row_of_a_looked_up_table_gets_the_gradient():
 
 
 def test_all_mass_on_padding_gives_its_row_and_no_gradient_to_it():
-    table = torch.randn(15, 5, requires_grad=True)
-    probabilities = F.one_hot(torch.tensor(1), 15).float().requires_grad_()
+    table = torch.randn(15, 5, dtype=torch.float64, requires_grad=True)
+    probabilities = F.one_hot(torch.tensor(1), 15).double().requires_grad_()
     value = soft_embedding(probabilities, table, padding=1)
     assert torch.equal(value, table[1])
     value.sum().backward()
