@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
@@ -50,7 +51,8 @@ def _milliseconds(steps: Callable[[], object]) -> dict[str, float]:
         steps()
         wait_for_device()
     spent: dict[str, float] = defaultdict(float)
-    for operator in profiled.key_averages():
+    operators = (one for one in profiled.key_averages() if one.device_type == DeviceType.CPU)
+    for operator in operators:  # kernels of a GPU stand beside them once more
         spent[kind_of(operator.key)] += _microseconds(operator) / 1000 / (step.STEPS + 1)
     return spent
 

@@ -53,12 +53,12 @@ def most_context(features: Features) -> np.ndarray:
         last[example] = first, characters
         context = np.minimum(at, len(at) - 1 - at) + 0.01 * len(at)
         seen.append(np.stack([np.full(len(at), example), first + at, context, places]))
-    examples, tokens, contexts, places = np.concatenate(seen, axis=1)
+    examples, tokens, contexts, places = np.concatenate([np.empty((4, 0)), *seen], axis=1)
     order = np.lexsort((places, -contexts, tokens, examples))
     of = np.stack([examples, tokens])[:, order]  # each token's windows are now together, the best first
-    best = np.append(True, (of[:, 1:] != of[:, :-1]).any(axis=0))
+    best = np.append(True, (of[:, 1:] != of[:, :-1]).any(axis=0))[: len(order)]
     chosen = np.zeros(len(features.characters), dtype=bool)
-    chosen[places[order][best[: len(order)]].astype(np.int64)] = True
+    chosen[places[order][best].astype(np.int64)] = True
     return chosen
 
 

@@ -109,10 +109,12 @@ def check_finite(losses: Mapping[str, float], kind: str, step: int) -> None:
     """Raise `UserError` where a loss by which a rule would learn is not finite: the rule would never forget it."""
     for arm, loss in losses.items():
         if not math.isfinite(loss):
-            raise UserError(
-                f"the {kind} loss of '{arm}' at step {step} is not finite: training has diverged; lower the learning "
-                "rate"
-            )
+            raise diverged(f"the {kind} loss of '{arm}'", step)
+
+
+def diverged(what: str, step: int) -> UserError:
+    """The error of something to learn from that is not finite."""
+    return UserError(f"{what} at step {step} is not finite: training has diverged; lower the learning rate")
 
 
 def each_share(rows: int, arms: int, replicas: int = 1) -> int:

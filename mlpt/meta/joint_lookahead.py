@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mlpt.errors import UserError
-from mlpt.meta.context import MetaContext, each_share
+from mlpt.meta.context import MetaContext, diverged, each_share
 from mlpt.meta.engines import ENGINES
 from mlpt.meta.engines.base import Engine, Forward, InnerStep, Lookahead, Outer, by_parameter_of
 from mlpt.meta.policy import MIXTURE, Policy
@@ -135,10 +135,7 @@ class LookAhead:
         found = self._engine(problem)
         context.report[DEV_LOSS] = dev_losses
         if not all(bool(torch.isfinite(one).all()) for one in found.gradients.values()):
-            raise UserError(
-                f"the hypergradient at step {context.step} is not finite: training has diverged; lower the "
-                "learning rate"
-            )
+            raise diverged("the hypergradient", context.step)
         return {name: _of(share, found.gradients) for name, share in shares.items()}
 
     def _inner_inputs(

@@ -147,14 +147,15 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
 
 @contextlib.contextmanager
 def fitting_options(config: ModelConfig) -> Iterator[None]:
-    """Make one line of what transformers says of sizes and options that make no model. Raises `UserError`."""
+    """Make one line of what transformers says of sizes and options that make no model. Raises `UserError`.
+
+    That may be any exception: of a value of the wrong type, an activation that is not there, sizes beyond memory.
+    """
     try:
         yield
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # of a value of the wrong type, an activation that is not there, sizes beyond memory, ...
+    except Exception as error:
         options = f"model.options={config.options} and its sizes" if config.options else "these sizes"
         name, why = config.architecture or config.pretrained, f"{type(error).__name__}: {one_line(error)[:200]}"
         raise UserError(

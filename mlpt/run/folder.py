@@ -14,11 +14,10 @@ from mlpt import outputs
 from mlpt.config import RunConfig
 from mlpt.errors import CrashError, UserError, reason, resume_command
 from mlpt.reporting.history import HISTORY, REPORT
-from mlpt.run.local_paths import with_absolute_paths
 from mlpt.settings import load_settings
 from mlpt.storage.mirror import Remote, run_checkpoints
 from mlpt.storage.store import StorageError, Store, is_uri
-from mlpt.yaml_text import parse_yaml, read_yaml
+from mlpt.yaml_text import read_yaml
 
 CONFIG = "config.yaml"
 BLOCKS = "blocks.json"
@@ -217,20 +216,12 @@ def _open_at_uri(uri: str) -> RunDir:
 
 
 def _taken(run: RunDir, there: str, config: RunConfig) -> UserError:
-    whose = "this very configuration" if _as_kept_now(there) == config.to_yaml() else "another configuration"
+    whose = "this very configuration" if there == config.to_yaml() else "another configuration"
     replace = "" if run.remote else "replace it with --overwrite, "
     return UserError(
         f"{run.name} holds a run of {whose}; go on with it by {run.way_on(stays=True)}, {replace}or choose another "
         "run_dir"
     )
-
-
-def _as_kept_now(text: str) -> str:
-    """The configuration in a config.yaml as it is written today; earlier runs kept relative paths."""
-    try:
-        return with_absolute_paths(load_settings(RunConfig, parse_yaml(text, CONFIG))).to_yaml()
-    except (UserError, TypeError, ValueError):
-        return text
 
 
 def _unused(name: str) -> Path:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlpt.config import RunConfig
 from mlpt.data.tokenizers import TRAINED
+from mlpt.errors import UserError
 from mlpt.settings import load_settings
 from mlpt.storage.store import is_uri
+from mlpt.yaml_text import read_value
 
 # Settings that name files or folders, of pretraining and of fine-tuning; `*` is any name, or any place in a list. With
 # each what names no path there, whatever lies in the working folder.
@@ -53,8 +53,8 @@ def absolute_words(words: Sequence[str]) -> list[str]:
 def _changed_word(word: str) -> str:
     key, _, text = word.partition("=")
     try:
-        value = yaml.safe_load(text) if text else None
-    except (yaml.YAMLError, ValueError):
+        value = read_value(text, key) if text else None
+    except UserError:
         return word  # whoever reads it says what is wrong
     changed = _changed(tuple(key.strip().split(".")), value)
     return word if changed == value else f"{key}={json.dumps(changed, ensure_ascii=False, default=str)}"

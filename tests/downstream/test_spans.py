@@ -118,3 +118,9 @@ def test_tokens_of_one_letter_are_told_apart():
     made = Features(np.zeros(9), None, np.array([0, 5, 9]), None, np.zeros(2, int), 0, characters)
     # b2: 1.05 against .04, b3: .05 against 1.04
     assert most_context(made).tolist() == [True, True, True, True, False, False, True, True, True]
+
+
+def test_no_windows_have_no_answers():
+    none = Features(np.zeros(0), None, np.zeros(1, int), None, np.zeros(0, int), 0, np.zeros((0, 2), int))
+    assert most_context(none).tolist() == []
+    assert best_answers([], none, np.zeros((0, 2)), SpanConfig(), False) == []
