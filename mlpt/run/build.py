@@ -1,6 +1,6 @@
 """From a configuration to the parts of a run, without Ray: what a worker, the actor and a debugger build."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,17 @@ def labelled_objectives(config: RunConfig, sources: Sources) -> dict[str, Object
     return made
 
 
+def arms_on(config: RunConfig, domains: Sequence[str]) -> Arms:
+    """The arms of the run on text of these `domains`."""
+    texts, mix = config.meta.texts is not None, config.data.mix
+    return arms_of(list(config.objectives), domains, mix, texts, config.tasks, config.measured_tasks)
+
+
 def arms_in(config: RunConfig, sources: Sources) -> Arms:
     """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
     for name in config.data.sources or ():
         sources.check(name)
-    texts, mix = config.meta.texts is not None, config.data.mix
-    arms = arms_of(list(config.objectives), sources.domains, mix, texts, config.tasks, config.measured_tasks)
+    arms = arms_on(config, sources.domains)
     for source in dict.fromkeys(arm.source for arm in arms.every.values()):
         sources.check(source)
     make_rules(config.meta.rules, arms.trained)

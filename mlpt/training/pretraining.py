@@ -102,9 +102,9 @@ class Pretraining(Work[MicroBatch]):
     def evaluate(self, step: int) -> bool:
         """Measure the losses of meta-dev; the target's decides."""
         losses = self.rows.losses("dev")
-        self.tracker.log(step, {"dev": losses, "seconds": self.tracker.training.seconds})
-        self.tracker.tell({"event": "evaluation", "step": step, "dev": losses})
         score = self.rows.target_loss(losses)
+        self.tracker.log(step, {"dev": losses, "target": score, "seconds": self.tracker.training.seconds})
+        self.tracker.tell({"event": "evaluation", "step": step, "dev": losses, "target": score})
         is_best = math.isfinite(score) and (self._best is None or score < self._best)
         self._best = score if is_best else self._best
         return is_best

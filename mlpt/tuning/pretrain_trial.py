@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from mlpt.arms import LEARNED
 from mlpt.config import RunConfig, RuntimeConfig, load_run_config
 from mlpt.data.blocks import Blocks
 from mlpt.errors import UserError
@@ -22,7 +23,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules
 from mlpt.reporting.display import Display
 from mlpt.run.blocks import blocks_of, with_target_texts
-from mlpt.run.build import learns, run_rank, threads_of
+from mlpt.run.build import arms_on, learns, run_rank, threads_of
 from mlpt.run.local_paths import with_absolute_paths
 from mlpt.run.saved import with_model_of_run
 from mlpt.runtime.pretrain import pretrain_on_ray
@@ -41,8 +42,8 @@ _COMMIT_TIMEOUT_S = 300.0
 
 
 class PretrainJob:
-    """See `Job`. Metrics: `dev/NAME` is the meta-dev loss of an objective in nats, `dev/mean` their mean; `sparsity`;
-    `latency` that of the model as `mlpt export` would write it (`latency_when_exported`)."""
+    """See `Job`. Metrics: `dev/NAME` is the meta-dev loss of an arm in nats, `dev/mean` their mean, `dev/target` the
+    target's; `sparsity`; `latency` that of the model as `mlpt export` would write it (`latency_when_exported`)."""
 
     follow_up = "mlpt pretrain {} train.tokens=N"
 
@@ -57,7 +58,10 @@ class PretrainJob:
     def check(self, space: Space, config: RunConfig) -> None:
         if config.meta.replicas > 1 and config.runtime.most_workers > 1:
             raise UserError("trials of several workers have one learner each: set meta.replicas=1")
-        known = {"dev/mean", "sparsity", LATENCY, *(f"dev/{name}" for name in config.objectives)}
+        if config.data.mix == LEARNED and not config.data.sources:
+            return  # which arms report is known once the text is
+        measured = arms_on(config, list(config.data.sources or ())).every
+        known = {"dev/mean", "dev/target", "sparsity", LATENCY, *(f"dev/{name}" for name in measured)}
         for metric in space.metrics:
             if metric not in known:
                 there = ", ".join(sorted(known))
@@ -96,8 +100,8 @@ class PretrainJob:
         timed = {LATENCY: latency_when_exported(run_dir / "model")} if LATENCY in plan.space.metrics else {}
         speed = {name: summary[name] for name in ("tokens_per_second", "busy_seconds")}
         # From the file: a trial that crashed after its last evaluation doesn't evaluate again.
-        dev = [line["dev"] for line in read_metrics(run_dir) if "dev" in line][-1]
-        reporter.finish({**_measured(config, dev), **held_out, **timed, **speed})
+        last = [line for line in read_metrics(run_dir) if "dev" in line][-1]
+        reporter.finish({**_measured(config, last), **held_out, **timed, **speed})
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
 
     def recipe(self, config: RunConfig, space: Space, length: int) -> str:
@@ -132,17 +136,17 @@ def _teller(config: RunConfig, run_dir: Path, reporter: Reporter) -> Callable[[E
 
     def tell(event: Event) -> None:
         if event["event"] == "evaluation":
-            reporter.evaluated(event["step"], _measured(config, event["dev"]))
+            reporter.evaluated(event["step"], _measured(config, event))
         elif event["event"] == "checkpoint" and reporter.wants_checkpoint(event["step"]):
             reporter.checkpointed(event["step"], _committed(run_dir, event["step"]))
 
     return tell
 
 
-def _measured(config: RunConfig, dev: Mapping[str, float]) -> dict[str, float]:
-    sparsity = 0.0 if config.masks is None else config.masks.sparsity
-    means = {"sparsity": sparsity, "dev/mean": sum(dev.values()) / len(dev)}
-    return means | {f"dev/{name}": loss for name, loss in dev.items()}
+def _measured(config: RunConfig, evaluation: Mapping[str, Any]) -> dict[str, float]:
+    sparsity, dev = 0.0 if config.masks is None else config.masks.sparsity, evaluation["dev"]
+    means = {"dev/mean": sum(dev.values()) / len(dev), "dev/target": evaluation["target"]}
+    return {"sparsity": sparsity} | means | {f"dev/{name}": loss for name, loss in dev.items()}
 
 
 def _committed(run_dir: Path, step: int) -> Path:

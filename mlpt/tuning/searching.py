@@ -28,7 +28,8 @@ def make_search(space: Space, seed: int, at_once: int) -> Searcher | SearchAlgor
     """
     if space.search != "tpe":
         limit = 0 if space.scheduler in PAUSING else at_once
-        return BasicVariantGenerator(random_state=seed, constant_grid_search=True, max_concurrent=limit)
+        first = [{"point": point} for point in space.first]
+        return BasicVariantGenerator(first, random_state=seed, constant_grid_search=True, max_concurrent=limit)
     searcher = _optuna(space, seed)
     return searcher if space.scheduler in PAUSING else ConcurrencyLimiter(searcher, at_once)
 
@@ -41,10 +42,13 @@ def _optuna(space: Space, seed: int) -> Searcher:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna knows a point's parameters by their whole names in what Tune draws a trial's configuration from.
+    first = [{f"point/{name}": value for name, value in point.items()} for point in space.first]
     if len(space.metrics) == 1:
-        return OptunaSearch(metric=space.metric, mode=space.mode, seed=seed)
+        return OptunaSearch(metric=space.metric, mode=space.mode, seed=seed, points_to_evaluate=first)
     sampler = optuna.samplers.NSGAIISampler(population_size=max(4, space.trials // 3), seed=seed)
-    return OptunaSearch(metric=list(space.metrics), mode=list(space.metrics.values()), sampler=sampler)
+    metrics, modes = list(space.metrics), list(space.metrics.values())
+    return OptunaSearch(metric=metrics, mode=modes, sampler=sampler, points_to_evaluate=first)
 
 
 def make_scheduler(space: Space, tokens: int) -> TrialScheduler:

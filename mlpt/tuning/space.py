@@ -35,8 +35,9 @@ class Space:
 
     parameters   parameter -> Tune domain (`tune.uniform`, `tune.choice`, `tune.grid_search`, ...) or a constant.
     metrics      metric -> `min` or `max`. One: the best mean wins. Several: the Pareto front of the means.
-                 `dev/NAME` is the meta-dev loss of an objective in nats (the selecting metric of a task), `dev/mean`
-                 their mean; `latency` the milliseconds of a forward pass of the exported model, at a trial's end.
+                 `dev/NAME` is the meta-dev loss of an arm in nats (the selecting metric of a task), `dev/mean` their
+                 mean, `dev/target` the target's; `latency` the milliseconds of a forward pass of the exported model,
+                 at a trial's end.
     tokens       training budget of one trial, in tokens (multitask: at most, as shorter rows count as full ones).
     trials       points tried (with `grid`: passes over the grid).
     job          what a trial is: `pretrain` or `multitask` (fine-tuning on many tasks at once, without a recipe).
@@ -50,6 +51,9 @@ class Space:
     finalists    the best points of the search (the whole front, for several metrics) that get the other seeds.
     evaluations  reports of each trial to the scheduler, at equal distances in tokens.
     mutable      names of the parameters that PBT may perturb.
+    first        points that are tried before those that the search draws; they count among `trials`.
+    fitted       what the space becomes for the runs that somebody asks for, such as one parameter for each of their
+                 texts: `fitted(space, trial_of)`, where `trial_of(space)` is a trial's configuration without a point.
     """
 
     parameters: dict[str, Any]
@@ -66,6 +70,8 @@ class Space:
     finalists: int = 3
     evaluations: int = 9
     mutable: tuple[str, ...] = ()
+    first: tuple[dict[str, Any], ...] = ()
+    fitted: Callable[["Space", Callable[["Space"], Any]], "Space"] | None = None
     name: str = ""
     question: str = ""
 
@@ -91,6 +97,10 @@ class Space:
             raise UserError(f"{where}: tpe cannot walk the grid of '{grids[0]}'; use tune.choice, or search=grid")
         if self.search == "grid" and not grids:
             raise UserError(f"{where}: search=grid needs a tune.grid_search parameter")
+        if self.first and self.search == "grid":
+            raise UserError(f"{where}: search=grid walks its grid and no points before it; leave out `first`")
+        if strange := sorted({key for point in self.first for key in point} - set(self.parameters)):
+            raise UserError(f"{where}: points of `first` name parameters that there are not: {', '.join(strange)}")
         if len(self.metrics) > 1 and self.scheduler != "none":
             raise UserError(f"{where}: {self.scheduler} compares trials by one metric; use scheduler=none for a front")
         if "latency" in self.metrics and self.scheduler != "none":

@@ -32,7 +32,7 @@ from mlpt.tuning.ranking import Score, Trial, pareto_front, scores, winning
 from mlpt.tuning.report import ProgressLines, finished_trials, require_success, write_outcome
 from mlpt.tuning.searching import a_point, make_scheduler, make_search, number_of_trials, parameter_space, repeated
 from mlpt.tuning.space import Scheduler, Search, Space, load_space
-from mlpt.tuning.trial import job_of, run_trial
+from mlpt.tuning.trial import fitted_space, job_of, run_trial
 from mlpt.yaml_text import read_yaml
 
 SWEEP = "sweep.yaml"
@@ -130,7 +130,7 @@ def resume_sweep(folder: str, say: Say, debug: bool = False) -> Outcome:
 def _asked_for(name: str, words: Sequence[str], folder: Path | None) -> Sweep:
     given = parse_overrides(words, whole=WHOLE)
     options = load_settings(SweepConfig, given.pop("sweep", None) or {}, "sweep")
-    space = options.applied(load_space(name))
+    space = options.applied(fitted_space(load_space(name), given))
     if options.folder is not None and is_uri(options.folder):
         raise UserError(f"sweep.folder={options.folder}: a sweep lives in a folder that all nodes see, not at a URI")
     if folder is None:

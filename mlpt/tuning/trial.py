@@ -1,6 +1,7 @@
 """One trial of a sweep: one point with one seed, which reports to Tune after each evaluation."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -11,7 +12,7 @@ from mlpt.tuning.multitask_trial import MultitaskJob
 from mlpt.tuning.plan import Job, Plan
 from mlpt.tuning.pretrain_trial import PretrainJob
 from mlpt.tuning.reporter import Reporter, report_again, report_failure
-from mlpt.tuning.space import Space
+from mlpt.tuning.space import Space, as_settings
 
 JOBS: dict[str, Job] = {"pretrain": PretrainJob(), "multitask": MultitaskJob()}
 
@@ -19,6 +20,15 @@ JOBS: dict[str, Job] = {"pretrain": PretrainJob(), "multitask": MultitaskJob()}
 def job_of(space: Space) -> Job:
     """The kind of the space's trials."""
     return JOBS[space.job]
+
+
+def fitted_space(space: Space, overrides: Mapping[str, Any]) -> Space:
+    """What the space becomes for runs with these nested settings. Raises `UserError` for settings that fit no run."""
+
+    def trial_of(space: Space) -> Any:
+        return job_of(space).config(space.changed(settings=as_settings), overrides, {}, 0)
+
+    return space if space.fitted is None else space.fitted(space, trial_of)
 
 
 def run_trial(config: dict[str, Any], plan: Plan) -> None:

@@ -59,6 +59,26 @@ def test_a_sweep_leaves_a_table_of_trials_and_a_recipe_that_pretrain_takes(mlpt,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_of_several_texts_equal_parts_and_a_learned_mix_come_first(mlpt, tiny, tiny_text, tmp_path, search):
+    half = tiny_text.stat().st_size // 2
+    (tmp_path / "a.txt").write_bytes(tiny_text.read_bytes()[:half])
+    (tmp_path / "b.txt").write_bytes(tiny_text.read_bytes()[half:])
+    texts = ["data.source=null", "data.sources={a: a.txt, b: b.txt}", "meta.target={texts: a.txt}"]
+    look = "meta.lookahead={start: 2, batch_size: 4, dev_batch_size: 4}"
+    small = ["train.batch_size=4", "train.micro_batch_size=2", look]
+    words = ["sweep.folder=sweep", "sweep.trials=3", "sweep.seeds=1", "sweep.tokens=4_000", "sweep.evaluations=2"]
+    words += [f"sweep.search={search}", "sweep.scheduler=none", "meta.interval=4", "meta.lag=4", "objectives=[mlm]"]
+    code, output = mlpt.run("tune", "sampling", *tiny, *texts, *small, *words)
+    assert code == 0, output
+    rows = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
+    points = [(row["parameter/rule"], row["parameter/mlm@a"], row["parameter/mlm@b"]) for row in rows]
+    assert {("fixed", 1.0, 1.0), ("dga", 1.0, 1.0)} < set(points)
+    assert len(set(points)) == 3
+    assert all(row["dev/target"] == row["dev/mlm@texts"] for row in rows)
+
+
+@pytest.mark.slow
 def test_two_metrics_give_a_front_of_recipes(mlpt, tiny, space, tmp_path):
     more = 'tokens=6_000, trials=4, evaluations=2, search="tpe", scheduler="none"'
     mine = space(metrics='{"dev/mlm": "min", "dev/atd": "min"}', more=more)

@@ -54,3 +54,14 @@ def test_a_trial_that_crashed_after_its_last_step_reports_what_it_would_have(sma
     assert second.evaluations == []
     assert first.evaluations[-1][1].items() <= second.last.items()
     assert second.last["held_out/mlm"] > 0
+
+
+def test_a_trial_reports_the_loss_of_its_target(small_blocks, tmp_path):
+    overrides = {"data": {"source": small_blocks}, "objectives": {"mlm": {}, "clm": {}}}
+    overrides |= {"meta": {"target": {"mlm": 3, "clm": 1}}}
+    plan, told = Plan(SPACE, overrides, tmp_path, RuntimeConfig(), small_blocks, 32, {"CPU": 1}), Told()
+    JOB.train(JOB.config(SPACE, overrides, {"train.optimizer.lr": 1e-3}, 0), plan, tmp_path / "trial", told)
+    reports = [values for _, values in told.evaluations] + [told.last]
+    assert len(reports) == 3
+    for values in reports:
+        assert values["dev/target"] == pytest.approx(0.75 * values["dev/mlm"] + 0.25 * values["dev/clm"])

@@ -75,6 +75,8 @@ def test_an_unknown_name_lists_the_shipped_spaces():
         ({"scheduler": "pbt", "seeds": 2}, "its own search"),
         ({"scheduler": "pbt"}, "needs `mutable`"),
         ({"scheduler": "pbt", "mutable": ("y",)}, "not one: y"),
+        ({"first": ({"y": 1},)}, "parameters that there are not: y"),
+        ({"first": ({"x": 1},), "search": "grid", "parameters": {"x": tune.grid_search([1])}}, "leave out `first`"),
     ],
 )
 def test_a_space_that_no_sweep_could_run_is_refused(changes, message):

@@ -7,12 +7,12 @@ from mlpt.arms import arms_of
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
 from mlpt.models.masked import masked_modules
-from mlpt.run.build import build_model, first_mixture, open_sources, step_hooks
+from mlpt.run.build import arms_on, build_model, first_mixture, open_sources, step_hooks
 from mlpt.tuning.placement import concurrency, trial_needs, trial_resources
 from mlpt.tuning.pretrain_trial import PretrainJob
 from mlpt.tuning.searching import a_point
-from mlpt.tuning.space import Space, shipped_spaces
-from mlpt.tuning.trial import job_of
+from mlpt.tuning.space import Space, load_space, shipped_spaces
+from mlpt.tuning.trial import fitted_space, job_of
 
 PRETRAIN = PretrainJob()
 SPACE = Space(
@@ -82,6 +82,40 @@ def test_a_metric_that_no_trial_reports_is_refused():
     config = PRETRAIN.config(SPACE, {}, {}, 0)
     with pytest.raises(UserError, match="no trial reports 'dev/loss'"):
         PRETRAIN.check(SPACE.changed(metrics={"dev/loss": "min"}), config)
+
+
+OF_TEXTS = {"data": {"sources": {"legal": "a.txt", "sea": "b.txt"}}, "meta": {"target": {"texts": "c.txt"}}}
+
+
+def test_of_several_texts_sampling_searches_fixed_mixes_beside_a_learned_one():
+    space = fitted_space(load_space("sampling"), OF_TEXTS)
+    even, learned, other = [PRETRAIN.config(space, OF_TEXTS, p, 0) for p in (*space.first, a_fixed_mix(space))]
+    arms = arms_on(even, ["legal", "sea"])
+    assert first_mixture(even, arms) == {"mlm@legal": 0.5, "mlm@sea": 0.5}
+    assert learned.meta.rules["mixture"].rule == "dga"
+    assert first_mixture(other, arms)["mlm@sea"] == pytest.approx(1 / 5)
+    assert {one.train.draw for one in (even, learned, other)} == {"stratified"}  # drawn alike, so that they compare
+    for config in (even, learned, other):
+        PRETRAIN.check(space, config)
+
+
+def a_fixed_mix(space):
+    point = a_point(space) | {"rule": "fixed", "mlm@legal": 0.4, "mlm@sea": 0.1}
+    assert set(point) == {"rule", "meta_lr", "mlm@legal", "mlm@sea"}
+    return point
+
+
+@pytest.mark.parametrize("data", [{}, {"mix": "uniform"}, {"mix": {"legal": 0.25, "sea": 0.75}}])
+def test_where_the_mix_is_given_sampling_searches_how_objectives_are_drawn(data):
+    overrides = {} if not data else {"data": {**OF_TEXTS["data"], **data}}
+    assert "noise" in fitted_space(load_space("sampling"), overrides).parameters
+
+
+def test_where_the_mix_is_learned_trials_report_arms_and_not_objectives():
+    config = PRETRAIN.config(SPACE, {"data": {**OF_TEXTS["data"], "mix": "learned"}}, {}, 0)
+    PRETRAIN.check(SPACE.changed(metrics={"dev/mlm@sea": "min"}), config)
+    with pytest.raises(UserError, match=r"no trial reports 'dev/mlm'; there are .*dev/mlm@legal"):
+        PRETRAIN.check(SPACE, config)
 
 
 def test_trials_of_several_workers_have_one_learner_each():
