@@ -118,6 +118,10 @@ def hugging_face_config(config: ModelConfig, vocabulary: Vocabulary, max_length:
     if architecture == METALMO:
         register_metalmo()
     made = AutoConfig.for_model(architecture)
+    if made.get_text_config() is not made:  # and its text's model would have sizes of its own
+        raise UserError(
+            f"'{architecture}' is made for more than text; bert, roberta, electra and modernbert are tested"
+        )
     values: dict[str, Any] = _special_ids(vocabulary) | {
         "vocab_size": _rounded(vocabulary.size, config.vocabulary_multiple),
         "hidden_size": hidden_size,

@@ -121,6 +121,8 @@ def build_encoder(
             backbone = _new_backbone(config, vocabulary, max_length)
         check_head(backbone)
         encoder = Encoder(backbone, objectives)
+        with fitting_options(config):
+            _try_a_row(encoder, vocabulary, max_length)
     if config.attend_within == "document":
         check_within_documents(encoder)
     if config.attend_within == "document" or attends_within_documents(backbone.config):
@@ -160,6 +162,12 @@ def _new_backbone(config: ModelConfig, vocabulary: Vocabulary, max_length: int) 
         except ValueError as error:
             _check_attention(error, config.architecture, config.attention)
             raise
+
+
+@torch.no_grad()
+def _try_a_row(encoder: Encoder, vocabulary: Vocabulary, max_length: int) -> None:
+    """The states of one row, since some architectures find out what they lack when they run."""
+    encoder.eval().hidden(Inputs(torch.full((1, max_length), vocabulary.mask)))
 
 
 def _check_attention(error: ValueError, name: str | None, attention: str | None) -> None:

@@ -98,3 +98,10 @@ def test_an_engine_that_follows_steps_that_nobody_keeps_is_refused():
         load_settings(PolicySampler.Config, {"lookahead": {"engine": engine}})
     with pytest.raises(UserError, match="engine=auto"):
         load_settings(PolicySampler.Config, {"lookahead": {"engine": "alignment"}})
+
+
+def test_what_a_rule_says_of_its_settings_names_them_as_they_are_called_here():
+    with pytest.raises(UserError, match=r"^sampler\.learner\.floor=0\.6 is too much for 2 arms"):
+        learner({"rule": "mometas", "floor": 0.6})
+    with pytest.raises(UserError, match=r"sampler\.learner\.weights names .*sleep"):
+        learner({"rule": "fixed", "weights": {"sleep": 1}})

@@ -280,6 +280,9 @@ def test_attention_gets_no_mask_when_nothing_is_padded():
         ({"architecture": "squeezebert", "attention": "eager"}, "'squeezebert' cannot be made with these sizes"),
         ({"architecture": "bart"}, "a 'bart' is more than an encoder"),
         ({"architecture": "perceiver", "attention": "eager"}, "head of a 'perceiver' cannot be applied"),
+        ({"architecture": "ultravbert"}, "'ultravbert' is made for more than text"),
+        ({"architecture": "xmod"}, "'xmod' cannot be made with these sizes .*Input language unknown"),
+        ({"options": {"type_vocab_size": 0}}, "cannot be made with model.options={'type_vocab_size': 0}"),
     ],
 )
 def test_wrong_model_settings_are_one_line(settings, message):

@@ -15,6 +15,7 @@ from mlpt.data.batch import Arm
 from mlpt.downstream.multitask.data import Collator
 from mlpt.downstream.multitask.model import MultitaskModel, TaskBatch
 from mlpt.downstream.samplers import PolicySampler
+from mlpt.errors import UserError
 from mlpt.meta.context import MetaContext
 from mlpt.meta.learner import Updates
 from mlpt.meta.policy import MIXTURE, Evidence, Policy
@@ -72,7 +73,11 @@ class TaskLearner:
     ):
         self.sampler, self.model, self.optimizer = sampler, TaskedModel(model, sampler.names), optimizer
         self.train, self.dev = Collator(train), Collator(dev)
-        self.updates = Updates(make_rules({MIXTURE: sampler.config.learner}, sampler.names), sampler.config.lookahead)
+        try:
+            rules = make_rules({MIXTURE: sampler.config.learner}, sampler.names)
+        except UserError as error:  # which calls the rule's settings as pretraining does
+            raise UserError(str(error).replace(f"meta.rules.{MIXTURE}", "sampler.learner")) from error
+        self.updates = Updates(rules, sampler.config.lookahead)
         sampler.adopt(self.updates.first())
 
     def update_if_due(self, step: int, losses: Mapping[str, float]) -> dict[str, Any] | None:
