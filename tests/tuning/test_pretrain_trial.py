@@ -4,6 +4,7 @@ import pytest
 from ray import tune
 
 from mlpt.config import RuntimeConfig
+from mlpt.errors import UserError
 from mlpt.tuning.plan import Plan
 from mlpt.tuning.pretrain_trial import PretrainJob
 from mlpt.tuning.space import Space
@@ -65,3 +66,18 @@ def test_a_trial_reports_the_loss_of_its_target(small_blocks, tmp_path):
     assert len(reports) == 3
     for values in reports:
         assert values["dev/target"] == pytest.approx(0.75 * values["dev/mlm"] + 0.25 * values["dev/clm"])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("no_such_arm", "meta.target names 'no_such_arm', which this run neither trains nor measures"),
+        ({"texts": "no/such/file.txt"}, "there is no such file or folder"),
+    ],
+)
+def test_a_target_that_there_is_not_shows_before_any_trial(small_blocks, tmp_path, target, message):
+    config = JOB.config(SPACE, {"data": {"source": small_blocks}, "meta": {"target": target}}, {}, 0)
+    with pytest.raises(UserError, match=message):
+        JOB.data(config, tmp_path, print)
+    config = JOB.config(SPACE, {"data": {"source": small_blocks}}, {}, 0)
+    assert JOB.data(config, tmp_path, print) == (small_blocks, 32)
