@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 
 from mlpt.arms import LEARNED
+from mlpt.errors import UserError
 from mlpt.run.build import arms_on
 from mlpt.tuning.space import Settings, Space
 
@@ -47,7 +48,12 @@ def mix(point: Settings) -> dict[str, object]:
 
 def of_texts(space: Space, trial_of: Callable[[Space], Any]) -> Space:
     """The space of runs on several texts whose mix is not given."""
-    texts = list(trial_of(space).data.sources or ())
+    data = trial_of(space).data
+    texts = list(data.sources or ())
+    if data.mix == LEARNED and not texts:
+        raise UserError(
+            "this sweep mixes texts that data.sources names, such as data.sources={legal: PATH, wiki: PATH}"
+        )
     mixed = space.changed(recipe="domains", settings=mix, tokens=2_000_000)
     if len(texts) < 2 or trial_of(mixed).data.mix != LEARNED:
         return space

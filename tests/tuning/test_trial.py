@@ -111,6 +111,11 @@ def test_where_the_mix_is_given_sampling_searches_how_objectives_are_drawn(data)
     assert "noise" in fitted_space(load_space("sampling"), overrides).parameters
 
 
+def test_a_mix_of_texts_without_names_is_refused():
+    with pytest.raises(UserError, match=r"texts that data\.sources names"):
+        fitted_space(load_space("sampling"), {"data": {"source": "texts/", "mix": "learned"}})
+
+
 def test_where_the_mix_is_learned_trials_report_arms_and_not_objectives():
     config = PRETRAIN.config(SPACE, {"data": {**OF_TEXTS["data"], "mix": "learned"}}, {}, 0)
     PRETRAIN.check(SPACE.changed(metrics={"dev/mlm@sea": "min"}), config)
