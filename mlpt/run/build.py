@@ -78,15 +78,21 @@ def arms_on(config: RunConfig, domains: Sequence[str]) -> Arms:
     return arms_of(list(config.objectives), domains, mix, texts, config.tasks, config.measured_tasks)
 
 
-def arms_in(config: RunConfig, sources: Sources) -> Arms:
-    """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
+def arms_of_text(config: RunConfig, sources: Sources) -> Arms:
+    """The arms of the run, whatever its rules. Raises `UserError` for a domain of too little text or a wrong target."""
     for name in config.data.sources or ():
         sources.check(name)
     arms = arms_on(config, sources.domains)
     for source in dict.fromkeys(arm.source for arm in arms.every.values()):
         sources.check(source)
-    make_rules(config.meta.rules, arms.trained)
     arms.weights(config.meta.weights, "meta.target")
+    return arms
+
+
+def arms_in(config: RunConfig, sources: Sources) -> Arms:
+    """The arms of the run. Raises `UserError` where a rule, a mix or the target names what there is not."""
+    arms = arms_of_text(config, sources)
+    make_rules(config.meta.rules, arms.trained)
     arms.sampling(config.train.sampling)
     return arms
 

@@ -23,7 +23,7 @@ from mlpt.meta.policy import MIXTURE
 from mlpt.meta.rules import make_rules
 from mlpt.reporting.display import Display
 from mlpt.run.blocks import blocks_of, with_target_texts
-from mlpt.run.build import arms_on, learns, open_sources, run_rank, threads_of
+from mlpt.run.build import arms_of_text, arms_on, learns, open_sources, run_rank, threads_of
 from mlpt.run.local_paths import with_absolute_paths
 from mlpt.run.saved import with_model_of_run
 from mlpt.runtime.pretrain import pretrain_on_ray
@@ -68,10 +68,10 @@ class PretrainJob:
                 raise UserError(f"space '{space.name}': no trial reports '{metric}'; there are {there}")
 
     def data(self, config: RunConfig, folder: Path, say: Say) -> tuple[str, int]:
-        """Prepares the text, and the target's, once: a target that there is not shows before any trial."""
+        """Prepares the text, and the target's, once: what is wrong with either shows before any trial."""
         blocks = blocks_of(config, folder, Display("off"))
         config = with_target_texts(config, blocks, Display("off"))
-        arms_on(config, open_sources(config, blocks).domains).weights(config.meta.weights, "meta.target")
+        arms_of_text(config, open_sources(config, blocks))
         return blocks, Blocks.open(blocks, "train").block_size
 
     def budget(self, config: RunConfig, space: Space, length: int) -> Budget:

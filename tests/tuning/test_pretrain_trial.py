@@ -81,3 +81,14 @@ def test_a_target_that_there_is_not_shows_before_any_trial(small_blocks, tmp_pat
         JOB.data(config, tmp_path, print)
     config = JOB.config(SPACE, {"data": {"source": small_blocks}}, {}, 0)
     assert JOB.data(config, tmp_path, print) == (small_blocks, 32)
+
+
+def test_a_domain_of_too_little_text_shows_before_any_trial(tmp_path):
+    for name, lines in {"sea": 400, "few": 3}.items():
+        text = "\n\n".join(f"{name} {line}: the ship sails over the long waves of a wide sea" for line in range(lines))
+        (tmp_path / f"{name}.txt").write_text(text)
+    sources = {name: str(tmp_path / f"{name}.txt") for name in ("sea", "few")}
+    data = {"sources": sources, "mix": "learned", "vocab_size": 300, "block_size": 32}
+    config = JOB.config(SPACE.changed(base={}), {"data": data}, {}, 0)
+    with pytest.raises(UserError, match="'few'"):
+        JOB.data(config, tmp_path, print)
