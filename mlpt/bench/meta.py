@@ -2,7 +2,8 @@
 
 BERT 4 x 256, vocabulary 8,192, four objectives, 32 x 128 tokens; an inner step and the meta-dev loss take as many texts
 as a training step; with engine `alignment` there is no inner step, and the meta-dev loss takes half as many. Loading
-the snapshot and corrupting the texts are part of the update.
+the snapshot and corrupting the texts are part of the update. Peaks are of a process that trains with full batches and
+looks ahead now and then, the learner's own model, moments and snapshot included.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from mlpt.data.sources import ALL
 from mlpt.data.vocabulary import Vocabulary
 from mlpt.meta.learner import MetaConfig, MetaLearner
 from mlpt.meta.policy import Evidence
-from mlpt.meta.snapshot import MadeStep, take_snapshot
+from mlpt.meta.snapshot import MadeStep, Snapshot, take_snapshot
 from mlpt.models.config import ModelConfig
 from mlpt.models.encoder import Encoder, build_encoder
 from mlpt.objectives import make_objectives
@@ -53,7 +54,8 @@ class RandomBlocks:
 
 
 def run() -> list[Row]:
-    """Each engine's update in training steps, timed in turn with real steps; then the peak memory of each alone."""
+    """Each engine's update in training steps, timed in turn with real steps; then the peak memory of a process that
+    trains and makes such updates, with each engine alone."""
     training = Training(RandomBlocks())
     step_seconds, rows = _compare(training, SHORT, rounds=3, warmup=1)
     _, longer = _compare(training, LONG, rounds=1, warmup=0)
@@ -80,9 +82,15 @@ class Training:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
 
+    def stratified_step(self) -> None:
+        """One step with all of the objectives, a quarter of the batch each."""
+        self._stratified(GradientRecorder(None, Group(device=self.device)))
+
     def recorded_step(self) -> MadeStep | None:
-        """One step with all of the objectives, a quarter of the batch each, whose gradients are kept."""
-        recorder = GradientRecorder(1, Group(device=self.device))
+        """The same, of which each objective's gradient is kept."""
+        return self._stratified(GradientRecorder(1, Group(device=self.device)))
+
+    def _stratified(self, recorder: GradientRecorder) -> MadeStep | None:
         self.optimizer.zero_grad()
         share = BATCH // len(OBJECTIVES)
         with recorder.step(0, self.model):
@@ -99,6 +107,25 @@ class Training:
 
 def lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
     """A function that runs one update of the rule on a snapshot of `training` after a few steps."""
+    learner = make_learner(training, engine, steps)
+    training.one_step_each()
+    snapshot = snapshot_of(training, engine)
+    return lambda: learner.update(snapshot, Evidence())
+
+
+def training_and_lookahead(training: Training, engine: str, steps: int) -> Callable[[], object]:
+    """A function that makes a few steps of training, and then a snapshot and an update of the rule as a run does."""
+    learner = make_learner(training, engine, steps)
+
+    def interval() -> None:
+        training.one_step_each()
+        learner.update(snapshot_of(training, engine), Evidence())
+
+    return interval
+
+
+def make_learner(training: Training, engine: str, steps: int) -> MetaLearner:
+    """A meta-learner with a model of its own, on the device of `training`."""
     model = make_model().to(training.device)
     look: dict[str, Any] = {"engine": engine, "inner_steps": steps, "start": 0}
     if engine == "alignment":
@@ -106,12 +133,13 @@ def lookahead(training: Training, engine: str, steps: int) -> Callable[[], objec
     config = load_settings(MetaConfig, {"rules": {"mixture": "hypergradient"}, "lookahead": look})
     optimizer = make_optimizer(model, load_settings(OptimizerConfig, {}))
     sources = {ALL: Source(training.blocks, training.blocks, training.blocks)}
-    arms = arms_of(OBJECTIVES, [], None, texts=False)
-    learner = MetaLearner(config, model, optimizer, sources, arms, 0, BATCH)
-    training.one_step_each()
+    return MetaLearner(config, model, optimizer, sources, arms_of(OBJECTIVES, [], None, texts=False), 0, BATCH)
+
+
+def snapshot_of(training: Training, engine: str) -> Snapshot:
+    """What the learner is sent; for engine `alignment` after a step whose gradients are kept."""
     made = training.recorded_step() if engine == "alignment" else None
-    snapshot = take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True, made=made)
-    return lambda: learner.update(snapshot, Evidence())
+    return take_snapshot(training.model, training.optimizer, len(OBJECTIVES), 1e-3, moments=True, made=made)
 
 
 def make_model() -> Encoder:
@@ -149,10 +177,14 @@ def _compare(
     updates = {pair: lookahead(training, *pair) for pair in lookaheads}
     taken = seconds_interleaved(training.one_step_each, *updates.values(), rounds=rounds, warmup=warmup)
     step_seconds, *seconds = (taken[0] / len(OBJECTIVES), *taken[1:])
+    named = list(updates)
+    updates.clear()  # their learners and snapshots would count in each other's peaks
     rows = []
-    for (engine, steps), one in zip(updates, seconds, strict=True):
+    for (engine, steps), one in zip(named, seconds, strict=True):
+        both = training_and_lookahead(training, engine, steps)
+        both()  # moments and buffers are there from now on
         name = f"hypergradient, {engine}, K={steps}"
-        rows.append(_row(name, one / step_seconds, "training steps", peak_of(updates[engine, steps])))
+        rows.append(_row(name, one / step_seconds, "training steps", peak_of(both)))
     return step_seconds, rows
 
 

@@ -41,9 +41,8 @@ def run() -> Iterator[Row]:
     """Shares of a training step in percent, and `prepare` with 100 domains against the same text as one."""
     training = Training(RandomBlocks())
     step, update, recorded = seconds_interleaved(
-        training.one_step_each, dga_update(training), training.recorded_step, rounds=ROUNDS
+        training.stratified_step, dga_update(training), training.recorded_step, rounds=ROUNDS
     )
-    step /= len(OBJECTIVES)
     extra = update + max(0.0, recorded - step)
     yield _share(f"dga update with its gradients, interval {INTERVAL}, of training", extra / (INTERVAL * step))
     with tempfile.TemporaryDirectory() as folder:
