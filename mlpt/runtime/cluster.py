@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import services
+from ray._private import services, worker
 from ray._private.utils import get_num_cpus  # what ray.init counts where it is not told
 
 from mlpt.config import RuntimeConfig
@@ -62,7 +62,8 @@ def ray_session(
         yield
         return
     stop = stop or StopRequest(lambda text: None)
-    with stop.listening(), _started(runtime, cpus, debug, nested, environment):
+    last_words = contextlib.nullcontext() if debug else _without_a_raylets_log()
+    with stop.listening(), last_words, _started(runtime, cpus, debug, nested, environment):
         try:
             stop.listen()
             with watched(way_on, stop):
@@ -99,6 +100,26 @@ def _started(
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_a_raylets_log() -> Iterator[None]:
+    """Ray prints the end of the log of every raylet that has died, however quiet it was asked to be.
+
+    It does so as soon as an agent of that raylet has told the GCS, which may be before `watched` has seen the death:
+    what is said of it is said there.
+    """
+    show = worker.print_to_stdstream
+
+    def shown(message: dict[str, Any], **how: Any) -> None:
+        if not any(line.startswith("Raylet is terminated") for line in message["lines"]):
+            show(message, **how)
+
+    worker.print_to_stdstream = shown
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = show
 
 
 def _start(**options: Any) -> None:

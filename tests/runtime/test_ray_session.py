@@ -5,7 +5,10 @@ import subprocess
 
 import pytest
 import ray
-from ray._private import services
+from ray._private import services, worker
+from ray._private.process_watcher import report_raylet_error_logs
+from ray._private.utils import publish_error_to_driver
+from waiting import wait_until
 
 from mlpt.config import RuntimeConfig
 from mlpt.errors import UserError
@@ -52,6 +55,25 @@ def test_a_raylet_that_is_there_is_waited_for(monkeypatch, raylet_is_there):
                 services.get_node("address", "id")
     assert len(asked) == (4 if raylet_is_there else 1)
     assert services.get_node is get_node
+
+
+def test_the_log_of_a_raylet_that_died_is_not_printed(capsys, tmp_path):
+    """Ray's agents send it to the driver, which may print it before it hears of the death itself."""
+    (tmp_path / "raylet.out").write_text("one line of its log\n")
+    printed = ""
+    with ray_session(RuntimeConfig(), cpus=1):
+        gcs = worker.global_worker.gcs_client
+        report_raylet_error_logs(str(tmp_path), gcs)
+        publish_error_to_driver("other", "another error of Ray", gcs_client=gcs)
+
+        def comes():
+            nonlocal printed
+            printed += capsys.readouterr().out
+            return "another error of Ray" in printed
+
+        wait_until(comes)
+    assert "Raylet is terminated" not in printed
+    assert "one line of its log" not in printed
 
 
 def starts(monkeypatch, in_vain):
