@@ -62,8 +62,8 @@ def ray_session(
         yield
         return
     stop = stop or StopRequest(lambda text: None)
-    last_words = contextlib.nullcontext() if debug else _without_a_raylets_log()
-    with stop.listening(), last_words, _started(runtime, cpus, debug, nested, environment):
+    quiet = contextlib.nullcontext() if debug else _without_a_raylets_log()
+    with stop.listening(), quiet, _started(runtime, cpus, debug, nested, environment):
         try:
             stop.listen()
             with watched(way_on, stop):
@@ -106,8 +106,8 @@ def _started(
 def _without_a_raylets_log() -> Iterator[None]:
     """Ray prints the end of the log of every raylet that has died, however quiet it was asked to be.
 
-    It does so as soon as an agent of that raylet has told the GCS, which may be before `watched` has seen the death:
-    what is said of it is said there.
+    It does so as soon as an agent of that raylet has told the GCS, which may be before `watched` has seen the death
+    and said so in one line.
     """
     show = worker.print_to_stdstream
 
